@@ -1,0 +1,63 @@
+# make demo   the main job, from nothing, in about two minutes after set-up
+# make test   every check, from nothing; with root it installs the peers it needs
+#
+# Both make their own .venv. REQUIRE_PEERS=1 turns a skipped peer test into a failure.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SHELL := /bin/bash
+SOURCES := $(shell find dicom_node engines conf demo -type f ! -name '*.pyc' 2>/dev/null)
+PEERS := storescu storescp echoscu dcmdump dcmconv dciodvfy Orthanc
+PEER_PACKAGES := dcmtk orthanc dicom3tools
+
+# Workers are the parallelism: spinning threads on shared cores cost a factor of six.
+export OMP_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+
+.PHONY: demo test lint types layers unit peers clean
+
+demo: $(VENV)/.installed
+	$(BIN)/dicom-node demo
+
+test: $(VENV)/.installed peers
+	$(MAKE) lint types layers unit
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy --strict
+
+layers: $(VENV)/.installed
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# The tests run what is installed, so that a file missing from the package is found.
+$(VENV)/.installed: pyproject.toml $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet '.[dev]'
+	touch $@
+
+# The peers are real ones; without root their tests are skipped, and that is said.
+peers:
+	@missing=(); for tool in $(PEERS); do PATH=$$PATH:/usr/sbin command -v $$tool >/dev/null || missing+=($$tool); done; \
+	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing $(PEER_PACKAGES) for the peer tests (missing: $${missing[*]})"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PEER_PACKAGES) >/dev/null; \
+	elif [ -n "$(REQUIRE_PEERS)" ]; then \
+	    echo "missing: $${missing[*]}; install $(PEER_PACKAGES)" >&2; exit 1; \
+	else \
+	    echo "***************************************************************************" >&2; \
+	    echo "* PEER TESTS WILL BE SKIPPED: no $${missing[*]}" >&2; \
+	    echo "* as root: apt-get install $(PEER_PACKAGES)" >&2; \
+	    echo "***************************************************************************" >&2; \
+	fi
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

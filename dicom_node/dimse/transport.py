@@ -1,0 +1,125 @@
+"""The TCP side of an association: bounded reads, prompt acknowledgements, gathered writes."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+
+from pynetdicom.transport import T_CONNECT, AssociationSocket
+
+_LINGER_S = 0.5
+_GATHERED = 512  # buffers in one sendmsg; Linux takes 1024 (IOV_MAX)
+
+Buffer = bytes | bytearray | memoryview
+
+
+class QuickSocket(AssociationSocket):
+    """pynetdicom's socket without ``select()``, 4 KiB reads and delayed acknowledgements.
+
+    ``poll()`` works with any file descriptor; ``select()`` fails from 1024 on, which looks like a
+    closed connection.
+    """
+
+    silence_s: float | None = 30.0
+    """Seconds one read or write may make no progress."""
+
+    def attach(self, silence_s: float | None) -> None:
+        """Prepare a connected socket (its time-out in seconds; ``None`` waits for ever)."""
+        self.silence_s = silence_s
+        sock = self._connected()
+        sock.settimeout(silence_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def connect(self, primitive: T_CONNECT) -> None:
+        """Connect to the peer in `primitive` (Evt2, or Evt17 when it cannot be reached)."""
+        super().connect(primitive)
+        if self._is_connected:
+            self.attach(self.silence_s)
+
+    def wait_readable(self, timeout_s: float | None, wake_fd: int | None = None) -> bool:
+        """Return whether there is something to read (also the end of the connection).
+
+        `False` after `timeout_s`, or as soon as `wake_fd` becomes readable.
+        """
+        sock = self._connected()
+        if isinstance(sock, ssl.SSLSocket) and sock.pending():
+            return True
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        if wake_fd is not None:
+            poll.register(wake_fd, select.POLLIN)
+        found = poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)
+        return any(fd == sock.fileno() for fd, _ in found)
+
+    def read_into(self, view: memoryview) -> None:
+        """Fill `view` from the peer.
+
+        Raises
+        ------
+        OSError
+            If the connection ends first (ConnectionError) or is silent (TimeoutError).
+        """
+        sock = self._connected()
+        filled = 0
+        while filled < len(view):
+            # A peer with Nagle's algorithm waits for our acknowledgement, which Linux delays by
+            # 40 ms unless asked again before each read.
+            if not isinstance(sock, ssl.SSLSocket):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            count = sock.recv_into(view[filled:])
+            if not count:
+                raise ConnectionError("the peer closed the connection")
+            filled += count
+
+    def write_all(self, buffers: Sequence[Buffer]) -> None:
+        """Send `buffers` in order, without joining them (OSError if the peer is gone or stuck)."""
+        sock = self._connected()
+        if isinstance(sock, ssl.SSLSocket):
+            for buffer in buffers:
+                sock.sendall(buffer)
+            return
+        pending = [memoryview(buffer) for buffer in buffers]
+        start = 0
+        while start < len(pending):
+            sent = sock.sendmsg(pending[start : start + _GATHERED])
+            while start < len(pending) and sent >= len(pending[start]):
+                sent -= len(pending[start])
+                start += 1
+            if sent:
+                pending[start] = pending[start][sent:]
+
+    def send(self, bytestream: bytes) -> None:
+        """Send one PDU of the state machine (Evt17 if that fails, as pynetdicom expects)."""
+        try:
+            self.write_all([bytestream])
+        except OSError:
+            self.event_queue.put("Evt17")
+
+    def linger_close(self) -> None:
+        """Close so that the peer still reads our last PDU.
+
+        Closing with unread bytes in the buffer makes the kernel reset the connection, and the
+        reset would overtake an A-ABORT or A-ASSOCIATE-RJ.
+        """
+        sock, self.socket, self._is_connected = self.socket, None, False
+        if sock is None:
+            return
+        deadline = time.monotonic() + _LINGER_S
+        try:
+            sock.shutdown(socket.SHUT_WR)
+            sock.settimeout(_LINGER_S)
+            while time.monotonic() < deadline and sock.recv(65536):
+                continue
+        except OSError:
+            pass  # the peer is already gone: nothing is left to be read
+        finally:
+            sock.close()
+
+    def _connected(self) -> socket.socket:
+        if self.socket is None:
+            raise ConnectionError("the connection is closed")
+        return self.socket

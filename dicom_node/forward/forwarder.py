@@ -1,0 +1,317 @@
+"""The forwarder of one destination: its queue, its associations, its retries.
+
+A lane is a thread with one association that it uses for one delivery after another. The lanes of a
+destination share its pause: while the destination is down nothing is claimed, so the queue keeps
+its order and every waiting delivery is tried again when the pause ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import structlog
+
+from dicom_node.config import Config, DestinationConfig
+from dicom_node.dimse import (
+    LOSSLESS_FALLBACKS,
+    MAX_CONTEXTS,
+    FileMeta,
+    Pair,
+    StopEvent,
+    StoreAssociation,
+    StoreResponse,
+    read_file_meta,
+    stopped_by,
+)
+from dicom_node.errors import (
+    AssociationLost,
+    AssociationRejected,
+    ConfigError,
+    ContextRefused,
+    ForwardError,
+    LeaseLost,
+    NodeError,
+    StoreFailed,
+)
+from dicom_node.forward.rules import Backoff, Verdict, verdict_of
+from dicom_node.spool import Delivery, Spool
+
+log = structlog.get_logger(__name__)
+
+Transcode = Callable[[Path, tuple[str, ...]], Path | None]
+"""``transcode(path, accepted_syntaxes)``: a lossless copy in one of them, or None if there is none. The
+forwarder removes the copy after sending."""
+
+IDLE_RELEASE_S = 4.0
+_STOP_CHECK_S = 0.25
+_RENEW_EVERY_S = 30.0
+_MIN_LEASE_S = 180.0
+
+
+class Pause:
+    """When a destination may be tried again; shared by its lanes."""
+
+    def __init__(self, backoff: Backoff) -> None:
+        self._backoff = backoff
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._until = 0.0
+
+    def failed(self) -> float:
+        """Count a failure of the destination; return the delay in seconds.
+
+        Lanes that fail while the pause already runs found the same fault: it counts once.
+        """
+        with self._lock:
+            left = self._until - time.monotonic()
+            if left > 0:
+                return left
+            self._failures += 1
+            delay = self._backoff.delay_s(self._failures)
+            self._until = time.monotonic() + delay
+            return delay
+
+    def succeeded(self) -> None:
+        """Forget the failures: the destination takes instances."""
+        with self._lock:
+            self._failures = 0
+            self._until = 0.0
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the destination may be tried."""
+        return self._until - time.monotonic()
+
+
+class Lane(threading.Thread):
+    """One association's life after another with one destination."""
+
+    def __init__(
+        self,
+        number: int,
+        spool: Spool,
+        destination: DestinationConfig,
+        calling_ae: str,
+        pause: Pause,
+        end: threading.Event,
+        transcode: Transcode | None,
+    ) -> None:
+        super().__init__(name=f"{destination.name}-{number}")
+        self._spool = spool
+        self._destination = destination
+        self._calling_ae = calling_ae
+        self._pause = pause
+        self._backoff = Backoff(destination.retry_initial_s, destination.retry_max_s)
+        self._end = end
+        self._transcode = transcode
+        self._association: StoreAssociation | None = None
+        self._seen: dict[Pair, None] = {}
+        self._lease_s = max(_MIN_LEASE_S, 2 * destination.timeout_s + 60)
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Deliver until told to stop; what ends the lane early is left in `failure`."""
+        try:
+            self._run()
+        except BaseException as error:  # noqa: BLE001 - raised again by the main thread
+            self.failure = error
+        finally:
+            self._release()
+
+    def _run(self) -> None:
+        name = self._destination.name
+        idle_since = time.monotonic()
+        while not self._end.is_set():
+            left = self._pause.left_s
+            if left > 0:
+                self._end.wait(min(left, _STOP_CHECK_S))
+                continue
+            claimed = self._spool.claim_delivery(name, lease_s=self._lease_s, limit=1)
+            for delivery in claimed:
+                self._deliver(delivery)
+            if claimed:
+                idle_since = time.monotonic()
+                continue
+            if time.monotonic() - idle_since > IDLE_RELEASE_S:
+                self._release()
+            self._spool.wait_for_delivery(name, _STOP_CHECK_S)
+
+    def cut(self) -> None:
+        """End the transfer in hand from outside; it will be sent again."""
+        if self._association is not None:
+            self._association.cut()
+
+    # One delivery
+
+    def _deliver(self, delivery: Delivery) -> None:
+        with contextlib.suppress(LeaseLost):  # dropped or taken over meanwhile: not ours to report
+            try:
+                with delivery.path.open("rb") as file:
+                    response = self._send(delivery, file, read_file_meta(file))
+            except (AssociationRejected, AssociationLost) as error:
+                self._retry(delivery, error, self._pause.failed())
+            except (OSError, ValueError) as error:
+                self._hold(delivery, ForwardError(f"{delivery.path.name} cannot be read: {error}"))
+            except NodeError as error:
+                self._hold(delivery, error)
+            else:
+                self._settle(delivery, response)
+
+    def _send(self, delivery: Delivery, file: BinaryIO, meta: FileMeta) -> StoreResponse:
+        pair = meta.sop_class_uid, meta.transfer_syntax_uid
+        association = self._association_for(pair)
+        renewed = time.monotonic()
+
+        def keep_lease() -> None:
+            nonlocal renewed
+            if time.monotonic() - renewed > _RENEW_EVERY_S:
+                self._spool.renew_delivery(delivery, lease_s=self._lease_s)
+                renewed = time.monotonic()
+
+        try:
+            return association.store(file, meta, keep_lease)
+        except ContextRefused:
+            accepted = association.accepted_syntaxes(meta.sop_class_uid)
+            if self._transcode is None or not accepted:
+                raise
+            recoded = self._transcode(delivery.path, accepted)
+            if recoded is None:
+                raise
+        try:
+            with recoded.open("rb") as other:
+                return association.store(other, read_file_meta(other), keep_lease)
+        finally:
+            recoded.unlink(missing_ok=True)
+
+    def _settle(self, delivery: Delivery, response: StoreResponse) -> None:
+        verdict = verdict_of(response.status)
+        if verdict is Verdict.DELIVERED:
+            self._pause.succeeded()
+            self._spool.delivered(delivery, response.status)
+            return
+        failed = StoreFailed(
+            self._destination.name, delivery.sop_instance_uid, response.status, response.comment
+        )
+        if verdict is Verdict.TRANSIENT:
+            self._retry(delivery, failed, self._pause.failed(), response.status)
+        else:
+            self._pause.succeeded()
+            self._hold(delivery, failed, response.status)
+
+    def _retry(
+        self, delivery: Delivery, error: ForwardError, pause_s: float, status: int | None = None
+    ) -> None:
+        # Its own failures count too: one that always breaks the association must wait.
+        delay = max(pause_s, self._backoff.delay_s(delivery.attempts))
+        reason = str(error)
+        log.warning(
+            "delivery postponed", destination=self._destination.name, job=delivery.job_id,
+            attempt=delivery.attempts, retry_in_s=round(delay, 1), reason=reason,
+        )  # fmt: skip
+        self._spool.retry_delivery(delivery, reason, time.time() + delay, status=status)
+
+    def _hold(self, delivery: Delivery, error: NodeError, status: int | None = None) -> None:
+        log.error(
+            "delivery held", destination=self._destination.name, job=delivery.job_id,
+            reason=str(error),
+        )  # fmt: skip
+        self._spool.hold_delivery(delivery, str(error), status=status)
+
+    # The association
+
+    def _association_for(self, pair: Pair) -> StoreAssociation:
+        """Return the open association, or a new one when this context was not proposed yet."""
+        self._seen.pop(pair, None)
+        self._seen[pair] = None
+        current = self._association
+        if current is not None:
+            if current.proposed(pair) and current.alive:
+                return current
+            self._release()
+        wanted = [pair, *self._spool.waiting_contexts(self._destination.name)]
+        wanted += reversed(self._seen)
+        destination = self._destination
+        self._association = StoreAssociation.open(
+            destination.name,
+            (destination.host, destination.port),
+            called_ae=destination.ae_title,
+            calling_ae=self._calling_ae,
+            pairs=wanted,
+            fallbacks=LOSSLESS_FALLBACKS if self._transcode else (),
+            timeout_s=destination.timeout_s,
+        )
+        while len(self._seen) > MAX_CONTEXTS:
+            del self._seen[next(iter(self._seen))]
+        return self._association
+
+    def _release(self) -> None:
+        if self._association is not None:
+            self._association.release()
+            self._association = None
+
+
+def run_forwarder(
+    config: Config,
+    destination_name: str,
+    stop_event: StopEvent | None = None,
+    transcode: Transcode | None = None,
+) -> None:
+    """Forward to one destination until `stop_event` is set, then finish what is in hand and return.
+
+    Parameters
+    ----------
+    config
+        ``[[destination]]`` of that name, ``[spool]``, and ``[node]`` for our AE title.
+    destination_name
+        Its name.
+    stop_event
+        None: SIGTERM or SIGINT end this process instead.
+    transcode
+        Used only when the destination refuses an instance's transfer syntax; without it, or when it
+        returns None, the delivery is held.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such destination.
+    SpoolError
+        If the spool cannot be used.
+    """
+    destination = next((d for d in config.destination if d.name == destination_name), None)
+    if destination is None:
+        known = ", ".join(d.name for d in config.destination) or "none"
+        raise ConfigError(f"no [[destination]] is named {destination_name!r}; known: {known}")
+    with Spool(config.spool) as spool, stopped_by(stop_event) as stop:
+        pause = Pause(Backoff(destination.retry_initial_s, destination.retry_max_s))
+        end = threading.Event()
+        lanes = [
+            Lane(number, spool, destination, config.node.ae_title, pause, end, transcode)
+            for number in range(destination.associations)
+        ]
+        for lane in lanes:
+            lane.start()
+        log.info("forwarding", destination=destination.name, associations=len(lanes))
+        while not stop.is_set() and all(lane.is_alive() for lane in lanes):
+            time.sleep(_STOP_CHECK_S)
+        end.set()
+        _join(lanes, config.node.shutdown_timeout_s)
+    failure = next((lane.failure for lane in lanes if lane.failure is not None), None)
+    if failure is not None:
+        raise failure
+    log.info("forwarder ended", destination=destination.name)
+
+
+def _join(lanes: list[Lane], timeout_s: float) -> None:
+    """Let every lane finish its delivery; cut the transfers that take longer than `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    for lane in lanes:
+        lane.join(max(0.0, deadline - time.monotonic()))
+    for lane in lanes:
+        if lane.is_alive():
+            lane.cut()
+            lane.join(5.0)

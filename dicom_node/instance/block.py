@@ -1,0 +1,158 @@
+"""Our private block: what a marked or sealed instance carries in its header.
+
+References
+----------
+DICOM PS3.5 7.8.1: creator in the next free slot (gggg,0010-00FF) of an odd group.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+
+from dicom_node.errors import PixelError
+
+CREATOR = "DICOM-NODE WATERMARK 1.0"
+GROUP = 0x0071
+FORMAT_VERSION = 1
+
+_VERSION, _SEAL, _UNDO, _FRAMES = 0x01, 0x02, 0x03, 0x04
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateBlock:
+    """Contents of the block.
+
+    Attributes
+    ----------
+    seal
+        Header seal (`dicom_node.instance.seal`); empty if there is none.
+    undo
+        Encrypted originals of what we changed in the header; empty if there are none.
+    frames
+        Header block of each frame's integrity mark, often empty; () if no frame is marked.
+    """
+
+    seal: bytes = b""
+    undo: bytes = b""
+    frames: tuple[bytes, ...] = ()
+    version: int = FORMAT_VERSION
+
+
+def write_block(header: Dataset, block: PrivateBlock) -> None:
+    """Put `block` into `header`, in place of one of ours that is there."""
+    remove_block(header)
+    private = header.private_block(GROUP, CREATOR, create=True)
+    private.add_new(_VERSION, "US", block.version)
+    if block.seal:
+        private.add_new(_SEAL, "OB", block.seal)
+    if block.undo:
+        private.add_new(_UNDO, "OB", block.undo)
+    if block.frames:
+        private.add_new(_FRAMES, "OB", pack_frames(block.frames))
+
+
+def write_seal(header: Dataset, seal: bytes) -> None:
+    """Put a header seal into our block, which is made where there is none."""
+    private = header.private_block(GROUP, CREATOR, create=True)
+    if _VERSION not in private:
+        private.add_new(_VERSION, "US", FORMAT_VERSION)
+    private.add_new(_SEAL, "OB", seal)
+
+
+def read_block(header: Dataset) -> PrivateBlock | None:
+    """Return our block, or None if there is none.
+
+    Raises
+    ------
+    PixelError
+        If it is there and cannot be read.
+    """
+    base = _base(header)
+    if base is None:
+        return None
+    values = {number: _value(header, base | number) for number in (_VERSION, _SEAL, _UNDO, _FRAMES)}
+    version = int.from_bytes(values[_VERSION][:2], "little")
+    return PrivateBlock(values[_SEAL], values[_UNDO], unpack_frames(values[_FRAMES]), version)
+
+
+def remove_block(header: Dataset) -> None:
+    """Take our block out of `header`, creator included."""
+    for tag in list(block_tags(header)):
+        del header[tag]
+
+
+def block_tags(header: Dataset) -> Iterator[int]:
+    """Yield the tags of our block in `header`, its creator's first."""
+    base = _base(header)
+    if base is None:
+        return
+    yield GROUP << 16 | (base >> 8 & 0xFF)
+    yield from sorted(tag for tag in map(int, header.keys()) if tag & ~0xFF == base)
+
+
+def seal_tag(header: Dataset) -> int | None:
+    """Return the tag of the header seal, whether or not it is there; None without a block."""
+    base = _base(header)
+    return None if base is None else base | _SEAL
+
+
+def pack_frames(frames: Sequence[bytes]) -> bytes:
+    """Concatenate the frames' blocks, each behind its length (32 bits, little endian)."""
+    parts = [struct.pack("<I", len(frames))]
+    for frame in frames:
+        parts += [struct.pack("<I", len(frame)), frame]
+    return _even(b"".join(parts))
+
+
+def unpack_frames(packed: bytes) -> tuple[bytes, ...]:
+    """Return the frames' blocks; the inverse of `pack_frames` (PixelError if malformed)."""
+    if not packed:
+        return ()
+    try:
+        (count,) = struct.unpack_from("<I", packed)
+        offset, frames = 4, []
+        for _ in range(min(count, len(packed) // 4)):
+            (length,) = struct.unpack_from("<I", packed, offset)
+            frames.append(packed[offset + 4 : offset + 4 + length])
+            offset += 4 + length
+    except struct.error as error:
+        raise PixelError("our private block is malformed") from error
+    if len(frames) != count or offset > len(packed):
+        raise PixelError("our private block is malformed")
+    return tuple(frames)
+
+
+def _base(header: Dataset) -> int | None:
+    # As plain integers: comparing pydicom's tags is slow.
+    slots = [tag & 0xFFFF for tag in map(int, header.keys()) if tag >> 16 == GROUP]
+    for slot in sorted(slots):
+        if 0x10 <= slot < 0x100 and _text(header, GROUP << 16 | slot) == CREATOR:
+            return GROUP << 16 | slot << 8
+    return None
+
+
+def _text(header: Dataset, tag: int) -> str:
+    value = header.get_item(tag).value
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+    return text.strip(" \0")
+
+
+def _value(header: Dataset, tag: int) -> bytes:
+    """Return an element's bytes, whatever VR it has come to on its way."""
+    if tag not in header:
+        return b""
+    item: DataElement | RawDataElement = header.get_item(tag)
+    if isinstance(item.value, int):
+        return item.value.to_bytes(2, "little")
+    value = bytes(item.value or b"")
+    swapped = isinstance(item, RawDataElement) and not item.is_little_endian and item.VR == "US"
+    return value[::-1] if swapped else value
+
+
+def _even(value: bytes) -> bytes:
+    return value + bytes(len(value) % 2)

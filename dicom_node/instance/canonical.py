@@ -1,0 +1,158 @@
+"""Bytes of an attribute that do not depend on how the data set is encoded.
+
+Explicit or implicit VR, byte order, defined or undefined length, group lengths and trailing padding
+leave them alone; any change of a value does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.values import convert_SQ
+
+from dicom_node.errors import PixelError
+from dicom_node.instance.datafile import DataFile
+from dicom_node.instance.elements import PIXEL_DATA, UNDEFINED, Element
+from dicom_node.instance.rewrite import EXTENDED_OFFSETS, encode_element
+
+_TEXT = frozenset(
+    [
+        "AE",
+        "AS",
+        "CS",
+        "DA",
+        "DS",
+        "DT",
+        "IS",
+        "LO",
+        "LT",
+        "PN",
+        "SH",
+        "ST",
+        "TM",
+        "UC",
+        "UI",
+        "UR",
+        "UT",
+    ]
+)
+_WORD = {
+    **dict.fromkeys(("AT", "OW", "SS", "US"), 2),
+    **dict.fromkeys(("FL", "OF", "OL", "SL", "UL"), 4),
+    **dict.fromkeys(("FD", "OD", "OV", "SV", "UV"), 8),
+}
+_ITEM_TAG = b"\xfe\xff\x00\xe0"
+_LENGTH_TO_END, _TRAILING_PADDING = 0x00080001, 0xFFFCFFFC
+_CHUNK = 1 << 20
+
+
+def is_content(tag: int) -> bool:
+    """Whether an element says something of its own, rather than of how the data set is stored."""
+    if tag & 0xFFFF == 0 or tag in EXTENDED_OFFSETS:
+        return False
+    return tag not in (_LENGTH_TO_END, _TRAILING_PADDING)
+
+
+def canonical_element(header: Dataset, item: DataElement | RawDataElement) -> bytes:
+    """Return the canonical bytes of one attribute of `header` (PixelError if not parsable)."""
+    try:
+        return _element(header, item)
+    except PixelError:
+        raise
+    except Exception as error:  # pydicom raises nearly anything on malformed sequences
+        raise PixelError(f"attribute {item.tag} cannot be read: {error}") from error
+
+
+def sorted_items(header: Dataset) -> list[tuple[int, DataElement | RawDataElement]]:
+    """Return tag and element, raw or not, of the contents of a data set, in tag order."""
+    # Plain integers: comparing pydicom's tags takes longer than reading the values.
+    found = {int(tag): item for tag, item in header.items()}
+    return [(tag, found[tag]) for tag in sorted(found) if is_content(tag)]
+
+
+def bulk_digest(data: DataFile, element: Element) -> bytes:
+    """Return SHA3-256 of a value that stays on disk; of encapsulated pixels, of every fragment."""
+    digest = hashlib.sha3_256()
+    word = 1 if data.little or element.vr is None else _WORD.get(element.vr, 1)
+    if element.tag == PIXEL_DATA and element.length == UNDEFINED:
+        # Not the offset table: it is the writer's, and some writers leave it empty.
+        for offset, length in data.fragments()[1:]:
+            digest.update(struct.pack("<Q", length))
+            for block in _blocks(data, offset, length, 1):
+                digest.update(block)
+        return digest.digest()
+    for block in _blocks(data, element.value, element.value_length, word):
+        digest.update(block)
+    if element.value_length % 2:
+        digest.update(b"\0")
+    return digest.digest()
+
+
+def _blocks(data: DataFile, offset: int, length: int, word: int) -> Iterator[bytes]:
+    end = offset + length
+    while offset < end:
+        block = data.source.read(offset, min(_CHUNK, end - offset))
+        yield _swapped(block, word)
+        offset += len(block)
+
+
+def _element(header: Dataset, item: DataElement | RawDataElement) -> bytes:
+    tag = int(item.tag)
+    if isinstance(item, RawDataElement):
+        vr = _vr(tag, item.VR)
+        value = item.value or b""
+        if vr == "SQ" or (vr == "UN" and value[:4] == _ITEM_TAG):
+            implicit = item.is_implicit_VR or item.VR == "UN"
+            return _sequence(tag, list(convert_SQ(value, implicit, item.is_little_endian)))
+        word = 1 if item.is_little_endian else _WORD.get(vr, 1)
+        return _leaf(tag, vr, _swapped(value, word))
+    if item.VR == "SQ":
+        return _sequence(tag, list(item.value or ()))
+    encoded = encode_element(item, header, implicit=True, little=True)
+    return _leaf(tag, _vr(tag, item.VR), encoded[8:])
+
+
+def _vr(tag: int, written: str | None) -> str:
+    """Return the VR that decides about padding and byte order."""
+    if tag >> 16 & 1:
+        return written or "UN"
+    if written in (None, "UN"):
+        try:
+            known = dictionary_VR(tag)
+        except KeyError:
+            return "UN"
+        return "US" if " or " in known and "OB" not in known else known
+    return str(written)
+
+
+def _leaf(tag: int, vr: str, value: bytes) -> bytes:
+    # A private value's VR is lost in implicit VR: only what any VR allows is done to it.
+    if not tag >> 16 & 1 and vr in _TEXT:
+        value = value.rstrip(b" \0")
+    elif len(value) % 2:
+        value += b" " if vr in _TEXT and vr != "UI" else b"\0"
+    return struct.pack("<IcI", tag, b"V", len(value)) + value
+
+
+def _sequence(tag: int, items: list[Dataset]) -> bytes:
+    if not items:
+        return _leaf(tag, "SQ", b"")
+    parts = [struct.pack("<IcI", tag, b"S", len(items))]
+    for item in items:
+        body = b"".join(_element(item, member) for _, member in sorted_items(item))
+        parts += [struct.pack("<I", len(body)), body]
+    return b"".join(parts)
+
+
+def _swapped(value: bytes, word: int) -> bytes:
+    if word == 1 or len(value) % word:
+        return value
+    swapped = bytearray(len(value))
+    for k in range(word):
+        swapped[k::word] = value[word - 1 - k :: word]
+    return bytes(swapped)

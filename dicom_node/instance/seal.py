@@ -1,0 +1,349 @@
+"""The header seal: an Ed25519 signature over the canonical data set, naming what changed.
+
+Every top-level attribute has a salted 8-byte digest in the seal, so that a changed, added or
+removed one can be named; one digest over all of them at full length is what the signature rests
+on. Of an instance that cannot be marked the seal covers the pixel data, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from Crypto.Cipher import AES
+from pydicom.datadict import keyword_for_tag, tag_for_keyword
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
+
+from dicom_node.errors import PixelError, WatermarkError
+from dicom_node.instance.block import PrivateBlock, read_block, seal_tag, write_block, write_seal
+from dicom_node.instance.canonical import (
+    bulk_digest,
+    canonical_element,
+    is_content,
+    sorted_items,
+)
+from dicom_node.instance.datafile import DataFile, open_data_file
+from dicom_node.instance.elements import PIXEL_DATA, Element, tag_text
+from dicom_node.instance.rewrite import changed_tags, copy_with_header
+
+_MAGIC = b"DNS1"
+_HEAD = struct.Struct("<4sB8sQ16s32sIB")
+_ENTRY = struct.Struct("<I8s")
+_SIGNATURE_BYTES = 64
+_NONCE_BYTES, _TAG_BYTES = 12, 16
+_ATTRIBUTE_DIGEST_BYTES = 4
+
+# What says whose image this is, and how it is to be read. Attributes of a line are digested
+# together; an enhanced object has some of them in its shared functional groups.
+IDENTIFYING_KEYWORDS: tuple[tuple[str, ...], ...] = (
+    ("PatientID", "IssuerOfPatientID"),
+    ("PatientName",),
+    ("PatientBirthDate",),
+    ("PatientSex",),
+    ("AccessionNumber",),
+    ("StudyInstanceUID",),
+    ("SeriesInstanceUID",),
+    ("SOPInstanceUID",),
+    ("StudyDate", "StudyTime"),
+    ("Modality",),
+    ("Laterality", "ImageLaterality", "FrameLaterality"),
+    ("BodyPartExamined", "ViewPosition"),
+    ("PixelSpacing", "ImagerPixelSpacing"),
+    ("ImagePositionPatient", "ImageOrientationPatient"),
+    ("WindowCenter", "WindowWidth"),
+    ("RescaleSlope", "RescaleIntercept"),
+)
+
+
+class Signer(Protocol):
+    """What of a key set a seal is made with (`dicom_node.keys.KeySet`)."""
+
+    @property
+    def key_id(self) -> bytes:
+        """8 bytes."""
+
+    @property
+    def owner(self) -> str:
+        """Whose key it is."""
+
+    def sign(self, message: bytes) -> bytes:
+        """Return an Ed25519 signature, 64 bytes."""
+
+
+class Verifier(Protocol):
+    """What of a key set a seal is checked with."""
+
+    @property
+    def owner(self) -> str:
+        """Whose key it is."""
+
+    def verify(self, message: bytes, signature: bytes) -> bool:
+        """Whether the signature is this key's over the message."""
+
+
+class Ring(Protocol):
+    """What of a key ring a seal is checked with (`dicom_node.keys.KeyRing`)."""
+
+    def get(self, key_id: bytes) -> Verifier | None:
+        """Return the key set of that id, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class SealCheck:
+    """What became of a sealed header.
+
+    Attributes
+    ----------
+    present
+        There is a seal.
+    signature_valid
+        It is intact and signed by a key of the ring; all below is only then to be trusted.
+    changed
+        Keyword, or ``(gggg,eeee)``, of every attribute changed, added or removed since.
+    covers_pixels
+        The pixel data is under the seal.
+    marked_at
+        Unix seconds.
+    """
+
+    present: bool
+    signature_valid: bool = False
+    changed: tuple[str, ...] = ()
+    key_id: bytes = b""
+    marked_at: int = 0
+    owner: str = ""
+    covers_pixels: bool = False
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing under the seal changed."""
+        return self.present and self.signature_valid and not self.changed
+
+
+def seal(
+    header: Dataset, data: DataFile, keys: Signer, *, marked_at: int, cover_pixels: bool
+) -> None:
+    """Seal `header`: put the seal into our private block, which must be complete otherwise.
+
+    Parameters
+    ----------
+    header
+        As it will be written.
+    data
+        The source: values over 1 MiB, and pixel data where covered, are read from it.
+    marked_at
+        Unix seconds.
+    cover_pixels
+        True for an instance whose pixel data is copied as it is.
+
+    Raises
+    ------
+    PixelError
+        If an attribute cannot be parsed.
+    """
+    if seal_tag(header) is None:
+        write_block(header, PrivateBlock())
+    instance = str(header.get("SOPInstanceUID") or "").encode()
+    fresh = hashlib.sha3_256(_MAGIC + keys.key_id + marked_at.to_bytes(8, "little") + instance)
+    salt = fresh.digest()[:16]
+    total, entries = _digests(header, data, salt, cover_pixels)
+    owner = keys.owner.encode()
+    message = _HEAD.pack(
+        _MAGIC, cover_pixels, keys.key_id, marked_at, salt, total, len(entries), len(owner)
+    )
+    message += owner + b"".join(_ENTRY.pack(tag, short) for tag, short in entries.items())
+    write_seal(header, message + keys.sign(message))
+
+
+def seal_file(source: Path, out: Path, keys: Signer, *, marked_at: int) -> str:
+    """Seal an instance that cannot be marked; its pixel data is copied byte for byte.
+
+    Returns
+    -------
+    str
+        The transfer syntax UID, which is the source's.
+
+    Raises
+    ------
+    PixelError
+        If the source cannot be parsed.
+    """
+    data = open_data_file(source)
+    try:
+        before = data.read_header()
+        header = data.read_header()
+        seal(header, data, keys, marked_at=marked_at, cover_pixels=True)
+        changes = {tag: header.get(BaseTag(tag)) for tag in changed_tags(before, header)}
+    finally:
+        data.close()
+    return copy_with_header(source, changes, out)
+
+
+def check_seal(path: Path, ring: Ring) -> SealCheck:
+    """Check the header seal of a file.
+
+    Raises
+    ------
+    PixelError
+        If the file cannot be parsed.
+    """
+    data = open_data_file(path)
+    try:
+        return check_header(data.read_header(), data, ring)
+    finally:
+        data.close()
+
+
+def check_header(header: Dataset, data: DataFile, ring: Ring) -> SealCheck:
+    """Check the seal in `header`, which was read from `data` (PixelError)."""
+    block = read_block(header)
+    if block is None or not block.seal:
+        return SealCheck(present=False)
+    try:
+        magic, covered, key_id, marked_at, salt, total, count, length = _HEAD.unpack_from(
+            block.seal
+        )
+        end = _HEAD.size + length + count * _ENTRY.size
+        owner = block.seal[_HEAD.size : _HEAD.size + length].decode()
+        raw = block.seal[_HEAD.size + length : end]
+        message, signature = block.seal[:end], block.seal[end : end + _SIGNATURE_BYTES]
+        before = dict(_ENTRY.iter_unpack(raw))
+    except (struct.error, UnicodeDecodeError):
+        return SealCheck(present=True)
+    keys = ring.get(key_id)
+    known = magic == _MAGIC and keys is not None and len(before) == count
+    valid = known and keys is not None and keys.verify(message, signature)
+    if not valid:
+        return SealCheck(True, False, (), key_id, marked_at, owner, bool(covered))
+    now_total, now = _digests(header, data, salt, bool(covered))
+    changed = [tag for tag in sorted({*before, *now}) if before.get(tag) != now.get(tag)]
+    names = [keyword_for_tag(tag) or tag_text(tag) for tag in changed]
+    if not names and now_total != total:
+        names = ["(unknown)"]
+    return SealCheck(True, True, tuple(names), key_id, marked_at, owner, bool(covered))
+
+
+def attribute_digests(header: Dataset, mac_key: bytes) -> tuple[bytes, ...]:
+    """Return a 4-byte keyed digest for each line of `IDENTIFYING_KEYWORDS` (PixelError)."""
+    return tuple(_keyed(header, line, mac_key) for line in IDENTIFYING_KEYWORDS)
+
+
+def changed_attributes(header: Dataset, digests: tuple[bytes, ...], mac_key: bytes) -> list[str]:
+    """Return the first keyword of each line whose digest is another now (PixelError)."""
+    now = attribute_digests(header, mac_key)
+    lines = zip(IDENTIFYING_KEYWORDS, digests, now, strict=False)
+    return [line[0] for line, before, after in lines if before != after]
+
+
+def encrypt(key: bytes, plaintext: bytes, context: bytes) -> bytes:
+    """Encrypt with AES-256-GCM: nonce (12 bytes), ciphertext, tag (16 bytes).
+
+    The nonce is derived from key, context and plaintext, so that the same work gives the same
+    bytes, and two plaintexts never share one.
+
+    Parameters
+    ----------
+    key
+        32 bytes: `KeySet.restore_key`.
+    context
+        What it belongs to; needed again to decrypt, and authenticated.
+    """
+    nonce = hmac.digest(key, b"nonce" + hashlib.sha3_256(context).digest() + plaintext, "sha3_256")
+    cipher = AES.new(key, AES.MODE_GCM, nonce=nonce[:_NONCE_BYTES])
+    cipher.update(context)
+    body, tag = cipher.encrypt_and_digest(plaintext)
+    return nonce[:_NONCE_BYTES] + body + tag
+
+
+def decrypt(key: bytes, sealed: bytes, context: bytes, *, padded: bool = False) -> bytes:
+    """Return the plaintext of `encrypt`.
+
+    Parameters
+    ----------
+    padded
+        A padding byte may follow, as in a DICOM value of odd length.
+
+    Raises
+    ------
+    WatermarkError
+        If it was altered, or made with another key or context.
+    """
+    for end in (len(sealed), len(sealed) - 1)[: 1 + padded]:
+        nonce, body, tag = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:end], b""
+        body, tag = body[:-_TAG_BYTES], body[-_TAG_BYTES:]
+        if len(nonce) < _NONCE_BYTES or len(tag) < _TAG_BYTES:
+            break
+        cipher = AES.new(key, AES.MODE_GCM, nonce=nonce)
+        cipher.update(context)
+        try:
+            return cipher.decrypt_and_verify(body, tag)
+        except ValueError:
+            continue
+    raise WatermarkError("the encrypted block was altered, or belongs to another key")
+
+
+def _digests(
+    header: Dataset, data: DataFile, salt: bytes, cover_pixels: bool
+) -> tuple[bytes, dict[int, bytes]]:
+    """Return the digest over everything, and the short one of each attribute by tag."""
+    total = hashlib.sha3_256(salt)
+    entries = {}
+    for tag, full in _contents(header, data, salt, cover_pixels):
+        total.update(struct.pack("<I", tag) + full)
+        entries[tag] = full[:8]
+    return total.digest(), entries
+
+
+def _contents(
+    header: Dataset, data: DataFile, salt: bytes, cover_pixels: bool
+) -> Iterator[tuple[int, bytes]]:
+    own = seal_tag(header)
+    contents: dict[int, DataElement | RawDataElement | Element] = {
+        tag: place for tag, place in data.elements.items() if data.is_bulk(place)
+    }
+    if not cover_pixels:
+        contents.pop(PIXEL_DATA, None)
+    contents.update(sorted_items(header))
+    for tag in sorted(contents):
+        item = contents[tag]
+        if tag == own or not is_content(tag):
+            continue
+        if isinstance(item, Element):
+            content = bulk_digest(data, item)
+        else:
+            content = canonical_element(header, item)
+        yield tag, hashlib.sha3_256(salt + content).digest()
+
+
+def _keyed(header: Dataset, line: tuple[str, ...], mac_key: bytes) -> bytes:
+    parts = []
+    for keyword in line:
+        level = _level_of(header, keyword)
+        found = b""
+        if level is not None:
+            found = canonical_element(level, level.get_item(tag_for_keyword(keyword) or 0))
+        parts.append(struct.pack("<I", len(found)) + found)
+    whole = hmac.digest(mac_key, line[0].encode() + b"".join(parts), "sha3_256")
+    return whole[:_ATTRIBUTE_DIGEST_BYTES]
+
+
+def _level_of(header: Dataset, keyword: str) -> Dataset | None:
+    """Return the data set that has the attribute: the top level, else a shared functional group."""
+    if keyword in header:
+        return header
+    try:
+        for item in header.get("SharedFunctionalGroupsSequence") or ():
+            for group in item:
+                if group.VR == "SQ" and group.value and keyword in group.value[0]:
+                    found: Dataset = group.value[0]
+                    return found
+    except Exception as error:  # pydicom raises nearly anything on malformed sequences
+        raise PixelError(f"the functional groups cannot be read: {error}") from error
+    return None

@@ -1,0 +1,386 @@
+"""Both marks on one instance, read back and checked before it may leave.
+
+    frame ──W1──▶ I1 ──W2──▶ I2 ──encode──▶ file ──read back──▶ W2 holds, W1 reads, original exact
+
+A frame whose robust mark cannot be read back is marked again more strongly, then without W1; it
+says so. A frame whose integrity mark does not restore the original is never sent as marked.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dicom_node.config import WatermarkConfig
+from dicom_node.errors import CapacityError, PixelError, ReadBackError, WatermarkError
+from dicom_node.inference.base import RobustEngine
+from dicom_node.instance import derivation, seal
+from dicom_node.instance.block import PrivateBlock, read_block, write_block
+from dicom_node.instance.datafile import open_data_file
+from dicom_node.instance.display import Display, display_of
+from dicom_node.instance.frames import Instance, open_instance
+from dicom_node.instance.model import StoredFrame
+from dicom_node.instance.writer import FrameWriter
+from dicom_node.keys import KeyRing, KeySet
+from dicom_node.planes import bounds_of, polarity, robust_part, split, with_host, with_robust_part
+from dicom_node.restoring import UNDO_CONTEXT, RestoreOutcome, original_frame, restore
+from dicom_node.watermark import integrity, quality
+from dicom_node.watermark.integrity import FrameRecord
+from dicom_node.watermark.robust import RobustWatermark
+
+__all__ = ["MarkOutcome", "Marker", "RestoreOutcome", "restore"]
+
+Action = Literal["marked", "sealed", "untouched", "held", "rejected"]
+_STRENGTHS = ("profile", "robust", "none")  # of W1, tried in turn where a frame does not read back
+
+
+@dataclass(frozen=True)
+class MarkOutcome:
+    """What became of one instance.
+
+    Attributes
+    ----------
+    action
+        ``marked``; ``sealed`` (header seal only); ``untouched``; ``held`` and ``rejected`` (no
+        file was written).
+    reason
+        Why, where it is not simply marked.
+    transfer_syntax_uid
+        Of the file written, else of the source.
+    message
+        W1's message of each frame, hex; "" for a frame that carries no W1.
+    psnr_db, ssim
+        Display-window quality of the worst frame, where measured.
+    max_change
+        Largest absolute change of a stored value.
+    stage_s
+        CPU seconds by stage: decode, w1, w2, encode, readback.
+    """
+
+    action: Action
+    reason: str = ""
+    sop_class_uid: str = ""
+    sop_instance_uid: str = ""
+    study_instance_uid: str = ""
+    series_instance_uid: str = ""
+    transfer_syntax_uid: str = ""
+    frames: int = 0
+    message: tuple[str, ...] = ()
+    psnr_db: float | None = None
+    ssim: float | None = None
+    max_change: int | None = None
+    stage_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Work:
+    """What is remembered of the frames while they stream through."""
+
+    messages: list[str] = field(default_factory=list)
+    blocks: list[bytes] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    psnr_db: float | None = None
+    ssim: float | None = None
+    largest_change: int = 0
+    smallest: int = 1 << 31
+    largest: int = -(1 << 31)
+
+    def measure(self, before: StoredFrame, after: StoredFrame) -> None:
+        """Take in the extremes of one frame."""
+        self.largest_change = max(self.largest_change, int(np.abs(after.values - before.values).max()))
+        self.smallest = min(self.smallest, int(after.values.min()))
+        self.largest = max(self.largest, int(after.values.max()))
+
+    def compare(self, display: Display, index: int, cover: np.ndarray, after: StoredFrame) -> None:  # type: ignore[type-arg]
+        """Keep the worst frame's display-window quality."""
+        shown = display.image(after, index)
+        psnr_db, ssim = quality.psnr_db(cover, shown), quality.ssim(cover, shown)
+        self.psnr_db = psnr_db if self.psnr_db is None else min(self.psnr_db, psnr_db)
+        self.ssim = ssim if self.ssim is None else min(self.ssim, ssim)
+
+
+class Marker:
+    """Marks instances with the current key of a ring.
+
+    Parameters
+    ----------
+    settings
+        ``[watermark]``.
+    ring
+        The newest key set marks; the others recognise what was marked before.
+    engine
+        W1's networks.
+    measure
+        Measure PSNR and SSIM of every frame, too.
+    """
+
+    def __init__(
+        self, settings: WatermarkConfig, ring: KeyRing, engine: RobustEngine, *, measure: bool = False
+    ) -> None:
+        self._settings = settings
+        self._ring = ring
+        self._keys: KeySet = ring.current
+        self._robust = {
+            "profile": RobustWatermark(engine, settings.profile),
+            "robust": RobustWatermark(engine, "robust"),
+        }
+        self._engine = engine
+        self._measure = measure
+        self._station = socket.gethostname()
+
+    def mark(self, source: Path, out: Path, *, marked_at: datetime) -> MarkOutcome:
+        """Mark the instance at `source` and write it to `out`.
+
+        The same source, time and keys give the same bytes.
+
+        Parameters
+        ----------
+        marked_at
+            Time zone aware; seconds count.
+
+        Raises
+        ------
+        NodeError
+            When the fault is the node's (keys, networks, disk), not the instance's.
+        """
+        try:
+            instance = open_instance(source, max_pixels=self._settings.max_pixels)
+        except PixelError as error:
+            return self._unmarkable(source, out, str(error), marked_at)
+        with closing(instance):
+            try:
+                known = self._known(instance)
+                if known:
+                    _copy(source, out)
+                    return self._outcome(instance, "untouched", known)
+                return self._mark(instance, out, marked_at)
+            except (PixelError, CapacityError) as error:
+                out.unlink(missing_ok=True)
+                return self._unmarkable(source, out, str(error), marked_at)
+            except ReadBackError as error:
+                out.unlink(missing_ok=True)
+                return self._outcome(instance, "held", str(error))
+
+    def _mark(self, instance: Instance, out: Path, marked_at: datetime) -> MarkOutcome:
+        """Embed, write, read back; again for frames whose robust mark does not read."""
+        strengths = dict.fromkeys(range(instance.frame_count), 0)
+        for _ in _STRENGTHS:
+            stages: dict[str, float] = {}
+            work, syntax = self._write(instance, out, marked_at, strengths, stages)
+            with _timed(stages, "readback"):
+                unread = self._read_back(instance, out, work)
+            if not unread:
+                break
+            strengths |= {index: strengths[index] + 1 for index in unread}
+        without = sum(not message for message in work.messages)
+        return self._outcome(
+            instance, "marked", f"{without} frames carry no robust mark" if without else "",
+            transfer_syntax_uid=syntax, message=tuple(work.messages), psnr_db=work.psnr_db,
+            ssim=work.ssim, max_change=work.largest_change, stage_s=stages,
+        )  # fmt: skip
+
+    def _write(
+        self, instance: Instance, out: Path, marked_at: datetime, strengths: dict[int, int],
+        stages: dict[str, float],
+    ) -> tuple[_Work, str]:  # fmt: skip
+        work = _Work()
+        display = display_of(instance)
+        digests = seal.attribute_digests(instance.header, self._keys.mac_key)
+        with FrameWriter(out.parent, instance) as writer:
+            for index in range(instance.frame_count):
+                with _timed(stages, "decode"):
+                    frame = instance.frame(index)
+                strength = _STRENGTHS[strengths[index]]
+                marked = self._mark_frame(instance, display, frame, index, strength, digests,
+                                          int(marked_at.timestamp()), work, stages)  # fmt: skip
+                with _timed(stages, "encode"):
+                    work.measure(frame, marked)
+                    writer.append(marked)
+            with _timed(stages, "encode"):
+                syntax = self._finish(instance, writer, work, marked_at, out)
+        return work, syntax
+
+    def _mark_frame(
+        self, instance: Instance, display: Display, frame: StoredFrame, index: int, strength: str,
+        attribute_digests: tuple[bytes, ...], marked_at: int, work: _Work, stages: dict[str, float],
+    ) -> StoredFrame:  # fmt: skip
+        bounds, host_index = bounds_of(instance), instance.host_index
+        original = split(frame, host_index)
+        digest = integrity.frame_digest(original.host, original.side)
+        with _timed(stages, "w1"):
+            cover = display.image(frame, index)
+            inner, message, restoration = frame, b"", b""
+            if strength != "none":
+                part = robust_part(frame, instance)
+                step = display.step(index) * polarity(part, cover)
+                mark = self._robust[strength].embed(
+                    part, cover, step=step, low=bounds.low, high=bounds.high,
+                    padding=bounds.padding, key=self._keys,
+                )  # fmt: skip
+                if mark.record is not None:
+                    inner = with_robust_part(frame, instance, mark.marked)
+                    message, restoration = mark.message, mark.record.to_bytes()
+        with _timed(stages, "w2"):
+            planes = split(inner, host_index)
+            record = FrameRecord(
+                owner=self._keys.owner, sop_instance_uid=instance.sop_instance_uid,
+                frame_number=index + 1, frame_count=instance.frame_count, marked_at=marked_at,
+                original_digest=digest, attribute_digests=attribute_digests,
+                restoration=restoration,
+            )  # fmt: skip
+            sealed = integrity.embed(planes.host, planes.side, bounds, record, self._keys)
+        after = with_host(inner, host_index, sealed.marked)
+        work.messages.append(message.hex())
+        work.blocks.append(sealed.header_block)
+        work.digests.append(digest)
+        if self._measure:
+            work.compare(display, index, cover, after)
+        return after
+
+    def _finish(
+        self, instance: Instance, writer: FrameWriter, work: _Work, marked_at: datetime, out: Path
+    ) -> str:
+        """Describe the work in the header, seal it, write the file."""
+        derived = derivation.describe(
+            instance, writer.format,
+            derivation.Work(
+                marked_at=marked_at, owner=self._keys.owner, key_id=self._keys.key_id,
+                station_name=self._station, largest_change=work.largest_change,
+                smallest=work.smallest, largest=work.largest,
+                image_type=self._settings.image_type,
+            ),
+        )  # fmt: skip
+        undo = seal.encrypt(self._keys.restore_key, derived.undo, UNDO_CONTEXT)
+        blocks = tuple(work.blocks) if any(work.blocks) else ()
+        write_block(derived.header, PrivateBlock(undo=undo, frames=blocks))
+        seal.seal(derived.header, instance.data, self._keys,
+                  marked_at=int(marked_at.timestamp()), cover_pixels=False)  # fmt: skip
+        return writer.finish(derived.header, out)
+
+    def _read_back(self, instance: Instance, out: Path, work: _Work) -> list[int]:
+        """Check the written file; return the frames whose robust mark cannot be read.
+
+        Raises
+        ------
+        ReadBackError
+            A frame's integrity mark does not hold, or does not give back the exact original.
+        """
+        unread = []
+        with closing(open_instance(out, max_pixels=self._settings.max_pixels)) as written:
+            display, block = display_of(written), read_block(written.header)
+            blocks = block.frames if block and block.frames else ()
+            for index, frame in enumerate(written.frames()):
+                planes = split(frame, written.host_index)
+                check = integrity.check(
+                    planes.host, planes.side, bounds_of(written), ring=self._ring,
+                    sop_instance_uid=instance.sop_instance_uid, frame_number=index + 1,
+                    header_block=blocks[index] if blocks else b"",
+                )  # fmt: skip
+                where = f"frame {index + 1} of {instance.sop_instance_uid}"
+                if check.status != "valid" or not check.bound:
+                    raise ReadBackError(f"{where}: the integrity mark does not read back")
+                restored = original_frame(written, frame, check, self._engine)
+                again = split(restored, written.host_index)
+                if integrity.frame_digest(again.host, again.side) != work.digests[index]:
+                    raise ReadBackError(f"{where}: the original does not come back exactly")
+                if work.messages[index]:
+                    shown = np.rint(display.image(frame, index) * 255) * np.float32(1 / 255)
+                    found = self._robust["profile"].detect(shown, [self._keys])
+                    if found.message.hex() != work.messages[index]:
+                        unread.append(index)
+        return unread
+
+    def _known(self, instance: Instance) -> str:
+        """Return why the instance is passed on as it is: it carries our marks already. Else ""."""
+        try:
+            block = read_block(instance.header)
+        except PixelError:
+            block = None
+        blocks = block.frames if block and block.frames else ()
+        for index in range(instance.frame_count if block else 1):
+            planes = split(instance.frame(index), instance.host_index)
+            check = integrity.check(
+                planes.host, planes.side, bounds_of(instance), ring=self._ring,
+                sop_instance_uid=instance.sop_instance_uid, frame_number=index + 1,
+                header_block=blocks[index] if index < len(blocks) else b"",
+            )  # fmt: skip
+            if check.status == "absent":
+                return ""
+            if check.status == "partial" or not check.bound:
+                return f"carries our marks, which do not hold in frame {index + 1}: passed on as received"
+        return "carries our valid marks already"
+
+    def _unmarkable(self, source: Path, out: Path, why: str, marked_at: datetime) -> MarkOutcome:
+        """Follow ``on_unmarkable``; what cannot be sealed either is held."""
+        policy = self._settings.on_unmarkable
+        if policy == "hold":
+            return MarkOutcome("held", why)
+        if policy == "reject":
+            return MarkOutcome("rejected", why)
+        try:
+            with closing(open_data_file(source)) as data:
+                header = data.read_header()
+                uids = {
+                    name: str(header.get(keyword) or "")
+                    for name, keyword in (
+                        ("sop_class_uid", "SOPClassUID"),
+                        ("sop_instance_uid", "SOPInstanceUID"),
+                        ("study_instance_uid", "StudyInstanceUID"),
+                        ("series_instance_uid", "SeriesInstanceUID"),
+                    )
+                }
+                syntax = data.transfer_syntax_uid
+            if policy == "forward-untouched":
+                _copy(source, out)
+                return MarkOutcome("untouched", why, transfer_syntax_uid=syntax, **uids)
+            syntax = seal.seal_file(source, out, self._keys, marked_at=int(marked_at.timestamp()))
+            checked = seal.check_seal(out, self._ring)
+        except (PixelError, WatermarkError) as error:
+            out.unlink(missing_ok=True)
+            return MarkOutcome("held", f"{why}; and its header cannot be sealed: {error}")
+        if not checked.intact:
+            out.unlink(missing_ok=True)
+            return MarkOutcome("held", f"{why}; and the header seal does not read back")
+        return MarkOutcome("sealed", why, transfer_syntax_uid=syntax, **uids)
+
+    def _outcome(
+        self, instance: Instance, action: Action, reason: str, **figures: object
+    ) -> MarkOutcome:
+        named = {"transfer_syntax_uid": instance.transfer_syntax_uid, **figures}
+        return MarkOutcome(
+            action, reason, sop_class_uid=instance.sop_class_uid,
+            sop_instance_uid=instance.sop_instance_uid,
+            study_instance_uid=instance.study_instance_uid,
+            series_instance_uid=instance.series_instance_uid,
+            frames=instance.frame_count, **named,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+@contextmanager
+def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
+    """Add the CPU seconds of the block to a stage."""
+    started = time.thread_time()
+    try:
+        yield
+    finally:
+        stages[name] = stages.get(name, 0.0) + time.thread_time() - started
+
+
+def _copy(source: Path, out: Path) -> None:
+    """Copy a file durably: temporary file, fsync, rename."""
+    part = out.with_name(f"{out.name}.part")
+    with source.open("rb") as reader, part.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+        writer.flush()
+        os.fsync(writer.fileno())
+    part.replace(out)

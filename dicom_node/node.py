@@ -1,0 +1,154 @@
+"""The composition root: builds the node's processes from its configuration and runs them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import structlog
+
+from dicom_node.config import Config, environment
+from dicom_node.errors import ConfigError
+from dicom_node.spool import Spool
+from dicom_node.supervisor import Role, StopEvent, Supervisor, notify_systemd
+
+_log = structlog.get_logger(__name__)
+
+ROLES = ("receive", "mark", "forward")
+
+
+def serve(config: Config, *, only: str | None = None, announce: Callable[[str], None]) -> int:
+    """Run the node until SIGTERM or SIGINT, then drain; return the exit code.
+
+    Parameters
+    ----------
+    only
+        One of ``receive``, ``mark``, ``forward`` or ``forward:NAME``: run just these processes, for
+        a systemd unit each. None: all of them.
+    announce
+        Given the readiness line once every process works and the port accepts.
+
+    Raises
+    ------
+    ConfigError
+        If `only` names nothing there is.
+    KeyRingError, SpoolError
+        If the keys or the spool cannot be used.
+    """
+    roles = roles_of(config, only)
+    marks = config.watermark.enabled and any(role.name.startswith("mark") for role in roles)
+    if marks:
+        _first_start_keys(config)
+    with Spool(config.spool) as spool:
+        found = spool.recover()
+        _log.info(
+            "spool_recovered",
+            requeued_jobs=found.requeued_jobs,
+            requeued_deliveries=found.requeued_deliveries,
+            held_jobs=found.held_jobs,
+            removed_files=found.removed_files,
+            backlog=spool.backlog(),
+        )
+
+        def ready() -> None:
+            announce(readiness_line(config, roles))
+            notify_systemd("READY=1")
+
+        supervisor = Supervisor(
+            roles,
+            environment=environment(),
+            shutdown_timeout_s=config.node.shutdown_timeout_s + 5.0,
+            on_death=lambda: _report_reclaimed(spool.reclaim().requeued_jobs),
+            on_ready=ready,
+        )
+        code = supervisor.run()
+    notify_systemd("STOPPING=1")
+    return code
+
+
+def roles_of(config: Config, only: str | None = None) -> list[Role]:
+    """Return the processes of the node, or those that `only` names (ConfigError)."""
+    kind, _, name = (only or "").partition(":")
+    if only is not None and (kind not in ROLES or (name and kind != "forward")):
+        raise ConfigError(f"--only {only}: use receive, mark, forward or forward:NAME")
+    roles: list[Role] = []
+    if kind in ("", "receive"):
+        roles += [
+            Role(f"receive-{index}", _receive, (config, index), retry_start=True)
+            for index in range(config.node.receivers)
+        ]
+    if kind in ("", "mark"):
+        roles += [Role(f"mark-{index}", _mark, (config,)) for index in range(mark_workers(config))]
+    if kind in ("", "forward"):
+        names = [destination.name for destination in config.destination]
+        if name and name not in names:
+            known = ", ".join(names) or "none"
+            raise ConfigError(f"--only {only}: no [[destination]] has this name; known: {known}")
+        if kind and not names:
+            raise ConfigError("--only forward: no [[destination]] is configured; add one")
+        roles += [
+            Role(f"forward-{each}", _forward, (config, each))
+            for each in names
+            if name in ("", each)
+        ]
+    return roles
+
+
+def mark_workers(config: Config) -> int:
+    """Return how many mark processes to run: as configured, else one per usable core."""
+    if not config.watermark.enabled:
+        # For what was received before marking was switched off.
+        return 1
+    return config.watermark.workers or len(os.sched_getaffinity(0))
+
+
+def readiness_line(config: Config, roles: list[Role]) -> str:
+    """Return the line that says what runs now."""
+    parts = ["ready:"]
+    if any(role.name.startswith("receive") for role in roles):
+        parts.append(f"{config.node.ae_title} on {config.node.bind}:{config.node.port},")
+    parts.append(", ".join(role.name for role in roles))
+    return " ".join(parts)
+
+
+def _first_start_keys(config: Config) -> None:
+    """Make the key ring if there is none yet; refuse one that others can read."""
+    from dicom_node.keys import KeyRing
+
+    existed = config.keys.directory.is_dir()
+    ring = KeyRing.open(config.keys.directory, owner=config.watermark.owner, create=True)
+    if not existed:
+        _log.warning(
+            "keys_created",
+            directory=str(config.keys.directory),
+            key_id=ring.current.key_id.hex(),
+            advice="back this folder up: without it nothing can be restored",
+        )
+
+
+def _report_reclaimed(requeued_jobs: int) -> None:
+    if requeued_jobs:
+        _log.warning("claims_requeued", jobs=requeued_jobs)
+
+
+# Each of these runs in a process of its own and imports only what that process needs: the receiver
+# has no keys and no decoder, the forwarder no network.
+
+
+def _receive(config: Config, index: int, *, stop: StopEvent, ready: Callable[[], None]) -> None:
+    from dicom_node.receive import run_receiver
+
+    run_receiver(config, index, stop, on_ready=lambda _port: ready())
+
+
+def _mark(config: Config, *, stop: StopEvent, ready: Callable[[], None]) -> None:
+    from dicom_node.pipeline import run_marker
+
+    run_marker(config, stop, on_ready=ready)
+
+
+def _forward(config: Config, name: str, *, stop: StopEvent, ready: Callable[[], None]) -> None:
+    from dicom_node.forward import run_forwarder
+
+    ready()
+    run_forwarder(config, name, stop)

@@ -1,0 +1,279 @@
+"""One job from received to marked: what a mark worker does until it is told to stop.
+
+Claim, mark, hand the result to the spool. Everything that can go wrong ends in one of three ways:
+the job is *held* with its reason (the instance's fault), it is *retried* later (our fault: memory,
+disk, keys), or the process ends and the spool gives the job to the next one, at most three times.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+import structlog
+
+from dicom_node.config import Config
+from dicom_node.errors import EngineError, KeyRingError, LeaseLost, NodeError, SpoolError
+from dicom_node.logging import describe
+from dicom_node.spool import Job, Spool
+from dicom_node.supervisor import StopEvent
+
+# Decoders and networks are loaded only by a worker that marks.
+if TYPE_CHECKING:
+    from dicom_node.keys import KeyRing
+    from dicom_node.marking import Marker, MarkOutcome
+
+_log = structlog.get_logger(__name__)
+
+LEASE_S = 120.0
+IDLE_S = 1.0
+RETRY_INITIAL_S = 2.0
+RETRY_MAX_S = 300.0
+MEMORY_ATTEMPTS = 5
+RECYCLE_MIB = 600
+# A codec that never returns can only be stopped with its process.
+HANG_S = 600.0
+HANG_S_PER_MIB = 2.0
+_MIB = 1 << 20
+
+
+class Marking(Protocol):
+    """What the pipeline needs of a `Marker`."""
+
+    def mark(self, source: Path, out: Path, *, marked_at: datetime) -> MarkOutcome:
+        """Mark one instance."""
+
+
+class MarkWorker:
+    """Takes jobs one at a time and marks them.
+
+    Parameters
+    ----------
+    spool
+        Where jobs come from and results go.
+    marker_for
+        Gives the marker that signs with a key id (None: the current key). None as a whole when
+        marking is off: instances are forwarded as received.
+    current_key_id
+        What a fresh marking is signed with.
+    destinations
+        Names of all destinations.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        marker_for: Callable[[bytes | None], Marking] | None,
+        *,
+        current_key_id: bytes | None,
+        destinations: Sequence[str],
+    ) -> None:
+        self._spool = spool
+        self._marker_for = marker_for
+        self._key_id = current_key_id
+        self._destinations = tuple(destinations)
+
+    def run(self, stop: StopEvent) -> None:
+        """Mark until told to stop, or until this process has grown too large to keep."""
+        while not stop.is_set():
+            if not self.step():
+                self._spool.wait_for_job(IDLE_S)
+            elif resident_mib() > RECYCLE_MIB:
+                _log.info("mark_worker_recycled", resident_mib=resident_mib())
+                return
+
+    def step(self) -> bool:
+        """Take one job to its next state; return False if there was none."""
+        job = self._spool.claim(lease_s=LEASE_S)
+        if job is None:
+            return False
+        out = self._spool.work_path(job)
+        try:
+            with _Heartbeat(self._spool, job):
+                self._handle(job, out)
+        except LeaseLost as error:
+            _log.warning("result_thrown_away", job=job.id, reason=str(error))
+        finally:
+            out.unlink(missing_ok=True)
+        return True
+
+    def _handle(self, job: Job, out: Path) -> None:
+        """Mark one job; every failure but a lost lease becomes a state with a reason."""
+        try:
+            if self._marker_for is None:
+                self._spool.finish(job, None, action="untouched", deliver_to=self._destinations)
+                return
+            marker = self._marker_for(job.key_id)
+            assert job.marked_at is not None, "claimed jobs have a time"
+            marked_at = datetime.fromtimestamp(job.marked_at, UTC)
+            self._settle(job, marker.mark(job.path, out, marked_at=marked_at), out)
+        except LeaseLost:
+            raise
+        except MemoryError:
+            self._retry(job, "not enough memory to mark it", limit=MEMORY_ATTEMPTS)
+        except FileNotFoundError:
+            self._spool.hold(job, "received file is missing")
+        except (SpoolError, EngineError, KeyRingError, OSError) as error:
+            self._retry(job, describe(error))
+        except NodeError as error:
+            self._hold(job, str(error))
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not stop the queue
+            _log.exception("marking_failed", job=job.id)
+            self._hold(job, f"fault in the node: {describe(error)}")
+
+    def _settle(self, job: Job, outcome: MarkOutcome, out: Path) -> None:
+        if outcome.action == "held":
+            self._hold(job, outcome.reason)
+            return
+        if outcome.action == "rejected":
+            _log.warning("instance_rejected", job=job.id, reason=outcome.reason)
+            self._spool.reject(job, outcome.reason)
+            return
+        # What is passed on unchanged is already in the spool, as received.
+        written = outcome.action != "untouched" and out.exists()
+        same = self._spool.finish(
+            job,
+            out if written else None,
+            action=outcome.action,
+            reason=outcome.reason,
+            deliver_to=self._destinations,
+            key_id=(job.key_id or self._key_id) if outcome.action != "untouched" else None,
+            transfer_syntax_uid=outcome.transfer_syntax_uid if written else None,
+            study_instance_uid=outcome.study_instance_uid,
+            series_instance_uid=outcome.series_instance_uid,
+        )
+        _log.info(
+            outcome.action,
+            job=job.id,
+            reason=outcome.reason,
+            frames=outcome.frames,
+            psnr_db=outcome.psnr_db,
+            max_change=outcome.max_change,
+            stage_s=outcome.stage_s,
+            waited_s=round(time.time() - job.received_at, 3),
+        )
+        if not same:
+            _log.error("repeat_differs", job=job.id, repeat_of=job.repeat_of)
+
+    def _hold(self, job: Job, reason: str) -> None:
+        _log.warning("instance_held", job=job.id, reason=reason)
+        self._spool.hold(job, reason)
+
+    def _retry(self, job: Job, reason: str, limit: int | None = None) -> None:
+        if limit is not None and job.attempts >= limit:
+            self._hold(job, f"{reason}, {job.attempts} times")
+            return
+        delay_s = retry_delay_s(job.attempts)
+        _log.warning("marking_retried", job=job.id, reason=reason, delay_s=round(delay_s, 1))
+        self._spool.retry(job, reason, time.time() + delay_s)
+
+
+def run_marker(
+    config: Config, stop: StopEvent, on_ready: Callable[[], None] = lambda: None
+) -> None:
+    """Be a mark worker process: open the keys and the networks once, then mark until `stop`.
+
+    `on_ready` is called when it has them.
+
+    Raises
+    ------
+    KeyRingError, EngineError, SpoolError
+        When it cannot start.
+    """
+    destinations = [destination.name for destination in config.destination]
+    with Spool(config.spool) as spool:
+        if not config.watermark.enabled:
+            worker = MarkWorker(spool, None, current_key_id=None, destinations=destinations)
+        else:
+            from dicom_node.keys import KeyRing
+
+            ring = KeyRing.open(config.keys.directory)
+            worker = MarkWorker(
+                spool,
+                markers(config, ring),
+                current_key_id=ring.current.key_id,
+                destinations=destinations,
+            )
+        on_ready()
+        worker.run(stop)
+
+
+def markers(config: Config, ring: KeyRing) -> Callable[[bytes | None], Marker]:
+    """Return a function that gives the marker for a key id; the network is shared by all."""
+    from dicom_node.inference import open_engine
+    from dicom_node.keys import KeyRing
+    from dicom_node.marking import Marker
+
+    engine = open_engine(config.watermark.engine)
+    made: dict[bytes, Marker] = {}
+
+    def marker_for(key_id: bytes | None) -> Marker:
+        keys = ring.current if key_id is None else ring.get(key_id)
+        if keys is None:
+            assert key_id is not None
+            raise KeyRingError(
+                f"the key ring has no key {key_id.hex()}, which marked this instance before;"
+                " put it back into keys.directory"
+            )
+        if keys.key_id not in made:
+            # The newest of a ring signs: the ring as it was when that key was the newest.
+            then = KeyRing(tuple(k for k in ring.all() if k.created <= keys.created))
+            made[keys.key_id] = Marker(config.watermark, then, engine)
+        return made[keys.key_id]
+
+    marker_for(None)
+    return marker_for
+
+
+def retry_delay_s(attempts: int) -> float:
+    """Return the jittered exponential delay after this many attempts."""
+    delay_s = min(RETRY_MAX_S, RETRY_INITIAL_S * 2.0 ** min(attempts - 1, 20))
+    return delay_s * random.uniform(0.75, 1.25)
+
+
+def resident_mib() -> int:
+    """Return the resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // _MIB
+
+
+class _Heartbeat:
+    """Renews a job's lease while it is marked; ends a process whose codec never returns."""
+
+    def __init__(self, spool: Spool, job: Job) -> None:
+        self._spool = spool
+        self._job = job
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._ends_at = time.monotonic() + HANG_S + HANG_S_PER_MIB * job.size / _MIB
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._done.wait(LEASE_S / 3):
+            if time.monotonic() > self._ends_at:
+                _log.error("marking_hangs", job=self._job.id, after_s=round(HANG_S))
+                os._exit(os.EX_SOFTWARE)
+            try:
+                self._spool.renew(self._job, lease_s=LEASE_S)
+            except SpoolError as error:
+                # finish() will notice a lost lease; a busy journal is tried again.
+                _log.warning("lease_not_renewed", job=self._job.id, reason=str(error))

@@ -1,0 +1,50 @@
+"""The spool: where an instance is durable between receiving, marking and forwarding.
+
+Files on a local disk plus a SQLite journal in WAL mode. Every process opens its own `Spool` on the
+same folder; any of them may die at any instruction and be started again.
+
+A job reads as a sentence: it is *received*, then *marking*, then *marked* (it has deliveries), and
+ends *delivered*, *held*, *rejected* or *dropped*. A delivery is *waiting*, then *sending*, and ends
+*delivered*, *held* or *dropped*.
+
+=====================  ==================================================================
+who                    calls
+=====================  ==================================================================
+Storage SCP            ``check_room()``, ``receive(...) -> Receipt``
+mark worker            ``claim() -> Job | None``, ``work_path(job)``, ``renew(job)``, then one of
+                       ``finish`` / ``hold`` / ``reject`` / ``retry`` / ``unclaim``;
+                       ``wait_for_job(timeout_s)``
+forwarder              ``claim_delivery(destination) -> list[Delivery]``, ``renew_delivery``, then
+                       one of ``delivered`` / ``retry_delivery`` / ``hold_delivery`` /
+                       ``unclaim_delivery``; ``waiting_contexts(destination)``;
+                       ``wait_for_delivery(destination, timeout_s)``
+start, a dead child    ``recover()``, ``reclaim()``
+administrator          ``jobs``, ``job``, ``deliveries``, ``tally``, ``retry_now``, ``release``,
+                       ``drop``
+=====================  ==================================================================
+
+Every call raises only `SpoolError` (0xA700): `SpoolFull` when there is no room, `LeaseLost` when a
+claim expired or was dropped meanwhile and its result must be thrown away. A `Spool` may be shared
+by threads. The waits return early when another process has something new, within milliseconds,
+and never later than the next due time.
+"""
+
+from dicom_node.spool.records import (
+    DELIVERY_STATES,
+    JOB_STATES,
+    Delivery,
+    Job,
+    Receipt,
+    Recovery,
+)
+from dicom_node.spool.spool import Spool
+
+__all__ = [
+    "DELIVERY_STATES",
+    "JOB_STATES",
+    "Delivery",
+    "Job",
+    "Receipt",
+    "Recovery",
+    "Spool",
+]

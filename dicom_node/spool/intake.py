@@ -1,0 +1,166 @@
+"""Receiving: bytes in, a durable job out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dicom_node.errors import SpoolFull
+from dicom_node.spool.base import MARK, SpoolBase, forward_channel
+from dicom_node.spool.files import Buffer, translated
+from dicom_node.spool.records import Receipt
+
+_STATVFS_S = 1.0
+_MIB = 1 << 20
+
+
+class Intake(SpoolBase):
+    """The receiver's side of the spool."""
+
+    _free_bytes = 0
+    _free_asked = -1e9
+
+    def check_room(self, size: int = 0) -> None:
+        """Raise `SpoolFull` when there is too little disk or too much backlog for `size` bytes.
+
+        Cheap enough for every C-STORE: the disk is asked once a second, the backlog is one row.
+        """
+        now = time.monotonic()
+        if now - self._free_asked > _STATVFS_S:
+            with translated(self._files.root):
+                answer = os.statvfs(self._files.root)
+            self._free_bytes = answer.f_bavail * answer.f_frsize
+            self._free_asked = now
+        if self._free_bytes - size < self.settings.min_free_mib * _MIB:
+            raise SpoolFull(
+                f"{self._files.root}: {self._free_bytes // _MIB} MiB free,"
+                f" spool.min_free_mib = {self.settings.min_free_mib}"
+            )
+        self._check_backlog()
+
+    def _check_backlog(self) -> None:
+        if self.backlog() >= self.settings.max_backlog:
+            raise SpoolFull(
+                f"{self.backlog()} instances wait, spool.max_backlog = {self.settings.max_backlog}"
+            )
+
+    def backlog(self) -> int:
+        """Return how many accepted instances are still on disk for somebody."""
+        row = self._journal.row("backlog")
+        return int(row[0]) if row else 0
+
+    def receive(
+        self,
+        header: Buffer,
+        dataset: Buffer | Iterable[Buffer],
+        *,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        transfer_syntax_uid: str,
+        calling_ae: str = "",
+        called_ae: str = "",
+        deliver_to: Sequence[str] | None = None,
+    ) -> Receipt:
+        """Make one instance durable and queue it; when this returns, C-STORE may answer 0x0000.
+
+        Parameters
+        ----------
+        header
+            Preamble, prefix and File Meta Information (PS3.10 7.1).
+        dataset
+            The encoded data set exactly as sent, whole or in chunks (then written as they come).
+        sop_class_uid, sop_instance_uid, transfer_syntax_uid
+            As the C-STORE request and its presentation context say; never used in a path.
+        deliver_to
+            Names of destinations: the instance is not for the mark workers and goes straight to
+            their queues (marking is off). None: it waits for a mark worker.
+
+        Returns
+        -------
+        Receipt
+            Undelivered jobs absorb a second arrival of the same bytes (`duplicate_of`); after
+            delivery the same bytes are a new job that repeats the first one's marking
+            (`repeat_of`); other bytes under the same UID are a job of their own (`conflicts_with`).
+
+        Raises
+        ------
+        SpoolFull
+            Too little disk or too much backlog; nothing was kept.
+        SpoolError
+            Anything else that kept the instance from being durable.
+        """
+        whole = isinstance(dataset, bytes | bytearray | memoryview)
+        self.check_room(memoryview(dataset).nbytes if whole else 0)  # type: ignore[arg-type]
+        name = self._files.new_name()
+        size, digest = self._files.store(name, header, dataset)
+        self._free_bytes -= size
+        values = {
+            "name": name,
+            "size": size,
+            "digest": digest,
+            "sop_class_uid": sop_class_uid,
+            "sop_instance_uid": sop_instance_uid,
+            "transfer_syntax_uid": transfer_syntax_uid,
+            "calling_ae": calling_ae,
+            "called_ae": called_ae,
+            "now": self._clock(),
+        }
+        try:
+            receipt = self._admit(values, deliver_to)
+        except BaseException:
+            self._files.remove(self._files.received(name))
+            raise
+        if receipt.duplicate_of is not None:
+            self._files.remove(self._files.received(name))
+        elif deliver_to:
+            self._ring(*map(forward_channel, deliver_to))
+        else:
+            self._ring(MARK)
+        return receipt
+
+    def _admit(self, values: dict[str, Any], deliver_to: Sequence[str] | None) -> Receipt:
+        with self._journal.transaction() as journal:
+            self._check_backlog()
+            earlier = journal.rows("same_uid", sop_instance_uid=values["sop_instance_uid"])
+            same = [
+                row
+                for row in earlier
+                if row["digest"] == values["digest"]
+                and row["transfer_syntax_uid"] == values["transfer_syntax_uid"]
+            ]
+            # Only into the newest one: after A, B, A the PACS has to end with A.
+            newest = same[0] if same and same[0] is earlier[0] else None
+            if newest and newest["state"] not in ("delivered", "rejected"):
+                known = int(newest["id"])
+                journal.rows("coalesce", id=known, now=values["now"])
+                return Receipt(known, duplicate_of=known)
+            first = next((row for row in reversed(same) if row["state"] == "delivered"), None)
+            alike = {row["id"] for row in same}
+            other = next((row for row in earlier if row["id"] not in alike), None)
+            if not values["sop_instance_uid"]:
+                other = None
+            straight = bool(deliver_to)
+            job_id = journal.insert(
+                "add_job",
+                values
+                | {
+                    "state": "marked" if straight else "received",
+                    "action": "untouched" if straight else "",
+                    "result_digest": values["digest"] if straight else None,
+                    "marked_at": first["marked_at"] if first else None,
+                    "key_id": first["key_id"] if first else None,
+                    "repeat_of": first["id"] if first else None,
+                    "conflicts_with": other["id"] if other else None,
+                },
+            )
+            for destination in deliver_to or ():
+                journal.rows(
+                    "add_delivery", job_id=job_id, destination=destination, now=values["now"]
+                )
+        return Receipt(
+            job_id,
+            repeat_of=int(first["id"]) if first else None,
+            conflicts_with=int(other["id"]) if other else None,
+        )

@@ -1,0 +1,173 @@
+"""The mark workers' side of the spool: claim a job, finish it, or say why not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dicom_node.errors import LeaseLost
+from dicom_node.spool.base import MARK, forward_channel
+from dicom_node.spool.records import Job
+from dicom_node.spool.recovery import RecoverableSpool
+
+LEASE_S = 120.0
+NO_DESTINATION = "no [[destination]] is configured; add one, then `dicom-node queue release`"
+
+
+class MarkingQueue(RecoverableSpool):
+    """Jobs from *received* to *marked*."""
+
+    def claim(self, *, lease_s: float = LEASE_S) -> Job | None:
+        """Take the oldest due job, or None; nobody else gets it until the lease ends.
+
+        `Job.marked_at` is the time the marks carry: set by the first claim and kept by every later
+        one, so that a job marked again after a crash gives the same bytes.
+        """
+        now = self._clock()
+        if self._journal.row("due_job", now=now) is None:
+            return None
+        with self._journal.transaction(durable=False) as journal:
+            for late in journal.rows("expired_jobs", now=now):
+                self._job_crashed(late["id"], late["worker"], now)
+            row = journal.row(
+                "claim_job",
+                now=now,
+                worker=self.process,
+                lease_until=now + lease_s,
+                marked_at=int(now),
+            )
+        return self._job(row) if row else None
+
+    def wait_for_job(self, timeout_s: float) -> bool:
+        """Sleep until a job may be due, at most `timeout_s`; return False if nothing happened."""
+        due = self._journal.row("next_job_due")
+        return self._wait(MARK, due[0] if due else None, timeout_s)
+
+    def work_path(self, job: Job) -> Path:
+        """Return where the worker writes its result; swept if this process dies."""
+        return self._files.scratch / f"job-{job.id}.dcm"
+
+    def renew(self, job: Job, *, lease_s: float = LEASE_S) -> None:
+        """Keep a claimed job for `lease_s` more seconds (LeaseLost if it is no longer ours)."""
+        with self._journal.transaction(durable=False) as journal:
+            until = self._clock() + lease_s
+            _owned(journal.row("renew_job", lease_until=until, **self._claim_of(job)), job)
+
+    def finish(
+        self,
+        job: Job,
+        result: Path | None,
+        *,
+        action: str,
+        deliver_to: Sequence[str],
+        reason: str = "",
+        key_id: bytes | None = None,
+        transfer_syntax_uid: str | None = None,
+        study_instance_uid: str = "",
+        series_instance_uid: str = "",
+    ) -> bool:
+        """Make the result durable and queue it for every destination.
+
+        Parameters
+        ----------
+        result
+            The file to send, moved into the spool; None sends the instance as received.
+        action
+            ``marked``, ``sealed`` or ``untouched``.
+        deliver_to
+            Destination names. With none the job is held, never silently done, and the result is
+            left where it is.
+        transfer_syntax_uid
+            Of the result; None as received.
+
+        Returns
+        -------
+        bool
+            False if this job repeats an earlier one and its result differs from that one's.
+        """
+        if not deliver_to:
+            self.hold(job, NO_DESTINATION)
+            return True
+        name: str | None = None
+        size, digest = job.size, job.digest
+        if result is not None:
+            name = self._files.new_name()
+            size, digest = self._files.adopt(result, name)
+        now = self._clock()
+        try:
+            with self._journal.transaction() as journal:
+                row = journal.row(
+                    "finish_job",
+                    action=action,
+                    reason=reason,
+                    key_id=key_id,
+                    result_name=name,
+                    result_size=size if name else None,
+                    result_digest=digest,
+                    result_syntax_uid=transfer_syntax_uid,
+                    study_instance_uid=study_instance_uid,
+                    series_instance_uid=series_instance_uid,
+                    now=now,
+                    **self._claim_of(job),
+                )
+                differs = bool(_owned(row, job)[0])
+                for destination in deliver_to:
+                    journal.rows("add_delivery", job_id=job.id, destination=destination, now=now)
+        except BaseException:
+            if name is not None:
+                self._files.remove(self._files.marked(name))
+            raise
+        self._ring(*map(forward_channel, deliver_to))
+        return not differs
+
+    def hold(self, job: Job, reason: str) -> None:
+        """Put a claimed job into quarantine with its reason."""
+        self._leave(job, "held", reason)
+
+    def reject(self, job: Job, reason: str) -> None:
+        """Refuse a claimed job by policy; its bytes stay until an administrator drops them."""
+        self._leave(job, "rejected", reason)
+
+    def retry(self, job: Job, reason: str, due_at: float) -> None:
+        """Give a claimed job back because of a failure of ours; it is due again at `due_at`."""
+        self._leave(job, "received", reason, due_at=due_at)
+
+    def unclaim(self, job: Job) -> None:
+        """Give a claimed job back untouched (a drain): due at once, the attempt does not count."""
+        self._leave(job, "received", job.reason, refund=1)
+        self._ring(MARK)
+
+    def _leave(
+        self, job: Job, state: str, reason: str, *, due_at: float | None = None, refund: int = 0
+    ) -> None:
+        with self._journal.transaction() as journal:
+            row = journal.row(
+                "leave_job",
+                state=state,
+                reason=reason,
+                due_at=job.due_at if due_at is None else due_at,
+                refund=refund,
+                now=self._clock(),
+                **self._claim_of(job),
+            )
+            _owned(row, job)
+
+    def _claim_of(self, job: Job) -> dict[str, Any]:
+        return {"id": job.id, "worker": job.worker, "attempts": job.attempts}
+
+    def _wait(self, channel: str, due_at: float | None, timeout_s: float) -> bool:
+        """Sleep on a doorbell, but not past the next due time; look after the dead now and then."""
+        until_due = timeout_s if due_at is None else max(0.0, due_at - self._clock())
+        if self._bell(channel).wait(min(timeout_s, until_due)):
+            return True
+        if time.monotonic() - self._reclaimed > self.RECLAIM_S:
+            self.reclaim()
+        return until_due <= timeout_s and due_at is not None
+
+
+def _owned(row: Any, job: Job) -> Any:
+    if row is None:
+        raise LeaseLost(f"job {job.id} is no longer claimed by this worker; its result is dropped")
+    return row

@@ -1,0 +1,300 @@
+-- Every statement of the spool, by name. Times are Unix seconds.
+
+-- schema --
+-- One row per instance accepted, one row per instance and destination, one count per job state.
+CREATE TABLE IF NOT EXISTS job (
+    id                  INTEGER PRIMARY KEY AUTOINCREMENT,
+    name                TEXT NOT NULL UNIQUE,
+    state               TEXT NOT NULL,
+    size                INTEGER NOT NULL,
+    digest              BLOB NOT NULL,
+    sop_class_uid       TEXT NOT NULL,
+    sop_instance_uid    TEXT NOT NULL,
+    transfer_syntax_uid TEXT NOT NULL,
+    calling_ae          TEXT NOT NULL,
+    called_ae           TEXT NOT NULL,
+    received_at         REAL NOT NULL,
+    due_at              REAL NOT NULL,
+    lease_until         REAL NOT NULL DEFAULT 0,
+    worker              TEXT NOT NULL DEFAULT '',
+    attempts            INTEGER NOT NULL DEFAULT 0,
+    crashes             INTEGER NOT NULL DEFAULT 0,
+    coalesced           INTEGER NOT NULL DEFAULT 0,
+    reason              TEXT NOT NULL DEFAULT '',
+    marked_at           INTEGER,
+    key_id              BLOB,
+    repeat_of           INTEGER,
+    conflicts_with      INTEGER,
+    differs_from_repeat INTEGER NOT NULL DEFAULT 0,
+    action              TEXT NOT NULL DEFAULT '',
+    result_name         TEXT,
+    result_size         INTEGER,
+    result_digest       BLOB,
+    result_syntax_uid   TEXT,
+    study_instance_uid  TEXT NOT NULL DEFAULT '',
+    series_instance_uid TEXT NOT NULL DEFAULT '',
+    updated_at          REAL NOT NULL
+);
+CREATE INDEX IF NOT EXISTS job_by_state ON job (state, due_at);
+CREATE INDEX IF NOT EXISTS job_by_uid ON job (sop_instance_uid);
+CREATE TABLE IF NOT EXISTS delivery (
+    id          INTEGER PRIMARY KEY,
+    job_id      INTEGER NOT NULL REFERENCES job (id),
+    destination TEXT NOT NULL,
+    state       TEXT NOT NULL,
+    due_at      REAL NOT NULL,
+    lease_until REAL NOT NULL DEFAULT 0,
+    worker      TEXT NOT NULL DEFAULT '',
+    attempts    INTEGER NOT NULL DEFAULT 0,
+    reason      TEXT NOT NULL DEFAULT '',
+    status      INTEGER,
+    updated_at  REAL NOT NULL,
+    UNIQUE (job_id, destination)
+);
+CREATE INDEX IF NOT EXISTS delivery_by_state ON delivery (destination, state, due_at, job_id);
+CREATE TABLE IF NOT EXISTS tally (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID;
+INSERT OR IGNORE INTO tally VALUES ('received', 0), ('marking', 0), ('marked', 0), ('delivered', 0),
+                                   ('held', 0), ('rejected', 0), ('dropped', 0);
+CREATE TRIGGER IF NOT EXISTS job_added AFTER INSERT ON job BEGIN
+    UPDATE tally SET jobs = jobs + 1 WHERE state = new.state;
+END;
+CREATE TRIGGER IF NOT EXISTS job_moved AFTER UPDATE OF state ON job WHEN new.state <> old.state BEGIN
+    UPDATE tally SET jobs = jobs - 1 WHERE state = old.state;
+    UPDATE tally SET jobs = jobs + 1 WHERE state = new.state;
+END;
+
+-- tally --
+-- How many jobs are in each state.
+SELECT state, jobs FROM tally;
+
+-- backlog --
+-- Instances that were answered with success and are still on our disk for somebody.
+SELECT sum(jobs) FROM tally WHERE state IN ('received', 'marking', 'marked', 'held');
+
+-- same_uid --
+-- Earlier jobs under this SOP Instance UID, newest first.
+SELECT id, state, digest, transfer_syntax_uid, marked_at, key_id FROM job
+ WHERE sop_instance_uid = :sop_instance_uid AND state <> 'dropped' ORDER BY id DESC LIMIT 100;
+
+-- add_job --
+-- A new instance; its file already lies in received/ under this name.
+INSERT INTO job (name, state, size, digest, sop_class_uid, sop_instance_uid, transfer_syntax_uid,
+                 calling_ae, called_ae, received_at, due_at, marked_at, key_id, repeat_of,
+                 conflicts_with, action, result_digest, updated_at)
+VALUES (:name, :state, :size, :digest, :sop_class_uid, :sop_instance_uid, :transfer_syntax_uid,
+        :calling_ae, :called_ae, :now, :now, :marked_at, :key_id, :repeat_of,
+        :conflicts_with, :action, :result_digest, :now);
+
+-- coalesce --
+-- The same bytes came again while the first are still on their way.
+UPDATE job SET coalesced = coalesced + 1, updated_at = :now WHERE id = :id;
+
+-- due_job --
+-- Is there anything for a mark worker? (asked without a write lock)
+SELECT 1 WHERE EXISTS (SELECT 1 FROM job WHERE state = 'received' AND due_at <= :now)
+            OR EXISTS (SELECT 1 FROM job WHERE state = 'marking' AND lease_until < :now);
+
+-- next_job_due --
+-- When the next job becomes due, or a lease ends.
+SELECT min(t) FROM (SELECT min(due_at) AS t FROM job WHERE state = 'received'
+                    UNION ALL SELECT min(lease_until) FROM job WHERE state = 'marking');
+
+-- claim_job --
+-- Take the oldest due job for one worker; nobody else can claim it until lease_until.
+UPDATE job SET state = 'marking', worker = :worker, attempts = attempts + 1,
+               lease_until = :lease_until, marked_at = coalesce(marked_at, :marked_at),
+               updated_at = :now
+ WHERE id = (SELECT id FROM job WHERE state = 'received' AND due_at <= :now
+              ORDER BY due_at, id LIMIT 1)
+RETURNING *;
+
+-- expired_jobs --
+-- Workers that let their lease run out.
+SELECT id, worker FROM job WHERE state = 'marking' AND lease_until < :now;
+
+-- marking_workers --
+-- Who holds a job now.
+SELECT id, worker FROM job WHERE state = 'marking';
+
+-- job_crashed --
+-- Its worker ended while marking it: to the back of the queue, and after the limit to quarantine.
+UPDATE job SET crashes = crashes + 1, worker = '', lease_until = 0, updated_at = :now,
+       state = CASE WHEN crashes + 1 >= :limit THEN 'held' ELSE 'received' END,
+       due_at = :now + :delay_s * (crashes + 1),
+       reason = CASE WHEN crashes + 1 >= :limit
+                     THEN 'marking it ended its worker ' || (crashes + 1) || ' times'
+                     ELSE 'its worker ended while marking it' END
+ WHERE id = :id AND state = 'marking' AND worker = :worker
+RETURNING state;
+
+-- renew_job --
+-- A worker still has the job in hand.
+UPDATE job SET lease_until = :lease_until
+ WHERE id = :id AND state = 'marking' AND worker = :worker AND attempts = :attempts RETURNING id;
+
+-- leave_job --
+-- A worker puts a claimed job back, holds or rejects it.
+UPDATE job SET state = :state, reason = :reason, due_at = :due_at, attempts = attempts - :refund,
+               worker = '', lease_until = 0, updated_at = :now
+ WHERE id = :id AND state = 'marking' AND worker = :worker AND attempts = :attempts RETURNING id;
+
+-- finish_job --
+-- A worker has the result on disk; deliveries follow in the same transaction.
+UPDATE job SET state = 'marked', action = :action, reason = :reason, key_id = :key_id,
+               result_name = :result_name, result_size = :result_size,
+               result_digest = :result_digest, result_syntax_uid = :result_syntax_uid,
+               study_instance_uid = :study_instance_uid,
+               series_instance_uid = :series_instance_uid,
+               differs_from_repeat = coalesce((SELECT first.result_digest <> :result_digest
+                                                 FROM job AS first WHERE first.id = job.repeat_of), 0),
+               worker = '', lease_until = 0, updated_at = :now
+ WHERE id = :id AND state = 'marking' AND worker = :worker AND attempts = :attempts
+RETURNING differs_from_repeat;
+
+-- add_delivery --
+-- One destination must get this job.
+INSERT OR IGNORE INTO delivery (job_id, destination, state, due_at, updated_at)
+VALUES (:job_id, :destination, 'waiting', :now, :now);
+
+-- due_delivery --
+-- Is there anything for this destination? (asked without a write lock)
+SELECT 1 WHERE EXISTS (SELECT 1 FROM delivery WHERE destination = :destination
+                          AND state = 'waiting' AND due_at <= :now)
+            OR EXISTS (SELECT 1 FROM delivery WHERE destination = :destination
+                          AND state = 'sending' AND lease_until < :now);
+
+-- next_delivery_due --
+-- When the next delivery to this destination becomes due, or a lease ends.
+SELECT min(t) FROM (SELECT min(due_at) AS t FROM delivery
+                     WHERE destination = :destination AND state = 'waiting'
+                    UNION ALL SELECT min(lease_until) FROM delivery
+                     WHERE destination = :destination AND state = 'sending');
+
+-- claim_deliveries --
+-- Take the oldest due deliveries of one destination for one forwarder.
+UPDATE delivery SET state = 'sending', worker = :worker, attempts = attempts + 1,
+                    lease_until = :lease_until, updated_at = :now
+ WHERE id IN (SELECT id FROM delivery WHERE destination = :destination AND state = 'waiting'
+                 AND due_at <= :now ORDER BY due_at, job_id LIMIT :limit)
+RETURNING id;
+
+-- delivery --
+-- One delivery with what a forwarder needs of its job.
+SELECT d.*, j.name, j.size, j.result_name, j.result_size, j.result_syntax_uid, j.sop_class_uid,
+       j.sop_instance_uid, j.transfer_syntax_uid, j.calling_ae
+  FROM delivery AS d JOIN job AS j ON j.id = d.job_id WHERE d.id = :id;
+
+-- deliveries_of --
+-- Every delivery of one job.
+SELECT d.*, j.name, j.size, j.result_name, j.result_size, j.result_syntax_uid, j.sop_class_uid,
+       j.sop_instance_uid, j.transfer_syntax_uid, j.calling_ae
+  FROM delivery AS d JOIN job AS j ON j.id = d.job_id WHERE d.job_id = :job_id ORDER BY d.id;
+
+-- waiting_contexts --
+-- Which presentation contexts the next deliveries to this destination need, most urgent first.
+SELECT sop_class_uid, syntax FROM (
+    SELECT j.sop_class_uid, coalesce(j.result_syntax_uid, j.transfer_syntax_uid) AS syntax,
+           row_number() OVER () AS place
+      FROM (SELECT job_id FROM delivery WHERE destination = :destination
+               AND state IN ('waiting', 'sending') ORDER BY state, due_at LIMIT :limit) AS d
+      JOIN job AS j ON j.id = d.job_id)
+ GROUP BY sop_class_uid, syntax ORDER BY min(place);
+
+-- expired_deliveries --
+-- Forwarders that let their lease run out, or hold one now (limit in the future).
+SELECT id, worker FROM delivery WHERE state = 'sending' AND lease_until < :before
+   AND destination = :destination;
+
+-- sending_workers --
+-- Who holds a delivery now.
+SELECT id, worker FROM delivery WHERE state = 'sending';
+
+-- delivery_crashed --
+-- Its forwarder ended while sending it.
+UPDATE delivery SET state = 'waiting', worker = '', lease_until = 0, due_at = :due_at,
+                    reason = 'its forwarder ended while sending it', updated_at = :now
+ WHERE id = :id AND state = 'sending' AND worker = :worker RETURNING destination;
+
+-- renew_delivery --
+-- A forwarder still has it in hand.
+UPDATE delivery SET lease_until = :lease_until
+ WHERE id = :id AND state = 'sending' AND worker = :worker AND attempts = :attempts RETURNING id;
+
+-- leave_delivery --
+-- A forwarder is done with it, for now or for good.
+UPDATE delivery SET state = :state, reason = :reason, status = :status, due_at = :due_at,
+                    attempts = attempts - :refund, worker = '', lease_until = 0, updated_at = :now
+ WHERE id = :id AND state = 'sending' AND worker = :worker AND attempts = :attempts RETURNING job_id;
+
+-- settle_job --
+-- A job ends with its last open delivery: held if one is held, else delivered.
+UPDATE job SET state = (CASE
+           WHEN EXISTS (SELECT 1 FROM delivery WHERE job_id = :id AND state = 'held') THEN 'held'
+           WHEN EXISTS (SELECT 1 FROM delivery WHERE job_id = :id AND state = 'delivered')
+               THEN 'delivered'
+           ELSE 'dropped' END),
+       reason = coalesce((SELECT group_concat(destination || ': ' || reason, '; ') FROM delivery
+                           WHERE job_id = :id AND state = 'held'), reason),
+       updated_at = :now
+ WHERE id = :id AND state = 'marked'
+   AND NOT EXISTS (SELECT 1 FROM delivery WHERE job_id = :id AND state IN ('waiting', 'sending'))
+RETURNING state, name, result_name;
+
+-- job --
+-- One job.
+SELECT * FROM job WHERE id = :id;
+
+-- jobs --
+-- Jobs for an administrator's eyes; NULL means any.
+SELECT * FROM job
+ WHERE (:state IS NULL OR state = :state)
+   AND (:destination IS NULL OR id IN (SELECT job_id FROM delivery WHERE destination = :destination))
+   AND (:sop_instance_uid IS NULL OR sop_instance_uid = :sop_instance_uid)
+ ORDER BY id LIMIT :limit;
+
+-- open_jobs --
+-- Jobs whose files must exist.
+SELECT id, state, name, result_name FROM job
+ WHERE state IN ('received', 'marking', 'marked', 'held', 'rejected');
+
+-- hold_lost --
+-- Its file is not there any more.
+UPDATE job SET state = 'held', reason = :reason, worker = '', lease_until = 0, updated_at = :now
+ WHERE id = :id AND state = :state AND state IN ('received', 'marking', 'marked') RETURNING id;
+
+-- hold_lost_deliveries --
+-- Deliveries of a job whose file is not there any more.
+UPDATE delivery SET state = 'held', reason = :reason, worker = '', lease_until = 0, updated_at = :now
+ WHERE job_id = :job_id AND state IN ('waiting', 'sending');
+
+-- retry_job --
+-- Make a waiting job due now.
+UPDATE job SET due_at = :now, updated_at = :now WHERE id = :id AND state = 'received' RETURNING id;
+
+-- retry_deliveries --
+-- Make the waiting deliveries of a job due now.
+UPDATE delivery SET due_at = :now, updated_at = :now WHERE job_id = :job_id AND state = 'waiting'
+RETURNING destination;
+
+-- release_deliveries --
+-- Held deliveries go back to their queues.
+UPDATE delivery SET state = 'waiting', due_at = :now, reason = '', status = NULL, updated_at = :now
+ WHERE job_id = :job_id AND state = 'held' RETURNING destination;
+
+-- release_job --
+-- A held or rejected job comes back: to its deliveries if it has any, else to the mark workers.
+UPDATE job SET reason = '', crashes = 0, due_at = :now, updated_at = :now,
+       state = CASE WHEN EXISTS (SELECT 1 FROM delivery WHERE job_id = :id) THEN 'marked'
+                    ELSE 'received' END
+ WHERE id = :id AND state IN ('held', 'rejected') RETURNING state;
+
+-- drop_deliveries --
+-- No destination gets it any more.
+UPDATE delivery SET state = 'dropped', worker = '', lease_until = 0, updated_at = :now
+ WHERE job_id = :job_id AND state IN ('waiting', 'sending', 'held');
+
+-- drop_job --
+-- An administrator gives it up.
+UPDATE job SET state = 'dropped', reason = :reason, worker = '', lease_until = 0, updated_at = :now
+ WHERE id = :id AND state IN ('received', 'marking', 'marked', 'held', 'rejected')
+RETURNING name, result_name;

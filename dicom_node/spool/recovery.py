@@ -1,0 +1,110 @@
+"""After an unclean end: claims of the dead go back, files nobody knows go away, lost files show."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from dicom_node.spool.base import MARK, forward_channel
+from dicom_node.spool.intake import Intake
+from dicom_node.spool.records import Recovery
+
+CRASH_LIMIT = 3
+# A job that ended its worker lets others go first.
+CRASH_DELAY_S = 1.0
+
+
+class RecoverableSpool(Intake):
+    """A spool that any of its processes may have left in mid-step."""
+
+    RECLAIM_S: ClassVar[float] = 5.0
+    _reclaimed = -1e9
+
+    def recover(self) -> Recovery:
+        """Put the spool in order; call it at start. Safe while other processes work.
+
+        A file is removed only if the process that made it has ended and no open job names it; an
+        open job whose file is gone is held with that reason.
+        """
+        reclaimed = self.reclaim()
+        orphans = self._files.orphans()
+        # Asked after the list was made: whoever made these files can add no more rows.
+        named = set()
+        held = 0
+        for row in self._journal.rows("open_jobs"):
+            files = [self._files.received(row["name"])]
+            if row["result_name"]:
+                files.append(self._files.marked(row["result_name"]))
+            named.update(files)
+            for path in files:
+                if row["state"] in ("received", "marking", "marked") and not path.exists():
+                    held += self._hold_lost(row, f"{path.parent.parent.name} file is missing")
+                    break
+        removed = self._files.remove(*(path for path in orphans if path not in named))
+        return Recovery(
+            reclaimed.requeued_jobs,
+            reclaimed.requeued_deliveries,
+            reclaimed.held_jobs + held,
+            reclaimed.removed_files + removed,
+        )
+
+    def reclaim(self) -> Recovery:
+        """Requeue what processes that have ended still hold; sweep their temporary files."""
+        self._reclaimed = time.monotonic()
+        removed = self._files.sweep_dead()
+        now = self._clock()
+        dead_jobs = self._dead(self._journal.rows("marking_workers"))
+        dead_deliveries = self._dead(self._journal.rows("sending_workers"))
+        held = requeued = 0
+        destinations: list[str] = []
+        if dead_jobs or dead_deliveries:
+            with self._journal.transaction():
+                for row in dead_jobs:
+                    state = self._job_crashed(row["id"], row["worker"], now)
+                    requeued += state == "received"
+                    held += state == "held"
+                for row in dead_deliveries:
+                    destinations += self._delivery_crashed(row["id"], row["worker"], now)
+        self._ring(*[MARK] * requeued, *map(forward_channel, destinations))
+        return Recovery(requeued, len(destinations), held, removed)
+
+    def _dead(self, rows: list[sqlite3.Row]) -> list[sqlite3.Row]:
+        alive = {worker: self._files.is_alive(worker) for worker in {row["worker"] for row in rows}}
+        return [row for row in rows if not alive[row["worker"]]]
+
+    def _job_crashed(self, job_id: int, worker: str, now: float) -> str:
+        row = self._journal.row(
+            "job_crashed",
+            id=job_id,
+            worker=worker,
+            now=now,
+            limit=CRASH_LIMIT,
+            delay_s=CRASH_DELAY_S,
+        )
+        return str(row["state"]) if row else ""
+
+    def _delivery_crashed(self, delivery_id: int, worker: str, now: float) -> list[str]:
+        rows = self._journal.rows(
+            "delivery_crashed", id=delivery_id, worker=worker, now=now, due_at=now
+        )
+        return [row["destination"] for row in rows]
+
+    def _hold_lost(self, row: sqlite3.Row, reason: str) -> int:
+        with self._journal.transaction() as journal:
+            held = journal.rows(
+                "hold_lost", id=row["id"], state=row["state"], reason=reason, now=self._clock()
+            )
+            if held:
+                journal.rows(
+                    "hold_lost_deliveries", job_id=row["id"], reason=reason, now=self._clock()
+                )
+        return len(held)
+
+    def _files_of(self, row: sqlite3.Row) -> tuple[Path | None, ...]:
+        result = row["result_name"]
+        return self._files.received(row["name"]), self._files.marked(result) if result else None
+
+    def _remove_files_of(self, row: sqlite3.Row) -> None:
+        self._files.remove(*self._files_of(row))

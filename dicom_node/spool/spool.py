@@ -1,0 +1,95 @@
+"""The whole spool: every role on one folder, and the administrator's side."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from dicom_node.spool.base import MARK, forward_channel
+from dicom_node.spool.delivery_queue import DeliveryQueue
+from dicom_node.spool.records import Delivery, Job
+
+
+class Spool(DeliveryQueue):
+    """An open spool; see the package for who calls what. Close it, or use ``with``."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def tally(self) -> dict[str, int]:
+        """Return how many jobs are in each state."""
+        return {row["state"]: int(row["jobs"]) for row in self._journal.rows("tally")}
+
+    def jobs(
+        self,
+        *,
+        state: str | None = None,
+        destination: str | None = None,
+        sop_instance_uid: str | None = None,
+        limit: int = -1,
+    ) -> list[Job]:
+        """Return jobs in the order they came, at most `limit` (-1: all)."""
+        rows = self._journal.rows(
+            "jobs",
+            state=state,
+            destination=destination,
+            sop_instance_uid=sop_instance_uid,
+            limit=limit,
+        )
+        return list(map(self._job, rows))
+
+    def job(self, job_id: int) -> Job | None:
+        """Return one job, or None."""
+        row = self._journal.row("job", id=job_id)
+        return self._job(row) if row else None
+
+    def deliveries(self, job_id: int) -> list[Delivery]:
+        """Return the deliveries of one job."""
+        return list(map(self._delivery, self._journal.rows("deliveries_of", job_id=job_id)))
+
+    def retry_now(self, job_id: int) -> bool:
+        """Make a waiting job or its waiting deliveries due now; False if nothing waits."""
+        with self._journal.transaction() as journal:
+            now = self._clock()
+            jobs = journal.rows("retry_job", id=job_id, now=now)
+            deliveries = journal.rows("retry_deliveries", job_id=job_id, now=now)
+        self._ring(
+            *[MARK] * len(jobs), *(forward_channel(row["destination"]) for row in deliveries)
+        )
+        return bool(jobs or deliveries)
+
+    def release(self, job_id: int) -> bool:
+        """Bring a held or rejected job, or its held deliveries, back; False if there is none.
+
+        A job whose file is missing stays held.
+        """
+        job = self.job(job_id)
+        if job is None or not (job.result or job.path).exists():
+            return False
+        with self._journal.transaction() as journal:
+            now = self._clock()
+            deliveries = journal.rows("release_deliveries", job_id=job_id, now=now)
+            jobs = journal.rows("release_job", id=job_id, now=now)
+        marking = [MARK for row in jobs if row["state"] == "received"]
+        self._ring(*marking, *(forward_channel(row["destination"]) for row in deliveries))
+        return bool(jobs or deliveries)
+
+    def drop(self, job_id: int, reason: str = "dropped by an administrator") -> bool:
+        """Give a job up for good: its files are removed; False if it had already ended."""
+        with self._journal.transaction() as journal:
+            now = self._clock()
+            row = journal.row("drop_job", id=job_id, reason=reason, now=now)
+            if row is not None:
+                journal.rows("drop_deliveries", job_id=job_id, now=now)
+        if row is None:
+            return False
+        self._remove_files_of(row)
+        return True

@@ -1,0 +1,1 @@
+"""The re-check of what the PACS returns."""

@@ -1,0 +1,195 @@
+"""The re-check of one instance: both marks of every frame, the header, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dicom_node.errors import PixelError
+from dicom_node.inference.base import RobustEngine
+from dicom_node.instance import seal
+from dicom_node.instance.block import PrivateBlock, read_block
+from dicom_node.instance.datafile import open_data_file
+from dicom_node.instance.display import Display, display_of
+from dicom_node.instance.frames import Instance, open_instance
+from dicom_node.instance.model import StoredFrame
+from dicom_node.instance.seal import SealCheck
+from dicom_node.keys import KeyRing, KeySet
+from dicom_node.planes import bounds_of, split
+from dicom_node.verify.verdict import (
+    SAME_PICTURE_BITS,
+    FrameVerdict,
+    InstanceVerdict,
+    RobustReading,
+    Verdict,
+    worst,
+)
+from dicom_node.watermark import integrity, perceptual
+from dicom_node.watermark.integrity import IntegrityCheck, OpenedRecord
+from dicom_node.watermark.robust import RobustWatermark
+
+MAX_PIXELS = 1 << 32
+
+
+@dataclass
+class _Findings:
+    """What the frames say together."""
+
+    record: OpenedRecord | None = None
+    changed: set[str] = field(default_factory=set)
+    frames: list[FrameVerdict] = field(default_factory=list)
+    counts: set[int] = field(default_factory=set)
+
+
+def check_instance(path: Path, ring: KeyRing, engine: RobustEngine) -> InstanceVerdict:
+    """Return the verdict on the instance in a file.
+
+    Parameters
+    ----------
+    ring
+        Keys to check with; public ones verify signatures but do not localise, nor read W1.
+    engine
+        W1's networks.
+    """
+    try:
+        instance = open_instance(path, max_pixels=MAX_PIXELS)
+    except PixelError as error:
+        return _sealed_only(path, ring, str(error))
+    with closing(instance):
+        try:
+            return _check(instance, ring, engine)
+        except PixelError as error:
+            return InstanceVerdict(
+                str(path), instance.sop_instance_uid, "unreadable", reason=str(error)
+            )
+
+
+def _check(instance: Instance, ring: KeyRing, engine: RobustEngine) -> InstanceVerdict:
+    block = _block_of(instance)
+    sealed = seal.check_header(instance.header, instance.data, ring)
+    display = display_of(instance)
+    watermark = RobustWatermark(engine)
+    secret = [keys for keys in ring.all() if keys.has_secrets]
+    found = _Findings(changed=set(sealed.changed if sealed.signature_valid else ()))
+    blocks = block.frames if block else ()
+    for index, frame in enumerate(instance.frames()):
+        planes = split(frame, instance.host_index)
+        check = integrity.check(
+            planes.host, planes.side, bounds_of(instance), ring=ring,
+            sop_instance_uid=instance.sop_instance_uid, frame_number=index + 1,
+            header_block=blocks[index] if index < len(blocks) else b"",
+        )  # fmt: skip
+        robust = _read_robust(watermark, display, frame, index, secret, upright=check.status == "valid")
+        found.frames.append(_frame_verdict(index + 1, check, robust))
+        _take_record(found, check, instance, ring)
+    return _verdict(instance, found, sealed)
+
+
+def _frame_verdict(number: int, check: IntegrityCheck, robust: RobustReading) -> FrameVerdict:
+    if check.status != "absent" and not check.bound:
+        said = check.record
+        whose = "another instance"
+        if said is not None and said.frame_number != number:
+            whose = f"frame {said.frame_number} of this or another instance"
+        return FrameVerdict(number, "tampered", "other", robust, check.tampered,
+                            f"these pixels were marked as {whose}")  # fmt: skip
+    if check.status == "valid":
+        return FrameVerdict(number, "authentic", "valid", robust)
+    if check.status == "partial":
+        return FrameVerdict(number, "tampered", "partial", robust, check.tampered)
+    if not robust.decoded or robust.phash_distance is None:
+        return FrameVerdict(number, "unmarked", "absent", robust)
+    if robust.phash_distance <= SAME_PICTURE_BITS:
+        return FrameVerdict(number, "content-preserved", "absent", robust)
+    return FrameVerdict(number, "foreign", "absent", robust,
+                        reason="the mark was made for a picture that looks different")  # fmt: skip
+
+
+def _read_robust(
+    watermark: RobustWatermark, display: Display, frame: StoredFrame, index: int,
+    keys: Sequence[KeySet], *, upright: bool,
+) -> RobustReading:  # fmt: skip
+    """Read W1; the seven other poses only where the integrity mark does not say it is upright."""
+    if not keys or min(frame.values.shape[:2]) < 8:
+        return RobustReading(False)
+    picture = display.image(frame, index)
+    found = watermark.detect(picture, keys, dihedral=not upright)
+    if not found.decoded:
+        return RobustReading(False)
+    now = perceptual.perceptual_hash(found.pose.upright(picture))
+    return RobustReading(
+        True, found.message.hex(), found.bit_accuracy,
+        perceptual.distance(found.perceptual_hash, now),
+    )  # fmt: skip
+
+
+def _take_record(
+    found: _Findings, check: IntegrityCheck, instance: Instance, ring: KeyRing
+) -> None:
+    """Compare the signed attribute digests with the header, once per record."""
+    record = check.record
+    if record is None or not check.signature_valid:
+        return
+    found.counts.add(record.frame_count)
+    if not record.belongs_to(instance.sop_instance_uid, record.frame_number):
+        found.changed.add("SOPInstanceUID")
+    keys = ring.get(record.key_id)
+    if found.record is None and keys is not None and keys.has_secrets:
+        found.changed |= set(
+            seal.changed_attributes(instance.header, record.attribute_digests, keys.mac_key)
+        )
+    found.record = found.record or record
+
+
+def _verdict(instance: Instance, found: _Findings, sealed: SealCheck) -> InstanceVerdict:
+    verdict: Verdict = worst([frame.verdict for frame in found.frames])
+    reason = ""
+    if found.counts and found.counts != {instance.frame_count}:
+        said = max(found.counts)
+        reason = f"the marks speak of {said} frames, there are {instance.frame_count}"
+        verdict = worst([verdict, "tampered"])
+    elif found.counts and verdict == "unmarked":
+        verdict, reason = "tampered", "some frames carry our marks, others none"
+    record = found.record
+    return InstanceVerdict(
+        str(instance.path), instance.sop_instance_uid, verdict,
+        owner=record.owner if record else (sealed.owner if sealed.signature_valid else ""),
+        signed_by=record.key_id if record else (sealed.key_id if sealed.signature_valid else b""),
+        marked_at=record.marked_at if record else (sealed.marked_at if sealed.signature_valid else None),
+        changed=tuple(sorted(found.changed)), frames=tuple(found.frames), reason=reason,
+    )  # fmt: skip
+
+
+def _sealed_only(path: Path, ring: KeyRing, why: str) -> InstanceVerdict:
+    """Judge what cannot carry marks by its header seal, which covers the pixel data, too."""
+    try:
+        with closing(open_data_file(path)) as data:
+            header = data.read_header()
+            sealed = seal.check_header(header, data, ring)
+            uid = str(header.get("SOPInstanceUID") or "")
+    except PixelError as error:
+        return InstanceVerdict(str(path), "", "unreadable", reason=str(error))
+    if not sealed.present:
+        return InstanceVerdict(str(path), uid, "unmarked", reason=f"no seal; {why}")
+    if not sealed.signature_valid:
+        return InstanceVerdict(
+            str(path), uid, "tampered",
+            reason="the header seal is damaged, or signed by a key this ring does not have",
+        )  # fmt: skip
+    covered = sealed.covers_pixels
+    verdict: Verdict = "authentic" if sealed.intact and covered else "tampered"
+    return InstanceVerdict(
+        str(path), uid, verdict, sealed.owner, sealed.key_id, sealed.marked_at, sealed.changed,
+        reason="" if covered else f"sealed as a marked image, but {why}",
+    )  # fmt: skip
+
+
+def _block_of(instance: Instance) -> PrivateBlock | None:
+    try:
+        return read_block(instance.header)
+    except PixelError:
+        return None

@@ -1,0 +1,1 @@
+"""The two watermarks, on arrays and bytes only."""

@@ -1,0 +1,378 @@
+"""Read W2: what a frame says, whether it holds, where it does not, and the frame before marking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.keys import KeyRing, KeySet
+from dicom_node.watermark import erasure, payload
+from dicom_node.watermark.framing import (
+    COMPACT_MAC_BYTES,
+    MIN_SIDE_PX,
+    Canvas,
+    Side,
+    frame_digest,
+    frame_key,
+    padding_of,
+    tile_digests,
+)
+from dicom_node.watermark.payload import OpenedRecord, Parsed, Profile, TileStates
+from dicom_node.watermark.reversible import Plan, extract_tiles, read_headers
+from dicom_node.watermark.tiles import (
+    SIZES_PX,
+    Bounds,
+    Box,
+    Frame,
+    Grid,
+    find_gap,
+    grid_of,
+    inside_of,
+    join,
+)
+
+Status = Literal["valid", "partial", "absent"]
+_FULL, _COMPACT = 0, 2
+# Decoding without knowing which tiles are wrong is tried on this many copies of the record.
+_BLIND_GROUPS = 2
+
+
+@dataclass(frozen=True)
+class IntegrityCheck:
+    """What W2 says about one frame.
+
+    Attributes
+    ----------
+    status
+        "valid": every tile and the signature hold, for the frame that was asked about. "partial": ours,
+        but not all of that. "absent": nothing of ours was found.
+    signature_valid
+        The signature is ours, over the record and over the whole frame as recovered.
+    record
+        What the frame says, or None; only ever what tile digests or a signature vouch for.
+    recovered
+        ``(rows, columns)`` int32 I1, exact if `status` is valid. Tiles that do not hold are
+        as they were received.
+    tampered
+        The tiles that do not hold. Empty without the MAC key, or if nothing was found.
+    bound
+        False: the marks belong to another SOP Instance UID or frame number than was asked; `record` says
+        which frame. Meaningful where `record` is not None or a tile held.
+    record_authentic
+        The record is ours, even if pixels changed since.
+    """
+
+    status: Status
+    signature_valid: bool
+    record: OpenedRecord | None
+    recovered: Frame
+    tampered: tuple[Box, ...]
+    profile: Profile | None
+    tile_px: int
+    bound: bool
+    record_authentic: bool = False
+
+
+def check(
+    host: Frame, side: Side | None, bounds: Bounds, *, ring: KeyRing, sop_instance_uid: str,
+    frame_number: int, header_block: bytes = b"",
+) -> IntegrityCheck:  # fmt: skip
+    """Read and judge W2 of one frame; any array gets an answer.
+
+    Parameters
+    ----------
+    host, side, bounds
+        As for `embed`.
+    ring
+        With secrets: tiles are judged one by one and restoration is opened. With public keys
+        only: the signature over the recovered frame is checked.
+    sop_instance_uid, frame_number
+        The frame this claims to be.
+    header_block
+        From `IntegrityMark`, b"" if there was none or it is gone.
+    """
+    host = np.ascontiguousarray(host, np.int32)
+    absent = IntegrityCheck("absent", False, None, host, (), None, 0, bound=False)
+    if host.ndim != 2 or min(host.shape) < MIN_SIDE_PX:
+        return absent
+    padded = padding_of(host, bounds)
+    canvas = Canvas(host, side, bounds, find_gap(host, padded, grid_of(*host.shape, 0)))
+    asked = (payload.uid_tag(sop_instance_uid), frame_number)
+    best = absent
+    for reading in _readings(canvas):
+        found = _Judge(canvas, reading, ring, asked, header_block).verdict()
+        if found is not None and found.status == "valid":
+            return found
+        if found is not None and best.status == "absent":
+            best = found
+    return best
+
+
+@dataclass
+class _Reading:
+    """What one tile size yields.
+
+    Attributes
+    ----------
+    plan, streams
+        Parameters of all tiles, and their bytes ``(tiles, n)``: digest, then share.
+    sound
+        ``(tiles,)``: tiles that may have been written by us.
+    recovered
+        The frame with every sound tile as it was before embedding.
+    """
+
+    grid: Grid
+    plan: Plan
+    streams: NDArray[np.uint8]
+    sound: NDArray[np.bool_]
+    recovered: Frame
+
+
+def _readings(canvas: Canvas) -> Iterator[_Reading]:
+    """Read the frame at every tile size at which some tile has a header, the likeliest first."""
+    candidates = []
+    for code in range(len(SIZES_PX)):
+        grid = canvas.grid(code)
+        parts = canvas.parts(grid)
+        plan, good = read_headers(parts)
+        if good.any():
+            candidates.append((good.sum() / grid.count, grid, parts, plan, good))
+    for _, grid, parts, plan, good in sorted(candidates, key=lambda c: -c[0]):
+        if canvas.gap.step > 1:
+            off = canvas.gap.off(canvas.host)
+            if canvas.padded is not None:
+                off &= ~canvas.padded
+            good &= ~inside_of(off, grid)
+        chosen = np.flatnonzero(good)
+        if not chosen.size:
+            continue
+        some = parts if chosen.size == grid.count else parts.subset(chosen)
+        before = some.subset(np.arange(some.count))
+        bits, sound = extract_tiles(some, canvas.span, plan.subset(chosen))
+        some.black[~sound], some.white[~sound] = before.black[~sound], before.white[~sound]
+        parts.black[chosen], parts.white[chosen] = some.black, some.white
+        streams = np.zeros((grid.count, bits.shape[1] // 8), np.uint8)
+        streams[chosen] = np.packbits(bits, axis=1)
+        all_sound = np.zeros(grid.count, np.bool_)
+        all_sound[chosen] = sound
+        recovered = canvas.gap.from_k(join(parts))
+        if canvas.fixed is not None:
+            recovered = np.where(canvas.fixed, canvas.host, recovered)
+        if canvas.gap.step > 1:
+            recovered = np.where(off, canvas.host, recovered)
+        yield _Reading(grid, plan, streams, all_sound, recovered)
+
+
+@dataclass
+class _Judge:
+    """One reading, judged."""
+
+    canvas: Canvas
+    reading: _Reading
+    ring: KeyRing
+    asked: tuple[bytes, int]
+    header_block: bytes
+
+    def verdict(self) -> IntegrityCheck | None:
+        """Return the result, or None if nothing here is ours."""
+        compact = self.reading.plan.kind == _COMPACT
+        if compact.any() and self.reading.grid.count == 1:
+            return self._compact_verdict()
+        valid = np.zeros(self.reading.grid.count, np.bool_)
+        keys: KeySet | None = None
+        for candidate in self.ring.all():
+            valid = self._holding(candidate, self.asked)
+            if valid.any():
+                keys = candidate
+                break
+        said = self.asked
+        parsed = self._record(valid if keys is not None else None)
+        if keys is None:
+            if parsed is None:
+                return None
+            said = (parsed.uid_tag, parsed.frame_number)
+            keys = self.ring.get(parsed.key_id)
+            if keys is None:
+                return None
+            valid = self._holding(keys, said)
+            if valid.any():
+                parsed = self._record(valid) or parsed
+        return self._judge(parsed, keys, valid, said)
+
+    def _judge(
+        self, parsed: Parsed | None, keys: KeySet, valid: NDArray[np.bool_], said: tuple[bytes, int]
+    ) -> IntegrityCheck | None:
+        reading = self.reading
+        if parsed is not None and parsed.key_id != keys.key_id:
+            parsed = None
+        recovered = self._trusted(valid, keys)
+        signed, authentic, i1_digest = False, False, None
+        if parsed is not None:
+            digest = frame_digest(recovered, self.canvas.side)
+            signed = parsed.authentic(keys, digest)
+            i1_digest = digest if signed else None
+            if not signed and parsed.i1_digest is not None:
+                i1_digest = parsed.i1_digest if parsed.authentic(keys, parsed.i1_digest) else None
+            authentic = i1_digest is not None
+        elif not valid.any():
+            return None
+        believed = parsed if authentic else None
+        bound = said == self.asked
+        holding = self._all_holding(believed, keys, valid, said)
+        tampered: tuple[Box, ...] = ()
+        if keys.has_secrets:
+            tampered = tuple(reading.grid.box(int(t)) for t in np.flatnonzero(~holding))
+        elif keys.has_secrets is False:
+            holding = np.ones_like(valid) if signed else holding
+        whole = bool(holding.all()) and signed and bound
+        outside = parsed is not None and parsed.outside
+        return IntegrityCheck(
+            "valid" if whole else "partial", signed and bool(holding.all()),
+            believed.open(keys, i1_digest) if believed is not None else None,
+            recovered, tampered, "header" if outside else "tiled",
+            SIZES_PX[reading.grid.size_code], bound, authentic,
+        )  # fmt: skip
+
+    def _trusted(self, valid: NDArray[np.bool_], keys: KeySet) -> Frame:
+        """Return the recovered frame, with tiles that do not hold as they were received."""
+        if not keys.has_secrets or bool(valid[self.reading.sound].all()):
+            return self.reading.recovered
+        grid = self.reading.grid
+        out = self.reading.recovered.copy()
+        for tile in np.flatnonzero(self.reading.sound & ~valid):
+            box = grid.box(int(tile))
+            area = np.s_[box.row : box.row + box.rows, box.column : box.column + box.columns]
+            out[area] = self.canvas.host[area]
+        return out
+
+    def _all_holding(
+        self, parsed: Parsed | None, keys: KeySet, valid: NDArray[np.bool_], said: tuple[bytes, int]
+    ) -> NDArray[np.bool_]:
+        """Return which tiles hold: by their own digest, as padding, or by a digest in the record."""
+        grid = self.reading.grid
+        if not keys.has_secrets:
+            return valid
+        holding = valid.copy()
+        states = None
+        if parsed is not None:
+            states = _states(parsed, grid.count)
+        if states is None:
+            # The record is lost: constant padding is what an untouched inert tile looks like.
+            return holding | self.canvas.constant_tiles(grid)[0]
+        if states.inert.any():
+            inert = self.canvas.inert(grid, states.inert_value)
+            holding = np.where(states.inert, inert, holding)
+        if states.mute:
+            key = frame_key(keys.mac_key, *said)
+            digests = tile_digests(self.canvas, self.canvas.host, grid, key, states.mute, {})
+            for tile, digest in states.mute.items():
+                holding[tile] = digests[tile] == digest
+        return holding
+
+    def _holding(self, keys: KeySet, said: tuple[bytes, int]) -> NDArray[np.bool_]:
+        """Return which tiles hold their own digest under `keys` for the frame `said`."""
+        reading = self.reading
+        out = np.zeros(reading.grid.count, np.bool_)
+        if not keys.has_secrets:
+            return out
+        tiles = [int(t) for t in np.flatnonzero(reading.sound)]
+        told = self._told(tiles, payload.MAC_BYTES)
+        key = frame_key(keys.mac_key, *said)
+        digests = tile_digests(self.canvas, reading.recovered, reading.grid, key, tiles, told)
+        for tile in tiles:
+            out[tile] = digests[tile] == reading.streams[tile, : payload.MAC_BYTES].tobytes()
+        return out
+
+    def _told(self, tiles: list[int], digest_bytes: int) -> dict[int, bytes]:
+        plan = self.reading.plan
+        table = plan.header_table()
+        out = {}
+        for tile in tiles:
+            end = digest_bytes + int(plan.share_bytes[tile])
+            share = self.reading.streams[tile, digest_bytes:end].tobytes()
+            out[tile] = table[tile].tobytes() + plan.maps.get(tile, b"") + share
+        return out
+
+    def _record(self, valid: NDArray[np.bool_] | None) -> Parsed | None:
+        """Put the record together; `valid` None: it is not known which tiles hold."""
+        plan, grid = self.reading.plan, self.reading.grid
+        usable = (self.reading.sound if valid is None else valid) & (plan.kind == _FULL)
+        if not usable.any():
+            return None
+        share = int(np.bincount(plan.share_bytes[usable]).argmax())
+        number = -(-grid.count // erasure.MAX_SYMBOLS)
+        for first in range(number if valid is not None else min(number, _BLIND_GROUPS)):
+            members = np.arange(first, grid.count, number)
+            here = usable[members] & (plan.share_bytes[members] == share)
+            if not here.any() or not share:
+                continue
+            k = int(np.bincount(plan.data_tiles[members][here]).argmax())
+            here &= plan.data_tiles[members] == k
+            end = payload.MAC_BYTES + share
+            values = self.reading.streams[members, payload.MAC_BYTES : end]
+            data = erasure.decode(values, ~here, k)
+            if data is None:
+                continue
+            try:
+                return payload.parse(data.tobytes(), self.header_block)
+            except ValueError:
+                continue
+        return None
+
+    def _compact_verdict(self) -> IntegrityCheck | None:
+        """Judge a frame whose pixels hold one digest, and the header block all else."""
+        try:
+            parsed = payload.parse_compact(self.header_block)
+        except ValueError:
+            parsed = None
+        reading = self.reading
+        recovered, asked = reading.recovered, self.asked
+        claims = [(keys, asked) for keys in self.ring.all()]
+        own = self.ring.get(parsed.key_id) if parsed is not None else None
+        if parsed is not None and own is not None:
+            claims.append((own, (parsed.uid_tag, parsed.frame_number)))
+        told = self._told([0], COMPACT_MAC_BYTES)
+        held = None
+        for keys, said in claims:
+            if not keys.has_secrets:
+                continue
+            key = frame_key(keys.mac_key, *said)
+            digest = tile_digests(self.canvas, recovered, reading.grid, key, [0], told,
+                                  size=COMPACT_MAC_BYTES)[0]  # fmt: skip
+            if digest == reading.streams[0, :COMPACT_MAC_BYTES].tobytes():
+                held = (keys, said)
+                break
+        signed = False
+        record = None
+        i1_digest = frame_digest(recovered, self.canvas.side)
+        if parsed is not None and own is not None and parsed.authentic(own, i1_digest):
+            signed = True
+            record = parsed.open(own, i1_digest)
+        if held is None and not signed:
+            if own is None:
+                return None
+            # Parameters of ours in the pixels, a block of ours in the header: changed since.
+            box = reading.grid.box(0)
+            return IntegrityCheck("partial", False, None, self.canvas.host, (box,), "compact", 0,
+                                  bound=claims[-1][1] == asked)  # fmt: skip
+        said = held[1] if held is not None else asked
+        if record is not None:
+            said = (record.uid_tag, record.frame_number)
+        bound = said == self.asked
+        secret = own is not None and own.has_secrets
+        # Without the block the digest still vouches for the pixels, but there is no signature.
+        whole = signed and bound and (held is not None or not secret)
+        base = IntegrityCheck("partial", signed, record, recovered, (), "compact", 0, bound, signed)
+        return replace(base, status="valid") if whole else base
+
+
+def _states(parsed: Parsed, count: int) -> TileStates | None:
+    try:
+        return TileStates.unpack(parsed.tile_states, count)
+    except ValueError:
+        return None

@@ -1,0 +1,269 @@
+"""W1, the robust mark: whose image this is, and what it looked like.
+
+A message of 96 bits (64-bit pHash, 32-bit keyed tag) becomes a whitened code word of 160 bits.
+E1 chooses the residual that carries it, :mod:`synthesis` builds it in integers, D1 reads it back
+from any 8-bit picture of the frame. The frame is always seen at ``128 x 128``, whatever its size
+or aspect, so scaling needs no search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+from Crypto.Hash import KMAC256, SHAKE256
+from numpy.typing import NDArray
+
+from dicom_node.errors import WatermarkError
+from dicom_node.inference.base import Float32, RobustEngine
+from dicom_node.watermark import ecc, perceptual, synthesis
+from dicom_node.watermark.synthesis import Int32, RobustRecord
+
+TAG_BYTES = 4
+MIN_AGREEMENT = 0.35  # cosine between soft bits and code word below which no tag is believed
+MIN_SIDE_PX = 48  # a smaller frame has too few samples for 160 bits
+LOCAL_RMS = 0.0125  # most a marked area is changed, rms in display values: 3.2 grey levels
+PROFILES: dict[str, tuple[float, ...]] = {
+    # PSNR in the display window, dB: tried in turn until the frame reads back with a margin
+    "diagnostic": (45.0, 43.2, 41.6, 40.6),
+    "robust": (42.0, 40.6),
+}
+
+
+class RobustKey(Protocol):
+    """The part of a key set that W1 needs."""
+
+    @property
+    def owner(self) -> str: ...
+    @property
+    def key_id(self) -> bytes: ...
+    @property
+    def robust_key(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class RobustMark:
+    """One frame with W1 in it; `record` is None where the frame can carry none (`reason`)."""
+
+    marked: Int32
+    message: bytes
+    record: RobustRecord | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How the picture lies against the frame that was marked."""
+
+    rotation_deg: float = 0.0
+    flip: bool = False
+    scale: float = 1.0
+
+    def upright(self, picture: Float32) -> Float32:
+        """Return `picture` turned back to how the frame was marked (quarter turns and flips)."""
+        mirrored = picture[:, ::-1] if self.flip else picture
+        return np.ascontiguousarray(np.rot90(mirrored, -round(self.rotation_deg / 90)))
+
+
+# The poses beside the upright one: three quarter turns, and four of the mirrored picture.
+DIHEDRAL = tuple(
+    Pose(90.0 * quarter, flip) for flip in (False, True) for quarter in range(4) if flip or quarter
+)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What D1 read. `decoded` only with a valid tag; the rest is then of that message."""
+
+    decoded: bool
+    message: bytes = b""
+    owner: str = ""
+    key_id: bytes = b""
+    bit_accuracy: float = 0.0
+    pose: Pose = Pose()
+
+    @property
+    def perceptual_hash(self) -> bytes:
+        """Return the pHash the frame had when it was marked, 8 bytes."""
+        return self.message[:8]
+
+
+class RobustWatermark:
+    """Embed and detect W1 with one engine.
+
+    Parameters
+    ----------
+    engine
+        The networks on some backend.
+    profile
+        ``diagnostic`` or ``robust``: the budgets tried.
+    """
+
+    def __init__(self, engine: RobustEngine, profile: str = "diagnostic") -> None:
+        self.engine = engine
+        self._budgets = PROFILES[profile]
+
+    def embed(
+        self, host: Int32, display: Float32, *, step: float, low: int, high: int,
+        padding: tuple[int, int] | None, key: RobustKey,
+    ) -> RobustMark:  # fmt: skip
+        """Put W1 into one frame.
+
+        Parameters
+        ----------
+        host
+            Stored values, ``(rows, columns)``; ``(rows, columns, 3)`` for RGB, whose samples are
+            changed alike so that luma alone moves.
+        display
+            The same frame in display values 0..1, ``(rows, columns)``.
+        step
+            Stored values in 1/256 of the window; negative where display falls as stored rises.
+        low, high, padding
+            Stored range and padding range, inclusive.
+        """
+        message = self.message(display, key)
+        if min(display.shape) < MIN_SIDE_PX:
+            return RobustMark(host, message, None, f"a side is below {MIN_SIDE_PX} px")
+        word = _code_word(message, key)
+        small = self.resample(display)
+        best: tuple[float, Int32, RobustRecord] | None = None
+        for psnr_db in self._budgets:
+            made = self._residual(small, word, psnr_db, step, display)
+            if made is None:
+                return RobustMark(host, message, None, "the frame is flat or saturated throughout")
+            record, delta = made
+            margin = self._margin(small, delta, step, word)
+            if best is None or margin > best[0]:
+                marked, exceptions = synthesis.apply(host, delta, low, high, padding)
+                best = (margin, marked, _with_exceptions(record, exceptions))
+            if margin >= 1.0:
+                break
+        assert best is not None  # noqa: S101 - every profile has a budget
+        return RobustMark(best[1], message, best[2])
+
+    def remove(
+        self, marked: Int32, record: RobustRecord, *, low: int, high: int,
+        padding: tuple[int, int] | None,
+    ) -> Int32:  # fmt: skip
+        """Return the frame as it was before :meth:`embed`, bit for bit."""
+        return remove(marked, record, self.engine.patterns, self.engine.model_id, low, high, padding)
+
+    def message(self, display: Float32, key: RobustKey) -> bytes:
+        """Return the 12 bytes that name this frame: pHash, then its keyed tag."""
+        hashed = perceptual.perceptual_hash(display)
+        return hashed + _tag(hashed, key)
+
+    def detect(
+        self, display: Float32, keys: Sequence[RobustKey], *, dihedral: bool = False
+    ) -> Detection:
+        """Read W1 from a picture in display values 0..1, ``(rows, columns)``.
+
+        With `dihedral`, the seven other flips and quarter turns are tried when the upright one
+        does not decode.
+        """
+        small = self.resample(display)
+        found = self._read(self.engine.decode(small[None, None])[0], keys, Pose())
+        if found.decoded or not dihedral:
+            return found
+        soft = self.engine.decode(np.stack([pose.upright(small) for pose in DIHEDRAL])[:, None])
+        attempts = [self._read(s, keys, pose) for s, pose in zip(soft, DIHEDRAL, strict=True)]
+        return next((a for a in attempts if a.decoded), found)
+
+    def resample(self, display: Float32) -> Float32:
+        """Return the frame as the networks see it, ``(side, side)``."""
+        side = self.engine.side
+        shrinks = min(display.shape) >= side
+        small = cv2.resize(
+            display, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        )
+        return np.asarray(small, np.float32)
+
+    def _residual(
+        self, small: Float32, word: Float32, psnr_db: float, step: float, display: Float32
+    ) -> tuple[RobustRecord, Int32] | None:
+        rms = float(10 ** (-psnr_db / 20))
+        amplitudes, strengths = self.engine.encode(
+            small[None, None], word[None], np.full((1, 1), rms, np.float32)
+        )
+        grid = np.clip(strengths[0], 0, 7).astype(np.uint8)
+        share = float(np.mean(grid > 0))
+        if share == 0.0:
+            return None
+        levels = np.clip(amplitudes[0], -31, 31).astype(np.int8)
+        shape, carrier_shift = synthesis.residual_shape(
+            levels, grid, self.engine.patterns, *display.shape
+        )
+        size = float(np.sqrt(np.mean(np.square(shape, dtype=np.float32))))
+        if size == 0.0:
+            return None
+        wanted = min(rms, LOCAL_RMS * share**0.5) * 256 * abs(step) / size
+        gain, shift = synthesis.fixed_point(wanted)
+        if step < 0:
+            levels = (-levels).astype(np.int8)
+            shape = -shape
+        record = RobustRecord(
+            self.engine.model_id, levels, grid, gain, shift, carrier_shift, np.empty(0, np.int64)
+        )
+        # built the way it will be taken off: the sign of a rounded carrier is not symmetric
+        delta = (
+            synthesis.scale(shape, gain, shift)
+            if step > 0
+            else synthesis.delta_of(record, self.engine.patterns, *display.shape)
+        )
+        return record, delta
+
+    def _margin(self, small: Float32, delta: Int32, step: float, word: Float32) -> float:
+        """Return how safely the word reads back: 1 or more is enough, 0 or less is wrong."""
+        change = self.resample((delta * np.float32(1 / (256 * step))).astype(np.float32))
+        picture = np.clip(small + change, 0, 1)
+        soft = self.engine.decode(picture[None, None])[0] * word
+        weakest = float(np.sort(soft)[len(soft) // 50])  # 2 % may be weaker: the code mends them
+        return weakest / (0.45 * float(np.sqrt(np.mean(soft**2))) + 1e-9)
+
+    def _read(self, soft: Float32, keys: Sequence[RobustKey], pose: Pose) -> Detection:
+        for key in keys:
+            plain = soft * _whitening(key)
+            for message, agreement in ecc.candidates(plain):
+                if agreement >= MIN_AGREEMENT and _tag(message[:8], key) == message[8:]:
+                    word = _code_word(message, key)
+                    right = float(np.mean((soft > 0) == (word > 0)))
+                    return Detection(True, message, key.owner, key.key_id, right, pose)
+        return Detection(False, pose=pose)
+
+
+def remove(
+    marked: Int32, record: RobustRecord, patterns: Float32, model_id: bytes, low: int, high: int,
+    padding: tuple[int, int] | None,
+) -> Int32:  # fmt: skip
+    """Take W1 off without any network: only the record and the integer patterns are needed."""
+    if record.model_id != model_id:
+        raise WatermarkError(
+            f"the mark was made with carrier patterns {record.model_id.hex()}, this installation "
+            f"has {model_id.hex()}; restore with the version that marked it"
+        )
+    delta = synthesis.delta_of(record, patterns, *marked.shape[:2])
+    return synthesis.remove(marked, delta, low, high, padding, record.exceptions)
+
+
+def _with_exceptions(record: RobustRecord, exceptions: NDArray[np.int64]) -> RobustRecord:
+    return RobustRecord(record.model_id, record.amplitudes, record.strengths, record.gain,
+                        record.shift, record.carrier_shift, exceptions)  # fmt: skip
+
+
+def _tag(hashed: bytes, key: RobustKey) -> bytes:
+    """Return the keyed tag over pHash and owner."""
+    mac = KMAC256.new(key=key.robust_key, mac_len=8, custom=b"dicom-node W1 tag")
+    return bytes(mac.update(hashed + key.owner.encode("ascii")).digest()[:TAG_BYTES])
+
+
+def _whitening(key: RobustKey) -> Float32:
+    """Return the keyed signs that hide the code word from whoever lacks the key."""
+    stream = SHAKE256.new(b"dicom-node W1 whitening" + key.robust_key).read(ecc.CODE_BITS // 8)
+    return np.unpackbits(np.frombuffer(stream, np.uint8)).astype(np.float32) * 2 - 1
+
+
+def _code_word(message: bytes, key: RobustKey) -> Float32:
+    return (ecc.encode(message).astype(np.float32) * 2 - 1) * _whitening(key)

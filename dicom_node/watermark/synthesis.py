@@ -1,0 +1,247 @@
+"""The residual of W1: rebuilt from a few integers, the same on every machine.
+
+E1 chooses K amplitudes, a 16 x 16 grid of strengths and one gain. Everything after that is
+integer arithmetic (matrix products of whole numbers below 2^24, which float32 holds exactly in
+any order of summation), so the node that takes the mark off needs no network and no luck.
+
+    carrier  c = clip(round(sum_k amplitude_k P_k / 2^s), -1023..1023)          128 x 128
+    delta    = (up(c) * up(g) * gain + half) >> shift                           rows x columns
+
+A sample is marked where it stays at least D + 1 (D = the largest |delta| of the frame) inside
+the stored range, before and after; saturated samples therefore stay as they are.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.errors import WatermarkError
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+CARRIER_LIMIT = 1023
+_HEAD = struct.Struct("<4sBHBB")  # patterns, grid side, gain, shift, carrier shift
+
+
+@dataclass(frozen=True)
+class RobustRecord:
+    """All that W1 leaves behind: rebuilds the residual of one frame.
+
+    Attributes
+    ----------
+    model_id
+        Which carrier patterns: the first bytes of their SHA-256.
+    amplitudes
+        ``(K,)`` int8, -31..31.
+    strengths
+        ``(16, 16)`` uint8, 0..7; 0 where nothing is embedded.
+    gain, shift, carrier_shift
+        Fixed-point scale of the residual in stored values.
+    exceptions
+        Flat positions of samples the inverse rule alone would get wrong: they were not changed.
+    """
+
+    model_id: bytes
+    amplitudes: NDArray[np.int8]
+    strengths: NDArray[np.uint8]
+    gain: int
+    shift: int
+    carrier_shift: int
+    exceptions: NDArray[np.int64]
+
+    def to_bytes(self) -> bytes:
+        """Serialise: header, 6-bit amplitudes, packed strengths, exceptions."""
+        head = _HEAD.pack(self.model_id, len(self.strengths), self.gain, self.shift, self.carrier_shift)
+        amplitudes = _pack((self.amplitudes.astype(np.int16) + 32).astype(np.uint8), 6)
+        strengths = _shorter(_pack(self.strengths.reshape(-1), 3))
+        steps = np.diff(self.exceptions, prepend=0).astype("<u4")
+        exceptions = _shorter(steps.tobytes())
+        counts = struct.pack("<BHI", len(self.amplitudes), len(strengths), len(exceptions))
+        return head + counts + amplitudes + strengths + exceptions
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> RobustRecord:
+        """Parse what :meth:`to_bytes` wrote (WatermarkError when it is damaged)."""
+        try:
+            model_id, side, gain, shift, carrier_shift = _HEAD.unpack_from(blob)
+            count, strengths_size, exceptions_size = struct.unpack_from("<BHI", blob, _HEAD.size)
+            at = _HEAD.size + 7
+            size = (count * 6 + 7) // 8
+            amplitudes = _unpack(blob[at : at + size], 6, count).astype(np.int16) - 32
+            at += size
+            strengths = _unpack(_longer(blob[at : at + strengths_size]), 3, side * side)
+            at += strengths_size
+            steps = np.frombuffer(_longer(blob[at : at + exceptions_size]), "<u4")
+        except (struct.error, zlib.error, ValueError, IndexError) as error:
+            raise WatermarkError(f"the record of the robust mark is damaged: {error}") from error
+        return cls(model_id, amplitudes.astype(np.int8), strengths.reshape(side, side), gain, shift,
+                   carrier_shift, np.cumsum(steps, dtype=np.int64))  # fmt: skip
+
+
+def residual_shape(
+    amplitudes: NDArray[np.int8], strengths: NDArray[np.uint8], patterns: Float32, rows: int, columns: int
+) -> tuple[Int32, int]:
+    """Return ``up(c) * up(g)``, whole numbers ``(rows, columns)``, and the carrier shift it used."""
+    side = int(np.sqrt(patterns.shape[1]))
+    carrier = amplitudes.astype(np.float32) @ patterns
+    deviation = float(np.sqrt(np.mean(carrier.astype(np.float64) ** 2)))
+    carrier_shift = max(0, int(np.ceil(np.log2(max(deviation, 1.0) * 3.2 / CARRIER_LIMIT))))
+    return _shape(carrier.reshape(side, side), carrier_shift, strengths, rows, columns), carrier_shift
+
+
+def delta_of(record: RobustRecord, patterns: Float32, rows: int, columns: int) -> Int32:
+    """Return the residual in stored values, ``(rows, columns)``."""
+    side = int(np.sqrt(patterns.shape[1]))
+    carrier = (record.amplitudes.astype(np.float32) @ patterns).reshape(side, side)
+    shape = _shape(carrier, record.carrier_shift, record.strengths, rows, columns)
+    return scale(shape, record.gain, record.shift)
+
+
+def scale(shape: Int32, gain: int, shift: int) -> Int32:
+    """Return ``round(shape * gain / 2**shift)``, halves up; `gain` below 2**12."""
+    product = shape * np.int32(gain)
+    product += np.int32((1 << shift) >> 1)
+    product >>= np.int32(shift)
+    return product
+
+
+def fixed_point(factor: float) -> tuple[int, int]:
+    """Return ``gain, shift`` with ``gain / 2**shift`` close to `factor` and gain below 2**12."""
+    for shift in range(30, -1, -1):
+        gain = round(factor * (1 << shift))
+        if gain < 4096:
+            return gain, shift
+    raise WatermarkError(f"a residual scale of {factor:.3g} stored values is out of range")
+
+
+def apply(
+    host: Int32, delta: Int32, low: int, high: int, padding: tuple[int, int] | None
+) -> tuple[Int32, NDArray[np.int64]]:
+    """Return ``host + delta`` where it may be changed, and the exceptions of the inverse.
+
+    Parameters
+    ----------
+    host
+        Stored values, ``(rows, columns)`` or ``(rows, columns, 3)`` (then every sample of a pixel
+        is changed by the same delta, or none).
+    delta
+        ``(rows, columns)``.
+    low, high, padding
+        Stored range and padding range, inclusive.
+    """
+    marked = np.where(_spread(_may_change(host, delta, low, high), host), host + _spread(delta, host), host)
+    if padding is not None:
+        becomes = (marked >= padding[0]) & (marked <= padding[1])
+        was = (host >= padding[0]) & (host <= padding[1])
+        marked = np.where(_spread(_any(becomes | was), host), host, marked)
+    wrong = _any(_invert(marked, delta, low, high, padding) != host)
+    return marked, np.flatnonzero(wrong)
+
+
+def remove(
+    marked: Int32, delta: Int32, low: int, high: int, padding: tuple[int, int] | None,
+    exceptions: NDArray[np.int64],
+) -> Int32:  # fmt: skip
+    """Return the host that :func:`apply` was given."""
+    host = _invert(marked, delta, low, high, padding)
+    if exceptions.size:
+        if int(exceptions[-1]) >= delta.size:
+            raise WatermarkError("the record of the robust mark does not fit this frame")
+        samples = host.reshape(delta.size, -1)
+        samples[exceptions] = marked.reshape(delta.size, -1)[exceptions]
+    return host
+
+
+def _invert(
+    marked: Int32, delta: Int32, low: int, high: int, padding: tuple[int, int] | None
+) -> Int32:  # fmt: skip
+    before = marked - _spread(delta, marked)
+    changed = _may_change(before, delta, low, high)
+    if padding is not None:
+        changed &= ~_any((marked >= padding[0]) & (marked <= padding[1]))
+    return np.where(_spread(changed, marked), before, marked)
+
+
+def _may_change(host: Int32, delta: Int32, low: int, high: int) -> NDArray[np.bool_]:
+    reach = int(np.abs(delta).max(initial=0)) + 1
+    inside = (host >= low + reach) & (host <= high - reach)
+    result: NDArray[np.bool_] = inside if host.ndim == 2 else inside.all(axis=2)
+    return result
+
+
+def _any(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    result: NDArray[np.bool_] = flags if flags.ndim == 2 else flags.any(axis=2)
+    return result
+
+
+def _spread(plane: NDArray, like: Int32) -> NDArray:  # type: ignore[type-arg]
+    return plane if like.ndim == 2 else plane[..., None]
+
+
+def _shape(carrier: Float32, carrier_shift: int, strengths: NDArray[np.uint8], rows: int, columns: int) -> Int32:
+    half = (1 << carrier_shift) >> 1
+    small = np.floor((carrier + np.float32(half)) / np.float32(1 << carrier_shift))
+    np.clip(small, -CARRIER_LIMIT, CARRIER_LIMIT, out=small)
+    shape = _up(small.astype(np.float32), rows, columns)
+    shape *= _up(strengths.astype(np.float32) * 16, rows, columns)
+    return shape.astype(np.int32)
+
+
+def _up(small: Float32, rows: int, columns: int) -> Float32:
+    """Return `small` resampled bilinearly to ``(rows, columns)``; weights in 64ths, halves up."""
+    tall = _weights(small.shape[0], rows) @ small
+    tall += np.float32(32)
+    np.floor(np.multiply(tall, np.float32(1 / 64), out=tall), out=tall)
+    wide: Float32 = tall @ _weights(small.shape[1], columns).T
+    wide += np.float32(32)
+    np.floor(np.multiply(wide, np.float32(1 / 64), out=wide), out=wide)
+    return wide
+
+
+@lru_cache(maxsize=16)
+def _weights(source: int, target: int) -> Float32:
+    """Return the bilinear weights in 64ths, ``(target, source)``: whole numbers, rows sum to 64."""
+    matrix = np.zeros((target, source), np.float32)
+    for i in range(target):
+        # centre of sample i in 128ths of a source sample, in integers only
+        place = ((2 * i + 1) * source * 64) // target - 64
+        place = min(max(place, 0), (source - 1) * 128)
+        left, part = divmod(place, 128)
+        weight = (part + 1) // 2
+        matrix[i, left] += 64 - weight
+        if weight:
+            matrix[i, left + 1] += weight
+    return matrix
+
+
+def _pack(values: NDArray[np.uint8], bits: int) -> bytes:
+    planes = np.unpackbits(values[:, None], axis=1)[:, 8 - bits :]
+    return np.packbits(planes.reshape(-1)).tobytes()
+
+
+def _unpack(blob: bytes, bits: int, count: int) -> NDArray[np.uint8]:
+    flat = np.unpackbits(np.frombuffer(blob, np.uint8))[: count * bits].reshape(count, bits)
+    return np.packbits(np.pad(flat, ((0, 0), (8 - bits, 0))), axis=1)[:, 0]
+
+
+def _shorter(blob: bytes) -> bytes:
+    """Return `blob` behind a byte that says whether it is deflated: whichever is shorter."""
+    packed = zlib.compress(blob, 9, -15)
+    return b"\x01" + packed if len(packed) < len(blob) else b"\x00" + blob
+
+
+def _longer(blob: bytes) -> bytes:
+    if blob[:1] == b"\x01":
+        inflate = zlib.decompressobj(-15)
+        plain = inflate.decompress(blob[1:], 64 << 20)
+        if inflate.unconsumed_tail:
+            raise ValueError("it inflates past 64 MiB")
+        return plain
+    return blob[1:]

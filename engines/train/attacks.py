@@ -1,0 +1,110 @@
+"""What happens to a picture between embed and extract: real attacks, on 8-bit pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]  # (rows, columns)
+Attack = Callable[[Picture, np.random.Generator], Picture]
+
+cv2.setNumThreads(1)
+
+
+def _float(p: Picture, y: NDArray[np.floating]) -> Picture:
+    return np.clip(np.rint(y), 0, 255).astype(np.uint8)
+
+
+def jpeg(p: Picture, rng: np.random.Generator, quality: int | None = None) -> Picture:
+    q = quality if quality is not None else int(rng.choice([15, 25, 30, 40, 50, 60, 70, 80, 90]))
+    return cv2.imdecode(cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, q])[1], cv2.IMREAD_GRAYSCALE)
+
+
+def gaussian_blur(p: Picture, rng: np.random.Generator) -> Picture:
+    return cv2.GaussianBlur(p, (7, 7), 0) if rng.random() < 0.6 else cv2.GaussianBlur(p, (5, 5), 0)
+
+
+def mean_filter(p: Picture, rng: np.random.Generator) -> Picture:
+    return cv2.blur(p, (3, 3))
+
+
+def median_filter(p: Picture, rng: np.random.Generator) -> Picture:
+    return cv2.medianBlur(p, 3)
+
+
+def rescale(p: Picture, rng: np.random.Generator) -> Picture:
+    f = rng.choice([0.35, 0.5, 0.75, 1.5])
+    small = (max(8, int(p.shape[1] * f)), max(8, int(p.shape[0] * f)))
+    return cv2.resize(p, small, interpolation=cv2.INTER_AREA if f < 1 else cv2.INTER_CUBIC)
+
+
+def gamma(p: Picture, rng: np.random.Generator) -> Picture:
+    return _float(p, 255 * (p / 255.0) ** rng.choice([0.5, 0.7, 1.4, 2.0]))
+
+
+def equalise(p: Picture, rng: np.random.Generator) -> Picture:
+    if rng.random() < 0.7:
+        return cv2.equalizeHist(p)
+    return cv2.createCLAHE(2.0, (8, 8)).apply(p)
+
+
+def brightness_contrast(p: Picture, rng: np.random.Generator) -> Picture:
+    if rng.random() < 0.5:
+        return _float(p, p + rng.uniform(-50, 50))
+    return _float(p, 127.5 + (p - 127.5) * rng.uniform(0.6, 1.5))
+
+
+def gaussian_noise(p: Picture, rng: np.random.Generator) -> Picture:
+    sigma = 255 * np.sqrt(rng.choice([0.0002, 0.001, 0.002, 0.005]))
+    return _float(p, p + sigma * rng.standard_normal(p.shape))
+
+
+def speckle(p: Picture, rng: np.random.Generator) -> Picture:
+    return _float(p, p * (1 + 0.1 * rng.standard_normal(p.shape)))
+
+
+def salt_and_pepper(p: Picture, rng: np.random.Generator) -> Picture:
+    out, u = p.copy(), rng.random(p.shape)
+    out[u < 0.005], out[u > 0.995] = 0, 255
+    return out
+
+
+def shift_scale(p: Picture, rng: np.random.Generator) -> Picture:
+    """Mis-register slightly, as an imperfect geometric search leaves a picture."""
+    rows, columns = p.shape
+    m = cv2.getRotationMatrix2D((columns / 2, rows / 2), rng.uniform(-0.5, 0.5), rng.uniform(0.993, 1.007))
+    m[:, 2] += rng.uniform(-0.7, 0.7, 2)
+    return cv2.warpAffine(p, m, (columns, rows), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def blacken(p: Picture, rng: np.random.Generator) -> Picture:
+    """Crop 10-35 % of the area and put the rest back in place."""
+    keep = np.sqrt(1 - rng.uniform(0.1, 0.35))
+    rows, columns = p.shape
+    h, w = int(rows * keep), int(columns * keep)
+    top, left = rng.integers(0, rows - h + 1), rng.integers(0, columns - w + 1)
+    out = np.zeros_like(p)
+    out[top : top + h, left : left + w] = p[top : top + h, left : left + w]
+    return out
+
+
+def plain(p: Picture, rng: np.random.Generator) -> Picture:
+    return p
+
+
+TRAINING: tuple[tuple[Attack, float], ...] = (
+    (plain, 1.0), (jpeg, 3.0), (gaussian_blur, 1.0), (mean_filter, 0.7), (median_filter, 1.2),
+    (rescale, 1.2), (gamma, 1.0), (equalise, 1.5), (brightness_contrast, 1.0), (gaussian_noise, 1.2),
+    (speckle, 0.6), (salt_and_pepper, 0.6), (shift_scale, 1.0), (blacken, 0.8),
+)  # fmt: skip
+
+
+def draw(p: Picture, rng: np.random.Generator) -> Picture:
+    """Apply one training attack, and in a quarter of the cases JPEG after it."""
+    weights = np.array([w for _, w in TRAINING])
+    attack = TRAINING[rng.choice(len(TRAINING), p=weights / weights.sum())][0]
+    out = attack(p, rng)
+    return jpeg(out, rng, int(rng.integers(60, 95))) if rng.random() < 0.25 else out

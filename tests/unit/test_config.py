@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from dicom_node import config
+from dicom_node.config import Config, DestinationConfig, load, parse
+from dicom_node.errors import ConfigError
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def defaults_of(section: type[BaseModel]) -> dict[str, Any]:
+    return {
+        name: field.get_default()
+        for name, field in section.model_fields.items()
+        if not field.is_required()
+    }
+
+
+def test_the_default_file_states_every_default_as_it_is() -> None:
+    stated = tomllib.loads((CONF / "node.toml").read_text("utf-8"))
+    for name, section in Config().model_dump(mode="json").items():
+        if isinstance(section, dict):
+            assert stated[name] == section, name
+    [destination] = stated["destination"]
+    assert set(destination) == set(DestinationConfig.model_fields)
+    assert defaults_of(DestinationConfig).items() <= destination.items()
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.toml")), ids=lambda path: path.name)
+def test_every_shipped_file_can_be_used(path: Path) -> None:
+    assert load(path).destination
+
+
+def test_the_default_is_conf_in_the_working_folder_else_what_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load().node.ae_title == "DICOMNODE"
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "node.toml").write_text('[node]\nae_title = "HERE"\n')
+    assert load().node.ae_title == "HERE"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[node]\nae_titel = 'X'", ["node.ae_titel", "unknown key", "did you mean ae_title"]),
+        ("[nodes]\n", ["nodes", "unknown key", "did you mean node"]),
+        ("[node]\nport = 99999", ["node.port = 99999", "65535"]),
+        ("[node]\nae_title = 'SEVENTEEN-LETTERS'", ["node.ae_title", "1 to 16"]),
+        ("[node]\nbind = 'everywhere'", ["node.bind", "everywhere"]),
+        ("[watermark]\non_unmarkable = 'ignore'", ["watermark.on_unmarkable", "forward-sealed"]),
+        ("[watermark]\nowner = ''", ["watermark.owner"]),
+        ("[[destination]]\nname = 'a/b'\nae_title='A'\nhost='h'\nport=1", ["destination.0.name"]),
+        ("[[destination]]\nname = 'p'", ["destination.0.ae_title", "is missing; add it"]),
+        ("[spool", ["not valid TOML"]),
+    ],
+)
+def test_a_mistake_is_answered_with_the_key_and_the_fix(text: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "node.toml")
+    for word in ["node.toml", *words]:
+        assert word in str(caught.value)
+
+
+def test_two_destinations_with_one_name_are_refused() -> None:
+    one = "[[destination]]\nname = 'pacs'\nae_title = 'A'\nhost = 'h'\nport = 104\n"
+    with pytest.raises(ConfigError, match="'pacs'"):
+        parse(one + one, "node.toml")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.toml"):
+        load(tmp_path / "nothing.toml")
+
+
+def test_workers_get_one_thread_each() -> None:
+    assert config.environment()["OMP_NUM_THREADS"] == "1"

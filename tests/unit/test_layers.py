@@ -1,0 +1,52 @@
+"""Who may import whom, and what an installed package must carry."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+FORCED = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+
+
+def test_no_module_imports_upwards_or_sideways() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("dicom_node.cli.main", ("onnxruntime", "pydicom", "pynetdicom", "cv2")),
+        ("dicom_node.node", ("onnxruntime", "pydicom", "pynetdicom", "dicom_node.keys")),
+        ("dicom_node.receive", ("onnxruntime", "dicom_node.keys", "dicom_node.watermark", "cv2")),
+        ("dicom_node.forward", ("onnxruntime", "dicom_node.keys", "dicom_node.watermark", "cv2")),
+    ],
+)
+def test_a_process_loads_only_what_it_needs(module: str, forbidden: tuple[str, ...]) -> None:
+    script = f"import sys, {module}; print([m for m in {forbidden!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_the_wheel_carries_every_file_on_the_card_and_the_defaults() -> None:
+    card = tomllib.loads((ROOT / "engines" / "card.toml").read_text("utf-8"))
+    for name in ("card.toml", *card["files"]):
+        assert FORCED[f"engines/{name}"] == f"dicom_node/engines_data/{name}"
+    assert FORCED["conf/node.toml"] == "dicom_node/node.toml"
+
+
+def test_what_the_wheel_carries_exists() -> None:
+    for source in FORCED:
+        assert (ROOT / source).exists(), source

@@ -1,0 +1,133 @@
+"""Real processes: started, killed, restarted, drained."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dicom_node.errors import ConfigError, SpoolError
+from dicom_node.supervisor import Role, StopEvent, Supervisor
+
+
+def tell(folder: Path, *, stop: StopEvent, ready: Any) -> None:
+    """Write our pid, work until told to stop, say goodbye."""
+    (folder / f"pid-{os.getpid()}").touch()
+    ready()
+    while not stop.is_set():
+        time.sleep(0.01)
+    (folder / f"bye-{os.getpid()}").touch()
+
+
+def refuse(*, stop: StopEvent, ready: Any) -> None:
+    raise ConfigError("node.port = 104: in use")
+
+
+def refuse_once(folder: Path, *, stop: StopEvent, ready: Any) -> None:
+    if not (folder / "tried").exists():
+        (folder / "tried").touch()
+        raise SpoolError("still held by the process before us")
+    tell(folder, stop=stop, ready=ready)
+
+
+def recycle(folder: Path, *, stop: StopEvent, ready: Any) -> None:
+    (folder / f"pid-{os.getpid()}").touch()
+    ready()
+    time.sleep(1.1)
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(path.name[4:]) for path in sorted(folder.glob("pid-*"), key=os.path.getmtime)]
+
+
+def when(condition: Any, then: Any, timeout_s: float = 20.0) -> threading.Thread:
+    """Do something from another thread once something holds; at the time limit, end the run."""
+
+    def watch() -> None:
+        end = time.monotonic() + timeout_s
+        while not condition() and time.monotonic() < end:
+            time.sleep(0.02)
+        then()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def supervise(*roles: Role, **more: Any) -> Supervisor:
+    return Supervisor(roles, environment={}, shutdown_timeout_s=10.0, **more)
+
+
+def test_sigterm_lets_every_child_finish(tmp_path: Path) -> None:
+    announced: list[bool] = []
+    supervisor = supervise(
+        Role("a", tell, (tmp_path,)),
+        Role("b", tell, (tmp_path,)),
+        on_ready=lambda: announced.append(True),
+    )
+    watcher = when(lambda: announced, end)
+    assert supervisor.run() == 0
+    watcher.join()
+    assert announced == [True]
+    assert len(list(tmp_path.glob("bye-*"))) == 2
+
+
+def test_a_killed_child_is_started_again_after_its_claims_are_freed(tmp_path: Path) -> None:
+    freed: list[bool] = []
+    supervisor = supervise(Role("a", tell, (tmp_path,)), on_death=lambda: freed.append(True))
+
+    def kill_then_end() -> None:
+        os.kill(pids(tmp_path)[0], signal.SIGKILL)
+        when(lambda: len(pids(tmp_path)) == 2, end).join()
+
+    watcher = when(lambda: pids(tmp_path), kill_then_end)
+    assert supervisor.run() == 0
+    watcher.join()
+    assert len(pids(tmp_path)) == 2
+    assert freed == [True]
+
+
+def test_a_child_that_recycles_itself_is_started_again(tmp_path: Path) -> None:
+    watcher = when(lambda: len(pids(tmp_path)) == 2, end)
+    assert supervise(Role("a", recycle, (tmp_path,))).run() == 0
+    watcher.join()
+    assert len(pids(tmp_path)) == 2
+
+
+def test_a_role_that_cannot_start_ends_the_node_with_its_exit_code(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert supervise(Role("a", tell, (tmp_path,)), Role("b", refuse)).run() == 2
+    assert "node.port = 104" in capfd.readouterr().err
+
+
+def test_a_receiver_waits_for_the_port_of_its_killed_predecessor(tmp_path: Path) -> None:
+    role = Role("receive", refuse_once, (tmp_path,), retry_start=True)
+    watcher = when(lambda: pids(tmp_path), end)
+    assert supervise(role).run() == 0
+    watcher.join()
+
+
+def test_children_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
+    supervisor = os.fork()
+    if supervisor == 0:
+        supervise(Role("a", tell, (tmp_path,))).run()
+        os._exit(0)
+    limit = time.monotonic() + 20
+    while not pids(tmp_path) and time.monotonic() < limit:
+        time.sleep(0.02)
+    [child] = pids(tmp_path)
+    os.kill(supervisor, signal.SIGKILL)
+    os.waitpid(supervisor, 0)
+    while not (tmp_path / f"bye-{child}").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.02)

@@ -1,0 +1,110 @@
+"""The residual of W1 is integer arithmetic with an exact inverse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dicom_node.errors import WatermarkError
+from dicom_node.watermark import synthesis
+from dicom_node.watermark.synthesis import RobustRecord
+
+SIDE, BITS = 96, 160
+
+
+@pytest.fixture(scope="module")
+def patterns() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return rng.integers(-127, 128, (BITS, SIDE * SIDE)).astype(np.float32)
+
+
+def _record(seed: int, factor: float) -> RobustRecord:
+    rng = np.random.default_rng(seed)
+    gain, shift = synthesis.fixed_point(factor)
+    return RobustRecord(
+        b"\1\2\3\4",
+        rng.integers(-31, 32, BITS).astype(np.int8),
+        rng.integers(0, 8, (16, 16)).astype(np.uint8),
+        gain, shift, 5, np.array([3, 70, 900], np.int64),
+    )  # fmt: skip
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    rows=st.integers(48, 200),
+    columns=st.integers(48, 200),
+    bits=st.integers(8, 16),
+    signed=st.booleans(),
+    padded=st.booleans(),
+    colour=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_what_apply_did_remove_undoes_bit_for_bit(
+    seed: int, rows: int, columns: int, bits: int, signed: bool, padded: bool, colour: bool,
+    patterns: np.ndarray,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    shape = (rows, columns, 3) if colour else (rows, columns)
+    host = rng.integers(low, high + 1, shape).astype(np.int32)
+    host[: rows // 3] = low  # saturated, as air is
+    host[rows // 2 :] = np.clip(rng.integers(low, low + 12, host[rows // 2 :].shape), low, high)
+    padding = (low + 3, low + 4) if padded else None
+    delta = synthesis.delta_of(_record(seed, 8e-5 * 2 ** (bits - 8)), patterns, rows, columns)
+    marked, exceptions = synthesis.apply(host, delta, low, high, padding)
+    assert marked.min() >= low
+    assert marked.max() <= high
+    if padding is not None:
+        was = (host >= padding[0]) & (host <= padding[1])
+        now = (marked >= padding[0]) & (marked <= padding[1])
+        np.testing.assert_array_equal(was, now)
+        np.testing.assert_array_equal(marked[was], host[was])
+    assert delta.any()
+    back = synthesis.remove(marked, delta, low, high, padding, exceptions)
+    np.testing.assert_array_equal(back, host)
+
+
+def test_saturated_samples_stay_as_they_are(patterns: np.ndarray) -> None:
+    delta = synthesis.delta_of(_record(4, 8e-5), patterns, 128, 128)
+    host = np.full((128, 128), 255, np.int32)
+    marked, exceptions = synthesis.apply(host, delta, 0, 255, None)
+    np.testing.assert_array_equal(marked, host)
+    assert exceptions.size == 0
+
+
+def test_the_residual_does_not_depend_on_the_order_of_summation(patterns: np.ndarray) -> None:
+    record = _record(9, 8e-5)
+    exact = record.amplitudes.astype(np.int64) @ patterns.astype(np.int64)
+    assert np.abs(exact).max() < 2**24
+    np.testing.assert_array_equal(record.amplitudes.astype(np.float32) @ patterns, exact)
+
+
+@given(seed=st.integers(0, 2**16), factor=st.floats(1e-6, 0.5))
+@settings(max_examples=30, deadline=None)
+def test_a_record_survives_its_bytes(seed: int, factor: float) -> None:
+    record = _record(seed, factor)
+    again = RobustRecord.from_bytes(record.to_bytes())
+    assert again.to_bytes() == record.to_bytes()
+    np.testing.assert_array_equal(again.amplitudes, record.amplitudes)
+    np.testing.assert_array_equal(again.strengths, record.strengths)
+    np.testing.assert_array_equal(again.exceptions, record.exceptions)
+    assert (again.gain, again.shift, again.model_id) == (record.gain, record.shift, b"\1\2\3\4")
+
+
+@given(blob=st.binary(max_size=300))
+@settings(max_examples=60, deadline=None)
+def test_a_damaged_record_is_an_error_of_ours(blob: bytes) -> None:
+    try:
+        record = RobustRecord.from_bytes(blob)
+    except WatermarkError:
+        return
+    assert isinstance(record, RobustRecord)
+
+
+def test_weights_of_every_resampling_sum_to_one() -> None:
+    for source, target in ((96, 512), (96, 47), (16, 3000), (16, 16)):
+        weights = synthesis._weights(source, target)
+        np.testing.assert_array_equal(weights.sum(axis=1), 64)
+        assert weights.min() >= 0
