@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
 from dicom_node.config import WatermarkConfig
 from dicom_node.errors import CapacityError, PixelError, ReadBackError, WatermarkError
@@ -30,6 +32,7 @@ from dicom_node.instance.datafile import open_data_file
 from dicom_node.instance.display import Display, display_of
 from dicom_node.instance.frames import Instance, open_instance
 from dicom_node.instance.model import StoredFrame
+from dicom_node.instance.seal import SealCheck
 from dicom_node.instance.writer import FrameWriter
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.planes import bounds_of, polarity, robust_part, split, with_host, with_robust_part
@@ -41,6 +44,7 @@ from dicom_node.watermark.robust import RobustWatermark
 __all__ = ["MarkOutcome", "Marker", "RestoreOutcome", "restore"]
 
 Action = Literal["marked", "sealed", "untouched", "held", "rejected"]
+_AS_RECEIVED = "passed on as received"
 _STRENGTHS = ("profile", "robust", "none")  # of W1, tried in turn where a frame does not read back
 
 
@@ -97,11 +101,14 @@ class _Work:
 
     def measure(self, before: StoredFrame, after: StoredFrame) -> None:
         """Take in the extremes of one frame."""
-        self.largest_change = max(self.largest_change, int(np.abs(after.values - before.values).max()))
+        change = int(np.abs(after.values - before.values).max())
+        self.largest_change = max(self.largest_change, change)
         self.smallest = min(self.smallest, int(after.values.min()))
         self.largest = max(self.largest, int(after.values.max()))
 
-    def compare(self, display: Display, index: int, cover: np.ndarray, after: StoredFrame) -> None:  # type: ignore[type-arg]
+    def compare(
+        self, display: Display, index: int, cover: NDArray[np.float32], after: StoredFrame
+    ) -> None:
         """Keep the worst frame's display-window quality."""
         shown = display.image(after, index)
         psnr_db, ssim = quality.psnr_db(cover, shown), quality.ssim(cover, shown)
@@ -195,7 +202,8 @@ class Marker:
     ) -> tuple[_Work, str]:  # fmt: skip
         work = _Work()
         display = display_of(instance)
-        digests = seal.attribute_digests(instance.header, self._keys.mac_key)
+        # A header nobody has looked at yet: pydicom rewrites the values it parses.
+        digests = seal.attribute_digests(instance.read_header(), self._keys.mac_key)
         with FrameWriter(out.parent, instance) as writer:
             for index in range(instance.frame_count):
                 with _timed(stages, "decode"):
@@ -301,13 +309,17 @@ class Marker:
         return unread
 
     def _known(self, instance: Instance) -> str:
-        """Return why the instance is passed on as it is: it carries our marks already. Else ""."""
+        """Return why the instance is passed on as it is: it is ours already. Else ""."""
         try:
             block = read_block(instance.header)
+            sealed = seal.check_header(instance.read_header(), instance.data, self._ring)
         except PixelError:
-            block = None
+            block, sealed = None, SealCheck(present=False)
         blocks = block.frames if block and block.frames else ()
-        for index in range(instance.frame_count if block else 1):
+        valid = absent = 0
+        # Without our block, a frame at each end tells: every frame of ours carries the mark.
+        last = instance.frame_count - 1
+        for index in range(last + 1) if block else sorted({0, last}):
             planes = split(instance.frame(index), instance.host_index)
             check = integrity.check(
                 planes.host, planes.side, bounds_of(instance), ring=self._ring,
@@ -315,43 +327,41 @@ class Marker:
                 header_block=blocks[index] if index < len(blocks) else b"",
             )  # fmt: skip
             if check.status == "absent":
-                return ""
-            if check.status == "partial" or not check.bound:
-                return f"carries our marks, which do not hold in frame {index + 1}: passed on as received"
-        return "carries our valid marks already"
+                absent += 1
+            elif check.status == "valid" and check.bound:
+                valid += 1
+            else:
+                return f"carries our marks, which do not hold in frame {index + 1}; {_AS_RECEIVED}"
+            if valid and absent:
+                return f"carries our marks in some frames only; {_AS_RECEIVED}"
+        return "carries our valid marks already" if valid else _sealed_before(sealed)
 
     def _unmarkable(self, source: Path, out: Path, why: str, marked_at: datetime) -> MarkOutcome:
         """Follow ``on_unmarkable``; what cannot be sealed either is held."""
         policy = self._settings.on_unmarkable
-        if policy == "hold":
-            return MarkOutcome("held", why)
-        if policy == "reject":
-            return MarkOutcome("rejected", why)
+        if policy in ("hold", "reject"):
+            return MarkOutcome("held" if policy == "hold" else "rejected", why)
+        uids = ("", "", "", "", "")
         try:
             with closing(open_data_file(source)) as data:
-                header = data.read_header()
-                uids = {
-                    name: str(header.get(keyword) or "")
-                    for name, keyword in (
-                        ("sop_class_uid", "SOPClassUID"),
-                        ("sop_instance_uid", "SOPInstanceUID"),
-                        ("study_instance_uid", "StudyInstanceUID"),
-                        ("series_instance_uid", "SeriesInstanceUID"),
-                    )
-                }
-                syntax = data.transfer_syntax_uid
-            if policy == "forward-untouched":
+                uids = (*_uids_of(data.read_header()), data.transfer_syntax_uid)
+                known = _sealed_before(seal.check_header(data.read_header(), data, self._ring))
+            if known or policy == "forward-untouched":
                 _copy(source, out)
-                return MarkOutcome("untouched", why, transfer_syntax_uid=syntax, **uids)
-            syntax = seal.seal_file(source, out, self._keys, marked_at=int(marked_at.timestamp()))
+                return MarkOutcome("untouched", f"{why}; {known}" if known else why, *uids)
+            seal.seal_file(source, out, self._keys, marked_at=int(marked_at.timestamp()))
             checked = seal.check_seal(out, self._ring)
         except (PixelError, WatermarkError) as error:
             out.unlink(missing_ok=True)
-            return MarkOutcome("held", f"{why}; and its header cannot be sealed: {error}")
+            if policy == "forward-untouched":
+                _copy(source, out)
+                return MarkOutcome("untouched", why, *uids)
+            also = "" if str(error) == why else f": {error}"
+            return MarkOutcome("held", f"{why}; and its header cannot be sealed{also}", *uids)
         if not checked.intact:
             out.unlink(missing_ok=True)
-            return MarkOutcome("held", f"{why}; and the header seal does not read back")
-        return MarkOutcome("sealed", why, transfer_syntax_uid=syntax, **uids)
+            return MarkOutcome("held", f"{why}; and the header seal does not read back", *uids)
+        return MarkOutcome("sealed", why, *uids)
 
     def _outcome(
         self, instance: Instance, action: Action, reason: str, **figures: object
@@ -364,6 +374,28 @@ class Marker:
             series_instance_uid=instance.series_instance_uid,
             frames=instance.frame_count, **named,  # type: ignore[arg-type]
         )  # fmt: skip
+
+
+def _sealed_before(sealed: SealCheck) -> str:
+    """Return what is said of an instance that came with a seal of ours; "" if it did not.
+
+    Sealed anew, what was changed in between would pass for what we received first.
+    """
+    if not sealed.signature_valid or "SOPInstanceUID" in sealed.changed:
+        return ""
+    if sealed.intact and sealed.covers_pixels:
+        return "carries our valid seal already"
+    return f"carries our seal, which does not hold; {_AS_RECEIVED}"
+
+
+def _uids_of(header: Dataset) -> tuple[str, str, str, str]:
+    """Return SOP class, SOP instance, study and series UID, "" for what cannot be read."""
+
+    def uid(tag: int) -> str:
+        value = header.get_item(tag).value if tag in header else None
+        return value.decode("ascii", "replace").strip("\0 ") if isinstance(value, bytes) else ""
+
+    return uid(0x00080016), uid(0x00080018), uid(0x0020000D), uid(0x0020000E)
 
 
 @contextmanager

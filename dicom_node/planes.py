@@ -16,7 +16,7 @@ Int32 = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Planes:
-    """`host` carries W2, ``(rows, columns)``; `side` is under its digest, ``(rows, columns, n)``."""
+    """`host` carries W2, ``(rows, columns)``; its digest covers `side`, ``(rows, columns, n)``."""
 
     host: Int32
     side: NDArray[np.uint32] | None

@@ -33,9 +33,12 @@ class Patterns(Protocol):
     """The part of an engine that restoration needs: integers, no network."""
 
     @property
-    def patterns(self) -> NDArray[np.float32]: ...
+    def patterns(self) -> NDArray[np.float32]:
+        """Carrier patterns, whole numbers, ``(code_bits, side * side)``."""
+
     @property
-    def model_id(self) -> bytes: ...
+    def model_id(self) -> bytes:
+        """Which patterns these are, 4 bytes."""
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from dicom_node.errors import ConfigError, NodeError
 from dicom_node.instance.frames import Instance, open_instance
 
 SIDE_PX = 512
-_CT = "1.2.840.10008.5.1.4.1.1.2"
+_CT = UID("1.2.840.10008.5.1.4.1.1.2")
 _SHIFT_PX = (7, 11)
 _MAX_PIXELS = 1 << 24
 

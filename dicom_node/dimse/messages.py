@@ -33,7 +33,8 @@ _LAST, _COMMAND = 0x02, 0x01
 _COMMAND_LIMIT = 64 * 1024
 _IDENTIFIER_LIMIT = 16 * 1024 * 1024  # data sets of messages other than C-STORE
 _READ_AHEAD = 512 * 1024
-_DEFAULT_PDU = 16384
+# A peer may announce no maximum, one too small to carry anything, or one larger than memory.
+_SMALLEST_PDU, _LARGEST_PDU = 128, 131072
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +239,8 @@ class BlockingDIMSE(DIMSEServiceProvider):
         """
         command = request.encode()
         pending: list[Buffer] = [_pdu_header(context_id, 0x03, len(command)), command]
-        fragment = (self.maximum_pdu_size or _DEFAULT_PDU) - 6
-        buffer = bytearray(min(size, max(_READ_AHEAD // fragment, 1) * fragment))
+        fragment = min(max(self.maximum_pdu_size or _LARGEST_PDU, _SMALLEST_PDU), _LARGEST_PDU) - 6
+        buffer = bytearray(min(size, _READ_AHEAD // fragment * fragment))
         view = memoryview(buffer)
         left = size
         while True:

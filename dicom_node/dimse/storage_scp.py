@@ -116,7 +116,7 @@ class AcceptorAssociation(BlockingAssociation):
             if self.acse.is_aborted() or not self.dul.is_alive():
                 self.is_aborted, self.is_established = True, False
                 evt.trigger(self, evt.EVT_ABORTED, {})
-                self._outcome = "aborted or connection lost"
+                self._outcome = self.upper_layer.ended or "aborted"
                 return False
             draining = self._server.draining
             patience = _DRAIN_IDLE_S if draining else self.network_timeout
@@ -261,7 +261,11 @@ class StorageSCP(AssociationServer):
             strangers = [a for a in self._open if a not in self._associated]
         if len(strangers) > MAX_UNASSOCIATED:
             _cut(strangers[0])
-        assoc.start()
+        try:
+            assoc.start()
+        except RuntimeError:
+            self.forget(assoc)  # the system has no thread left
+            raise
 
     def admit(self, assoc: AcceptorAssociation) -> Refusal | None:
         """Count the association in, or return why it is rejected for now."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import BinaryIO
 
 from pynetdicom._globals import MODE_REQUESTOR
-from pynetdicom.pdu_primitives import A_ABORT, A_ASSOCIATE
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation
 
@@ -138,6 +138,10 @@ class StoreAssociation:
             messages.send_store(context_id, request, file, size, on_progress)
         except OSError as error:
             raise self._lost(meta, self._peer_said() or f"sending failed: {error}") from error
+        except BaseException:
+            # `on_progress` called it off inside a message: the association cannot be used again.
+            self._end()
+            raise
         answer = messages.await_answer(self._timeout_s)
         if answer is None:
             raise self._lost(meta, self._peer_said() or f"silent for {self._timeout_s:g} s")
@@ -168,15 +172,17 @@ class StoreAssociation:
                 assoc.upper_layer.read(0)
         except OSError:
             return "connection lost"
-        ended: object = assoc.dul.peek_next_pdu()
-        if isinstance(ended, A_ABORT):
-            return "aborted by the peer"
-        return "connection lost" if not assoc.dul.is_alive() or ended is not None else ""
+        if assoc.acse.is_release_requested():
+            return "the peer asked for release instead"
+        return assoc.upper_layer.ended
 
     def _lost(self, meta: FileMeta, reason: str) -> AssociationLost:
+        self._end()
+        return AssociationLost(self._name, meta.sop_instance_uid, reason)
+
+    def _end(self) -> None:
         self._assoc.abort()
         self._assoc.kill()
-        return AssociationLost(self._name, meta.sop_instance_uid, reason)
 
 
 def _prepare(
@@ -215,9 +221,7 @@ def _why_not(assoc: BlockingAssociation, address: tuple[str, int]) -> str:
         return f"rejected: {answer.result_str}, {answer.source_str}, {answer.reason_str}"
     if not assoc.transport._ready.is_set() or _port(assoc) == 0:
         return f"no connection to {address[0]} port {address[1]}"
-    if assoc.acse.is_aborted():
-        return "aborted or closed during negotiation"
-    return "no answer to the association request"
+    return assoc.upper_layer.ended or "no answer to the association request"
 
 
 def _port(assoc: BlockingAssociation) -> int:

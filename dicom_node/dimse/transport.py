@@ -119,6 +119,10 @@ class QuickSocket(AssociationSocket):
         finally:
             sock.close()
 
+    def _shutdown_socket(self) -> None:
+        """Close, where pynetdicom's state machine asks for it."""
+        self.linger_close()
+
     def _connected(self) -> socket.socket:
         if self.socket is None:
             raise ConnectionError("the connection is closed")

@@ -23,17 +23,11 @@ from pynetdicom.dul import DULServiceProvider
 from dicom_node.dimse.transport import QuickSocket
 
 if TYPE_CHECKING:
-    from pynetdicom.pdu_primitives import (
-        A_ABORT,
-        A_ASSOCIATE,
-        A_P_ABORT,
-        A_RELEASE,
-        _PDUPrimitiveType,
-    )
+    from pynetdicom import pdu_primitives as primitives
 
     from dicom_node.dimse.association import BlockingAssociation
 
-P_DATA_TF = 0x04
+P_DATA_TF, A_RELEASE_RQ, A_ABORT = 0x04, 0x05, 0x07
 _ASSOCIATION_PDUS = (0x01, 0x02)
 _SHORT_PDUS = (0x03, 0x05, 0x06, 0x07)
 
@@ -52,6 +46,8 @@ class BlockingDUL(DULServiceProvider):
         self._blocking = assoc
         self._buffer = bytearray()
         self._deadline: float | None = None
+        self.ended = ""
+        """How the peer ended the association, in words; empty while it did not."""
 
     def start(self) -> None:
         """Begin with the transport connection's own event; no thread is started."""
@@ -76,14 +72,20 @@ class BlockingDUL(DULServiceProvider):
             raise TypeError("a BlockingDUL works on a QuickSocket")
         return self.socket
 
-    def send_pdu(self, primitive: _PDUPrimitiveType) -> None:
+    def send_pdu(self, primitive: primitives._PDUPrimitiveType) -> None:
         """Send the PDU of `primitive` before returning."""
         super().send_pdu(primitive)
         self.settle()
 
     def receive_pdu(
         self, wait: bool = False, timeout: float | None = None
-    ) -> A_ASSOCIATE | A_RELEASE | A_ABORT | A_P_ABORT | None:
+    ) -> (
+        primitives.A_ASSOCIATE
+        | primitives.A_RELEASE
+        | primitives.A_ABORT
+        | primitives.A_P_ABORT
+        | None
+    ):
         """Return the next association primitive, reading until it is there or `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while wait and self.to_user_queue.empty() and self.is_alive():
@@ -136,27 +138,35 @@ class BlockingDUL(DULServiceProvider):
             self._fill(memoryview(header))
             kind, length = struct.unpack(">BxL", header)
             if length > self._limit(kind):
-                # Evt19: unrecognised or invalid PDU
-                self.event_queue.put("Evt19")
+                self._invalid()
                 return
             body = self._body(length)
         except OSError:
             # Evt17: transport connection closed (or silent for too long, which ends it)
+            self.ended = "connection lost"
             self.event_queue.put("Evt17")
             return
         if kind == P_DATA_TF and self.state_machine.current_state in ("Sta6", "Sta7"):
             try:
                 self._blocking.messages.receive_p_data(body)
             except ValueError:
-                self.event_queue.put("Evt19")
+                self._invalid()
             return
         try:
             pdu, event = self._decode_pdu(header + body)
         except Exception:  # noqa: BLE001 - any failure of the peer's bytes is the same event
-            self.event_queue.put("Evt19")
+            self._invalid()
             return
+        self.ended = {A_ABORT: "aborted by the peer", A_RELEASE_RQ: "release asked for"}.get(
+            kind, ""
+        )
         self._recv_pdu.put(pdu)
         self.event_queue.put(event)
+
+    def _invalid(self) -> None:
+        # Evt19: unrecognised or invalid PDU received
+        self.ended = "protocol error of the peer"
+        self.event_queue.put("Evt19")
 
     def _limit(self, kind: int) -> int:
         if kind == P_DATA_TF:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,8 +44,8 @@ from dicom_node.spool import Delivery, Spool
 log = structlog.get_logger(__name__)
 
 Transcode = Callable[[Path, tuple[str, ...]], Path | None]
-"""``transcode(path, accepted_syntaxes)``: a lossless copy in one of them, or None if there is none. The
-forwarder removes the copy after sending."""
+"""``transcode(path, accepted_syntaxes)``: a lossless copy in one of them, None if there is no way.
+The forwarder removes the copy after sending."""
 
 IDLE_RELEASE_S = 4.0
 _STOP_CHECK_S = 0.25
@@ -151,12 +151,12 @@ class Lane(threading.Thread):
     def _deliver(self, delivery: Delivery) -> None:
         with contextlib.suppress(LeaseLost):  # dropped or taken over meanwhile: not ours to report
             try:
-                with delivery.path.open("rb") as file:
-                    response = self._send(delivery, file, read_file_meta(file))
+                with _opened(delivery.path) as (file, meta):
+                    response = self._send(delivery, file, meta)
             except (AssociationRejected, AssociationLost) as error:
                 self._retry(delivery, error, self._pause.failed())
-            except (OSError, ValueError) as error:
-                self._hold(delivery, ForwardError(f"{delivery.path.name} cannot be read: {error}"))
+            except LeaseLost:
+                raise
             except NodeError as error:
                 self._hold(delivery, error)
             else:
@@ -183,8 +183,8 @@ class Lane(threading.Thread):
             if recoded is None:
                 raise
         try:
-            with recoded.open("rb") as other:
-                return association.store(other, read_file_meta(other), keep_lease)
+            with _opened(recoded) as (other, other_meta):
+                return association.store(other, other_meta, keep_lease)
         finally:
             recoded.unlink(missing_ok=True)
 
@@ -253,6 +253,21 @@ class Lane(threading.Thread):
         if self._association is not None:
             self._association.release()
             self._association = None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, FileMeta]]:
+    """Open an instance and read its File Meta Information (ForwardError if that fails)."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ForwardError(f"{path.name} cannot be read: {error.strerror}") from error
+    with file:
+        try:
+            meta = read_file_meta(file)
+        except (OSError, ValueError) as error:
+            raise ForwardError(f"{path.name} cannot be read: {error}") from error
+        yield file, meta
 
 
 def run_forwarder(

@@ -41,7 +41,8 @@ class RobustEngine(Protocol):
         frames, code_words
             The covers and what to put in.
         rms
-            Budget: root mean square of the residual over the frame in display values, ``(batch, 1)``.
+            Budget: root mean square of the residual over the frame, display values,
+            ``(batch, 1)``.
 
         Returns
         -------
@@ -51,5 +52,5 @@ class RobustEngine(Protocol):
         ...
 
     def decode(self, frames: Float32) -> Float32:
-        """Run D1: soft bits ``(batch, code_bits)``; the sign is the bit, the size how sure it is."""
+        """Run D1: soft bits ``(batch, code_bits)``; sign is the bit, size how sure it is."""
         ...

@@ -74,7 +74,8 @@ def load_patterns(card: Card) -> Float32:
             f"patterns.npy: {patterns.dtype} {patterns.shape}, expected int8 "
             f"({card.code_bits}, {card.side**2})"
         )
-    return patterns.astype(np.float32)
+    whole: Float32 = patterns.astype(np.float32)
+    return whole
 
 
 def patterns_id(patterns: Float32) -> bytes:
@@ -93,7 +94,7 @@ def open_engine(choice: str = "auto", where: Path | None = None) -> RobustEngine
     from dicom_node.inference.onnx import OnnxEngine
 
     if choice == "tensorrt":
-        raise EngineError('TensorRT is not available on this machine; set engine = "onnx" or "auto"')
+        raise EngineError('no TensorRT on this machine; set engine = "onnx" or "auto"')
     return OnnxEngine(read_card(where))
 
 

@@ -30,10 +30,12 @@ class OnnxEngine:
 
     @cached_property
     def patterns(self) -> Float32:
+        """Carrier patterns, see `RobustEngine`."""
         return load_patterns(self._card)
 
     @cached_property
     def model_id(self) -> bytes:
+        """Which patterns a record refers to."""
         return patterns_id(self.patterns)
 
     @cached_property
@@ -42,6 +44,7 @@ class OnnxEngine:
         return norms
 
     def encode(self, frames: Float32, code_words: Float32, rms: Float32) -> tuple[Float32, Float32]:
+        """Run E1, see `RobustEngine`."""
         amplitudes, strengths = self._encoder.run(
             None,
             {"frame": frames, "bits": code_words, "rms": rms, "patterns": self.patterns,
@@ -50,6 +53,7 @@ class OnnxEngine:
         return np.rint(amplitudes), np.rint(strengths[:, 0])
 
     def decode(self, frames: Float32) -> Float32:
+        """Run D1, see `RobustEngine`."""
         whitened = self._decoder.run(None, {"frame": frames})[0]
         soft: Float32 = (whitened @ self.patterns.T) / self._norms
         return soft
@@ -60,7 +64,9 @@ class OnnxEngine:
         for session in (self._encoder, self._decoder):
             shape = session.get_inputs()[0].shape
             if shape[-2:] != frame:
-                raise EngineError(f"{self._card.folder}: a network takes {shape}, the card says {frame}")
+                raise EngineError(
+                    f"{self._card.folder}: a network takes {shape}, the card says {frame}"
+                )
         width = self._decoder.get_outputs()[0].shape[-1]
         if width != self.side**2 or self._encoder.get_inputs()[1].shape[-1] != self.code_bits:
             raise EngineError(f"{self._card.folder}: the networks do not fit their card: reinstall")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset
 
@@ -93,7 +95,7 @@ class DataFile:
                 raise PixelError(f"the header is larger than {_HEADER_LIMIT >> 20} MiB")
             block = b"".join(self.source.read(start, end - start) for start, end in _runs(places))
             self._header = parse_header(block, implicit=self.implicit, little=self.little)
-        return Dataset(dict(self._header.items()))
+        return own_copy(self._header)
 
     def fragments(self) -> list[tuple[int, int]]:
         """Return (offset, length) of each pixel data item, the offset table first (PixelError)."""
@@ -114,6 +116,20 @@ def parse_header(block: bytes, *, implicit: bool, little: bool) -> Dataset:
         return read_dataset(io.BytesIO(block), implicit, little, len(block))
     except Exception as error:  # pydicom raises nearly anything on malformed values
         raise PixelError(f"the data set cannot be parsed: {error}") from error
+
+
+def own_copy(header: Dataset) -> Dataset:
+    """Return a data set whose elements can be replaced or set without touching `header`'s.
+
+    Sequence items are shared.
+    """
+    # Setting an attribute writes into the element that is there: elements must not be shared.
+    return Dataset(
+        {
+            tag: copy.copy(item) if isinstance(item, DataElement) else item
+            for tag, item in header.items()
+        }
+    )
 
 
 def open_data_file(path: Path, *, inflate_limit: int = 1 << 32) -> DataFile:

@@ -22,7 +22,7 @@ from pydicom.sequence import Sequence
 from dicom_node import __version__
 from dicom_node.errors import PixelError
 from dicom_node.instance.block import block_tags, remove_block
-from dicom_node.instance.datafile import parse_header
+from dicom_node.instance.datafile import own_copy, parse_header
 from dicom_node.instance.frames import Instance
 from dicom_node.instance.rewrite import changed_tags
 from dicom_node.instance.syntaxes import LOSSY_METHOD
@@ -116,7 +116,8 @@ def describe(instance: Instance, output: OutputFormat, work: Work) -> Derived:
     _append_derivation(header)
     _append_original_attributes(header, instance, work)
     _append_equipment(header, work, signed_before=bool(signatures))
-    return Derived(header, _undo_block(instance, header))
+    changed = list(changed_tags(instance.read_header(), header))
+    return Derived(_as_stored(instance, header, changed), _undo_block(instance, changed))
 
 
 def undo(header: Dataset, block: bytes) -> Dataset:
@@ -135,7 +136,7 @@ def undo(header: Dataset, block: bytes) -> Dataset:
         If the block is malformed.
     """
     added, _, implicit, little, originals = _parsed(block)
-    restored = Dataset(dict(header.items()))
+    restored = own_copy(header)
     remove_block(restored)
     for tag in added:
         if tag in restored:
@@ -149,11 +150,22 @@ def original_transfer_syntax(block: bytes) -> str:
     return _parsed(block)[1]
 
 
-def _undo_block(instance: Instance, header: Dataset) -> bytes:
+def _as_stored(instance: Instance, header: Dataset, changed: list[int]) -> Dataset:
+    """Return `header` with the source's own bytes for whatever was only looked at.
+
+    pydicom parses a value when it is read, and would write it in another form (leading spaces).
+    """
+    kept = {int(tag): item for tag, item in instance.read_header().items()}
+    for tag in changed:
+        kept.pop(tag, None)
+    return Dataset({tag: kept.get(int(tag), item) for tag, item in header.items()})
+
+
+def _undo_block(instance: Instance, changed: list[int]) -> bytes:
     """Encode tags added, and the original bytes of elements replaced or removed."""
     data = instance.data
     added, places = [], []
-    for tag in changed_tags(data.read_header(), header):
+    for tag in changed:
         if tag in data.elements:
             places.append(data.elements[tag])
         else:

@@ -162,6 +162,8 @@ def _same(old: Item, new: Item, before: Dataset, after: Dataset) -> bool:
         return True
     if isinstance(old, RawDataElement) and isinstance(new, RawDataElement):
         return (old.VR, old.value) == (new.VR, new.value)
+    if isinstance(old, DataElement) and isinstance(new, DataElement) and old.value is new.value:
+        return old.VR == new.VR
     return bool(before[old.tag] == after[new.tag])
 
 
@@ -173,6 +175,8 @@ def _write_data_set(
         tag: place for tag, place in data.elements.items() if tag not in changed
     }
     parts |= {tag: _encoded(data, header, tag) for tag in changed if tag in header}
+    if data.pixel is None or data.pixel.length % 2:  # undefined is odd, too
+        parts.pop(PIXEL_DATA & 0xFFFF0000, None)
     _renew_group_lengths(parts, changed, little=data.little)
     pending: tuple[int, int] = (0, 0)
     for tag in sorted({*parts, PIXEL_DATA}):
@@ -194,8 +198,7 @@ def _write_data_set(
 def _renew_group_lengths(
     parts: dict[int, bytes | Element], changed: set[int], *, little: bool
 ) -> None:
-    """Correct the group lengths (PS3.5 7.2, retired) of groups with changes; drop the pixels'."""
-    parts.pop(PIXEL_DATA & 0xFFFF0000, None)
+    """Correct the group lengths (PS3.5 7.2, retired) of groups with changes."""
     for group in {tag >> 16 for tag in changed}:
         length = parts.get(group << 16)
         if not isinstance(length, Element):
@@ -204,11 +207,10 @@ def _renew_group_lengths(
         size = sum(p.end - p.start if isinstance(p, Element) else len(p) for p in members)
         order = "<" if little else ">"
         head = struct.pack(order + "HH", group, 0)
-        head += (
-            struct.pack(order + "I", 4)
-            if length.vr is None
-            else b"UL" + struct.pack(order + "H", 4)
-        )
+        if length.vr is None:
+            head += struct.pack(order + "I", 4)
+        else:
+            head += b"UL" + struct.pack(order + "H", 4)
         parts[group << 16] = head + struct.pack(order + "I", size)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 
 from dicom_node.instance.codecs import jpeg2000, jpegls, native, rle
+from dicom_node.instance.datafile import own_copy
 from dicom_node.instance.frames import Instance
 from dicom_node.instance.model import Codes, PixelForm, StoredFrame, pack
 from dicom_node.instance.rewrite import (
@@ -147,7 +148,7 @@ class FrameWriter:
         if len(self._lengths) != self._instance.frame_count:
             announced = self._instance.frame_count
             raise ValueError(f"{len(self._lengths)} of {announced} frames appended")
-        final = Dataset(dict(header.items()))
+        final = own_copy(header)
         self.format.apply(final)
         encapsulated = self.format.syntax.encapsulated
         pixels = self._write_encapsulated if encapsulated else self._write_native
@@ -191,9 +192,11 @@ class FrameWriter:
         if syntax.implicit:
             return tag + struct.pack(order + "I", length)
         pixel = self._instance.data.pixel
-        vr = "OB" if self._form.bits_allocated == 8 else "OW"
-        if syntax.little and not self._instance.syntax.encapsulated and pixel is not None:
-            vr = pixel.vr if pixel.vr in ("OB", "OW") else vr
+        narrow = self._form.bits_allocated == 8
+        vr = "OB" if narrow else "OW"
+        if not self._instance.syntax.encapsulated and pixel is not None and pixel.vr is not None:
+            # 8-bit samples in big endian words would have to be swapped: bytes say the same.
+            vr = vr if narrow and not syntax.little else pixel.vr
         return tag + vr.encode() + struct.pack(order + "HI", 0, length)
 
     def _write_encapsulated(self, sink: Sink) -> None:

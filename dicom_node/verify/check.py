@@ -7,8 +7,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from dicom_node.errors import PixelError
 from dicom_node.inference.base import RobustEngine
 from dicom_node.instance import seal
@@ -32,7 +30,8 @@ from dicom_node.watermark import integrity, perceptual
 from dicom_node.watermark.integrity import IntegrityCheck, OpenedRecord
 from dicom_node.watermark.robust import RobustWatermark
 
-MAX_PIXELS = 1 << 32
+# Of a frame: what announces more was never marked, and would not fit into memory.
+MAX_PIXELS = 400_000_000
 
 
 @dataclass
@@ -63,14 +62,12 @@ def check_instance(path: Path, ring: KeyRing, engine: RobustEngine) -> InstanceV
         try:
             return _check(instance, ring, engine)
         except PixelError as error:
-            return InstanceVerdict(
-                str(path), instance.sop_instance_uid, "unreadable", reason=str(error)
-            )
+            return _sealed_only(path, ring, str(error))
 
 
 def _check(instance: Instance, ring: KeyRing, engine: RobustEngine) -> InstanceVerdict:
     block = _block_of(instance)
-    sealed = seal.check_header(instance.header, instance.data, ring)
+    sealed = seal.check_header(instance.read_header(), instance.data, ring)
     display = display_of(instance)
     watermark = RobustWatermark(engine)
     secret = [keys for keys in ring.all() if keys.has_secrets]
@@ -83,7 +80,8 @@ def _check(instance: Instance, ring: KeyRing, engine: RobustEngine) -> InstanceV
             sop_instance_uid=instance.sop_instance_uid, frame_number=index + 1,
             header_block=blocks[index] if index < len(blocks) else b"",
         )  # fmt: skip
-        robust = _read_robust(watermark, display, frame, index, secret, upright=check.status == "valid")
+        upright = check.status == "valid"
+        robust = _read_robust(watermark, display, frame, index, secret, upright=upright)
         found.frames.append(_frame_verdict(index + 1, check, robust))
         _take_record(found, check, instance, ring)
     return _verdict(instance, found, sealed)
@@ -140,7 +138,7 @@ def _take_record(
     keys = ring.get(record.key_id)
     if found.record is None and keys is not None and keys.has_secrets:
         found.changed |= set(
-            seal.changed_attributes(instance.header, record.attribute_digests, keys.mac_key)
+            seal.changed_attributes(instance.read_header(), record.attribute_digests, keys.mac_key)
         )
     found.record = found.record or record
 
@@ -154,12 +152,19 @@ def _verdict(instance: Instance, found: _Findings, sealed: SealCheck) -> Instanc
         verdict = worst([verdict, "tampered"])
     elif found.counts and verdict == "unmarked":
         verdict, reason = "tampered", "some frames carry our marks, others none"
+    elif verdict == "unmarked" and sealed.signature_valid:
+        # Too small to carry marks: the seal covers the pixels instead.
+        if sealed.covers_pixels:
+            verdict, reason = "authentic" if sealed.intact else "tampered", "sealed as a whole"
+        else:
+            reason = "the header is sealed as a marked image's, but the pixels carry no marks"
     record = found.record
+    when = sealed.marked_at if sealed.signature_valid else None
     return InstanceVerdict(
         str(instance.path), instance.sop_instance_uid, verdict,
         owner=record.owner if record else (sealed.owner if sealed.signature_valid else ""),
         signed_by=record.key_id if record else (sealed.key_id if sealed.signature_valid else b""),
-        marked_at=record.marked_at if record else (sealed.marked_at if sealed.signature_valid else None),
+        marked_at=record.marked_at if record else when,
         changed=tuple(sorted(found.changed)), frames=tuple(found.frames), reason=reason,
     )  # fmt: skip
 

@@ -68,8 +68,8 @@ class FrameVerdict:
     def to_json(self) -> dict[str, Any]:
         """Return it as ``verify --json`` prints it."""
         boxes = [
-            {"row": int(b.row), "column": int(b.column), "rows": int(b.rows), "columns": int(b.columns)}
-            for b in self.tampered
+            dict(zip(("row", "column", "rows", "columns"), map(int, box), strict=True))
+            for box in self.tampered
         ]
         said = {"reason": self.reason} if self.reason else {}
         return {"frame": self.frame, "verdict": self.verdict, "integrity": self.integrity,

@@ -19,16 +19,19 @@ from dicom_node.watermark.framing import (
     frame_digest,
     frame_key,
     padding_of,
+    spoken,
     tile_digests,
 )
+from dicom_node.watermark.parameters import Plan, read_headers
 from dicom_node.watermark.payload import OpenedRecord, Parsed, Profile, TileStates
-from dicom_node.watermark.reversible import Plan, extract_tiles, read_headers
+from dicom_node.watermark.reversible import extract_tiles
 from dicom_node.watermark.tiles import (
     SIZES_PX,
     Bounds,
     Box,
     Frame,
     Grid,
+    Lattices,
     find_gap,
     grid_of,
     inside_of,
@@ -39,6 +42,8 @@ Status = Literal["valid", "partial", "absent"]
 _FULL, _COMPACT = 0, 2
 # Decoding without knowing which tiles are wrong is tried on this many copies of the record.
 _BLIND_GROUPS = 2
+# With headers in this part of the tiles, no other tile size needs to be looked at first.
+_PLAIN_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,8 @@ class IntegrityCheck:
     Attributes
     ----------
     status
-        "valid": every tile and the signature hold, for the frame that was asked about. "partial": ours,
-        but not all of that. "absent": nothing of ours was found.
+        "valid": every tile and the signature hold, for the frame that was asked about. "partial":
+        ours, but not all of that. "absent": nothing of ours was found.
     signature_valid
         The signature is ours, over the record and over the whole frame as recovered.
     record
@@ -60,8 +65,8 @@ class IntegrityCheck:
     tampered
         The tiles that do not hold. Empty without the MAC key, or if nothing was found.
     bound
-        False: the marks belong to another SOP Instance UID or frame number than was asked; `record` says
-        which frame. Meaningful where `record` is not None or a tile held.
+        False: the marks belong to another SOP Instance UID or frame number than was asked; `record`
+        says which frame. Meaningful where `record` is not None or a tile held.
     record_authentic
         The record is ours, even if pixels changed since.
     """
@@ -100,7 +105,9 @@ def check(
     if host.ndim != 2 or min(host.shape) < MIN_SIDE_PX:
         return absent
     padded = padding_of(host, bounds)
-    canvas = Canvas(host, side, bounds, find_gap(host, padded, grid_of(*host.shape, 0)))
+    canvas = Canvas(
+        host, side, bounds, find_gap(host, padded, grid_of(host.shape[0], host.shape[1], 0))
+    )
     asked = (payload.uid_tag(sop_instance_uid), frame_number)
     best = absent
     for reading in _readings(canvas):
@@ -135,37 +142,48 @@ class _Reading:
 
 def _readings(canvas: Canvas) -> Iterator[_Reading]:
     """Read the frame at every tile size at which some tile has a header, the likeliest first."""
-    candidates = []
+    seen: list[tuple[float, Grid, Lattices, Plan, NDArray[np.bool_]]] = []
     for code in range(len(SIZES_PX)):
         grid = canvas.grid(code)
         parts = canvas.parts(grid)
         plan, good = read_headers(parts)
-        if good.any():
-            candidates.append((good.sum() / grid.count, grid, parts, plan, good))
-    for _, grid, parts, plan, good in sorted(candidates, key=lambda c: -c[0]):
-        if canvas.gap.step > 1:
-            off = canvas.gap.off(canvas.host)
-            if canvas.padded is not None:
-                off &= ~canvas.padded
-            good &= ~inside_of(off, grid)
-        chosen = np.flatnonzero(good)
-        if not chosen.size:
-            continue
-        some = parts if chosen.size == grid.count else parts.subset(chosen)
-        before = some.subset(np.arange(some.count))
-        bits, sound = extract_tiles(some, canvas.span, plan.subset(chosen))
-        some.black[~sound], some.white[~sound] = before.black[~sound], before.white[~sound]
-        parts.black[chosen], parts.white[chosen] = some.black, some.white
-        streams = np.zeros((grid.count, bits.shape[1] // 8), np.uint8)
-        streams[chosen] = np.packbits(bits, axis=1)
-        all_sound = np.zeros(grid.count, np.bool_)
-        all_sound[chosen] = sound
-        recovered = canvas.gap.from_k(join(parts))
-        if canvas.fixed is not None:
-            recovered = np.where(canvas.fixed, canvas.host, recovered)
-        if canvas.gap.step > 1:
-            recovered = np.where(off, canvas.host, recovered)
-        yield _Reading(grid, plan, streams, all_sound, recovered)
+        share = float(good.mean())
+        if share > _PLAIN_SHARE:
+            yield from _read(canvas, grid, parts, plan, good)
+        elif good.any():
+            seen.append((share, grid, parts, plan, good))
+    for _, grid, parts, plan, good in sorted(seen, key=lambda item: -item[0]):
+        yield from _read(canvas, grid, parts, plan, good)
+
+
+def _read(
+    canvas: Canvas, grid: Grid, parts: Lattices, plan: Plan, good: NDArray[np.bool_]
+) -> Iterator[_Reading]:
+    """Undo the embedding in all tiles with a `good` header; nothing if none is left."""
+    off = np.zeros(0, np.bool_)
+    if canvas.gap.step > 1:
+        off = canvas.gap.off(canvas.host)
+        if canvas.padded is not None:
+            off &= ~canvas.padded
+        good &= ~inside_of(off, grid)
+    chosen = np.flatnonzero(good)
+    if not chosen.size:
+        return
+    some = parts if chosen.size == grid.count else parts.subset(chosen)
+    before = some.subset(np.arange(some.count))
+    bits, sound = extract_tiles(some, canvas.span, plan.subset(chosen))
+    some.black[~sound], some.white[~sound] = before.black[~sound], before.white[~sound]
+    parts.black[chosen], parts.white[chosen] = some.black, some.white
+    streams = np.zeros((grid.count, bits.shape[1] // 8), np.uint8)
+    streams[chosen] = np.packbits(bits, axis=1)
+    all_sound = np.zeros(grid.count, np.bool_)
+    all_sound[chosen] = sound
+    recovered = canvas.gap.from_k(join(parts))
+    if canvas.fixed is not None:
+        recovered = np.where(canvas.fixed, canvas.host, recovered)
+    if canvas.gap.step > 1:
+        recovered = np.where(off, canvas.host, recovered)
+    yield _Reading(grid, plan, streams, all_sound, recovered)
 
 
 @dataclass
@@ -211,14 +229,12 @@ class _Judge:
         if parsed is not None and parsed.key_id != keys.key_id:
             parsed = None
         recovered = self._trusted(valid, keys)
-        signed, authentic, i1_digest = False, False, None
+        signed, authentic = False, False
         if parsed is not None:
             digest = frame_digest(recovered, self.canvas.side)
             signed = parsed.authentic(keys, digest)
-            i1_digest = digest if signed else None
-            if not signed and parsed.i1_digest is not None:
-                i1_digest = parsed.i1_digest if parsed.authentic(keys, parsed.i1_digest) else None
-            authentic = i1_digest is not None
+            stored = parsed.i1_digest
+            authentic = signed or (stored is not None and parsed.authentic(keys, stored))
         elif not valid.any():
             return None
         believed = parsed if authentic else None
@@ -233,7 +249,7 @@ class _Judge:
         outside = parsed is not None and parsed.outside
         return IntegrityCheck(
             "valid" if whole else "partial", signed and bool(holding.all()),
-            believed.open(keys, i1_digest) if believed is not None else None,
+            believed.open(keys) if believed is not None else None,
             recovered, tampered, "header" if outside else "tiled",
             SIZES_PX[reading.grid.size_code], bound, authentic,
         )  # fmt: skip
@@ -253,7 +269,7 @@ class _Judge:
     def _all_holding(
         self, parsed: Parsed | None, keys: KeySet, valid: NDArray[np.bool_], said: tuple[bytes, int]
     ) -> NDArray[np.bool_]:
-        """Return which tiles hold: by their own digest, as padding, or by a digest in the record."""
+        """Return which tiles hold: by their digest, as padding, or by a digest in the record."""
         grid = self.reading.grid
         if not keys.has_secrets:
             return valid
@@ -289,14 +305,7 @@ class _Judge:
         return out
 
     def _told(self, tiles: list[int], digest_bytes: int) -> dict[int, bytes]:
-        plan = self.reading.plan
-        table = plan.header_table()
-        out = {}
-        for tile in tiles:
-            end = digest_bytes + int(plan.share_bytes[tile])
-            share = self.reading.streams[tile, digest_bytes:end].tobytes()
-            out[tile] = table[tile].tobytes() + plan.maps.get(tile, b"") + share
-        return out
+        return spoken(self.reading.plan, self.reading.streams[:, digest_bytes:], tiles)
 
     def _record(self, valid: NDArray[np.bool_] | None) -> Parsed | None:
         """Put the record together; `valid` None: it is not known which tiles hold."""
@@ -352,7 +361,7 @@ class _Judge:
         i1_digest = frame_digest(recovered, self.canvas.side)
         if parsed is not None and own is not None and parsed.authentic(own, i1_digest):
             signed = True
-            record = parsed.open(own, i1_digest)
+            record = parsed.open(own)
         if held is None and not signed:
             if own is None:
                 return None

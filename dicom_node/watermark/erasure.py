@@ -1,8 +1,8 @@
 """Reed-Solomon erasure code over GF(256) whose symbols are tiles.
 
 The code is the usual narrow-sense one (field polynomial 0x11d, generator 2, first root 1), the same
-as the ``reedsolo`` package, applied to all columns of an ``(n, width)`` array at once. A destroyed tile
-destroys a whole row, so the columns share their error positions; this is what finds up to
+as the ``reedsolo`` package, applied to all columns of an ``(n, width)`` array at once. A destroyed
+tile destroys a whole row, so the columns share their error positions; this is what finds up to
 ``min(width, parity - 1)`` wrong rows without being told which, twice what one column allows.
 
 References
@@ -70,7 +70,7 @@ def _parity_matrix(n: int, k: int) -> Bytes2D:
 @lru_cache(maxsize=64)
 def _check_matrix(n: int, k: int) -> Bytes2D:
     power = np.arange(n - k)[:, None] * np.arange(n - 1, -1, -1)[None, :]
-    return _EXP[power % 255]
+    return np.asarray(_EXP[power % 255])
 
 
 def encode(data: Bytes2D, n: int) -> Bytes2D:
@@ -161,9 +161,7 @@ def _solve(
     return system[:e, e : e + width], system[e:, e : e + width], system[e:, e + width :]
 
 
-def _locate(
-    rest: Bytes2D, check: Bytes2D, erased: NDArray[np.bool_]
-) -> NDArray[np.intp] | None:
+def _locate(rest: Bytes2D, check: Bytes2D, erased: NDArray[np.bool_]) -> NDArray[np.intp] | None:
     """Find the wrong rows: where every combination of checks that vanishes on `rest` is zero."""
     rows, width = rest.shape
     system = np.concatenate([rest, check], axis=1)

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_node.watermark.parameters import Plan
 from dicom_node.watermark.payload import MAC_BYTES
 from dicom_node.watermark.reversible import Span
 from dicom_node.watermark.tiles import (
@@ -43,16 +44,16 @@ def frame_digest(host: Frame, side: Side | None) -> bytes:
 
     Notes
     -----
-    Samples are hashed little-endian in the narrowest of int16, uint16, int32 that holds them, its code
-    hashed first: the same samples always give the same bytes, and hashing is most of the cost.
+    Samples are hashed little-endian in the narrowest of int16, uint16, int32 that holds them, its
+    code hashed first: the same samples always give the same bytes, and hashing is most of the cost.
     """
     planes = 0 if side is None else side.shape[2]
     code, narrow = _narrow(host, int(host.min()), int(host.max()))
     state = hashlib.sha3_256(b"dicom-node frame 1")
-    state.update(struct.pack("<IIIB", *host.shape, planes, code))
-    state.update(narrow)
+    state.update(struct.pack("<IIIB", host.shape[0], host.shape[1], planes, code))
+    state.update(narrow.data)
     if side is not None:
-        state.update(np.ascontiguousarray(side, "<u4"))
+        state.update(np.ascontiguousarray(side, "<u4").data)
     return state.digest()
 
 
@@ -67,7 +68,10 @@ def _narrow(values: Frame, low: int, high: int) -> tuple[int, NDArray[np.generic
 def frame_key(mac_key: bytes, tag: bytes, frame_number: int) -> bytes:
     """Return the key of one frame's tile digests: what they say holds for no other frame."""
     return hashlib.blake2b(
-        tag + frame_number.to_bytes(8, "little"), key=mac_key, digest_size=32, person=b"dcmnode-frame"
+        tag + frame_number.to_bytes(8, "little"),
+        key=mac_key,
+        digest_size=32,
+        person=b"dcmnode-frame",
     ).digest()
 
 
@@ -131,7 +135,7 @@ class Canvas:
 
     def grid(self, size_code: int) -> Grid:
         """Return the tiling for one of the tile sizes."""
-        return grid_of(*self.host.shape, size_code)
+        return grid_of(self.host.shape[0], self.host.shape[1], size_code)
 
     def parts(self, grid: Grid) -> Lattices:
         """Return the checkerboards of all tiles, fresh copies."""
@@ -173,6 +177,16 @@ def inside_all(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.bool_]:
     return ~inside_of(~mask, grid)
 
 
+def spoken(plan: Plan, shares: NDArray[np.uint8], tiles: Iterable[int]) -> dict[int, bytes]:
+    """Return what each tile's digest covers beside its pixels: parameters and share."""
+    table = plan.header_table()
+    out = {}
+    for tile in tiles:
+        share = shares[tile, : plan.share_bytes[tile]].tobytes()
+        out[tile] = table[tile].tobytes() + plan.maps.get(tile, b"") + share
+    return out
+
+
 def tile_digests(
     canvas: Canvas, pixels: Frame, grid: Grid, key: bytes, which: Iterable[int],
     said: dict[int, bytes], *, size: int = MAC_BYTES,
@@ -198,8 +212,8 @@ def tile_digests(
         told = said.get(tile, b"")
         head = struct.pack("<6I", tile, grid.rows, grid.columns, grid.size_code, planes, len(told))
         state = hashlib.blake2b(head + told, key=key, digest_size=size, person=b"dcmnode-tile")
-        state.update(tiles[tile])
+        state.update(tiles[tile].data)
         if side is not None:
-            state.update(side[tile])
+            state.update(side[tile].data)
         out[tile] = state.digest()
     return out

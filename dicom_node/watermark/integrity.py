@@ -1,13 +1,12 @@
 """W2, the integrity mark: every pixel of a frame vouched for, tile by tile, and exactly removable.
 
-`embed` puts a keyed digest of each tile and a share of the signed frame record into the tile itself;
-`check` takes both out again, says what holds and where it does not, and returns the frame as it
-was before. Integer arithmetic throughout.
+`embed` puts a keyed digest of each tile and a share of the signed frame record into the tile
+itself; `check` takes both out again, says what holds and where it does not, and returns the frame
+as it was before. Integer arithmetic throughout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,18 +24,19 @@ from dicom_node.watermark.framing import (
     frame_digest,
     frame_key,
     padding_of,
+    spoken,
     tile_digests,
 )
-from dicom_node.watermark.payload import FrameRecord, OpenedRecord, Profile, TileStates
-from dicom_node.watermark.planning import Capacity, choose, measure
-from dicom_node.watermark.reversible import (
+from dicom_node.watermark.parameters import (
     HEADER_BITS,
     MAX_SHARE_BYTES,
     THRESHOLDS,
     Plan,
-    embed_tiles,
     free_white,
 )
+from dicom_node.watermark.payload import FrameRecord, OpenedRecord, Profile, TileStates
+from dicom_node.watermark.planning import Capacity, choose, measure
+from dicom_node.watermark.reversible import embed_tiles
 from dicom_node.watermark.tiles import (
     SIZES_PX,
     UNIT,
@@ -66,6 +66,7 @@ _SPARE_SHARE = 5
 # Shares in fewer than this part of the tiles would leave the rest of the frame to chance.
 _LEAST_FULL = 0.6
 _ROUNDS = 5
+_SPREAD_SHARE, _LEAST_CHANGE = 64, 3
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def embed(
             if mark is not None:
                 return mark
     raise CapacityError(
-        f"frame {record.frame_number} ({host.shape[0]} x {host.shape[1]}) cannot hold even one digest"
+        f"frame {record.frame_number} ({host.shape[0]} x {host.shape[1]}) "
+        "cannot hold even one digest"
     )
 
 
@@ -170,11 +172,18 @@ class _Embedding:
         """Return the marked frame, or None if it does not fit this way."""
         parts = self.canvas.parts(self.grid)
         steps = self._steps()
-        layout = self._compact(parts, steps) if self.profile == "compact" else self._fit(parts, steps)
+        layout = (
+            self._compact(parts, steps) if self.profile == "compact" else self._fit(parts, steps)
+        )
         if layout is None:
             return None
         pixels, header_block = payload.pack(
-            self.record, self.profile, layout.states, self.keys, self.i1_digest, keep_i1=self._keep_i1
+            self.record,
+            self.profile,
+            layout.states,
+            self.keys,
+            self.i1_digest,
+            keep_i1=self._keep_i1,
         )
         shares = self._shares(layout, pixels)
         streams = self._streams(layout, shares)
@@ -202,11 +211,19 @@ class _Embedding:
         return self.grid.count > 1 and self.profile != "compact"
 
     def _steps(self) -> int:
-        """How many thresholds are allowed: at most 1/64 of the values in use, but at least 4."""
+        """How many thresholds are allowed, so that noise does not buy room at any price.
+
+        The largest change is a 64th of the spread of the values outside padding (0.5 to 99.7
+        percentile, like a window without a window), but at least 3 steps. A digest alone is worth
+        any change.
+        """
         if self.profile == "compact":
             return len(THRESHOLDS)
-        low, high = int(self.canvas.scaled.min()), int(self.canvas.scaled.max())
-        most = max(4, (high - low) // 64)
+        some = self.canvas.scaled[::4, ::4]
+        if self.canvas.fixed is not None:
+            some = some[~self.canvas.fixed[::4, ::4]]
+        spread = np.subtract(*np.percentile(some, (99.7, 0.5))) if some.size else 0
+        most = max(_LEAST_CHANGE, spread / _SPREAD_SHARE)
         return sum(1 for t in THRESHOLDS if t <= most)
 
     def _compact(self, parts: Lattices, steps: int) -> _Layout | None:
@@ -227,7 +244,10 @@ class _Embedding:
         planned = -1
         for _ in range(_ROUNDS):
             states.mute = dict.fromkeys(map(int, np.flatnonzero(mute)), bytes(payload.MAC_BYTES))
-            if full.sum() < max(1, _LEAST_FULL * active.sum()) or mute.sum() > 2 + active.sum() // 8:
+            if (
+                full.sum() < max(1, _LEAST_FULL * active.sum())
+                or mute.sum() > 2 + active.sum() // 8
+            ):
                 return None
             length = payload.size(self.record, self.profile, states, keep_i1=self._keep_i1)
             groups = self._groups(active, full)
@@ -252,6 +272,8 @@ class _Embedding:
                 break
             some = parts if rest.size == parts.count else parts.subset(rest)
             its, fits = choose(some, self.canvas.span, 8 * payload.MAC_BYTES + extra, steps)
+            if some is not parts:
+                parts.remember(rest, some)
             plan.put(rest[fits], its.subset(np.flatnonzero(fits)))
             if extra:
                 full[rest[fits]] = True
@@ -299,7 +321,7 @@ class _Embedding:
     def _streams(self, layout: _Layout, shares: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return digest and share of every tile that carries, as bits."""
         tiles = [int(t) for t in np.flatnonzero(layout.carries)]
-        said = dict(spoken(layout.plan, shares, tiles))
+        said = spoken(layout.plan, shares, tiles)
         size = COMPACT_MAC_BYTES if self.profile == "compact" else payload.MAC_BYTES
         digests = tile_digests(
             self.canvas, self.canvas.host, self.grid, self._frame_key(), tiles, said, size=size
@@ -310,16 +332,6 @@ class _Embedding:
     def _frame_key(self) -> bytes:
         tag = payload.uid_tag(self.record.sop_instance_uid)
         return frame_key(self.keys.mac_key, tag, self.record.frame_number)
-
-
-def spoken(
-    plan: Plan, shares: NDArray[np.uint8], tiles: list[int]
-) -> Iterator[tuple[int, bytes]]:
-    """Yield what each tile's digest covers beside its pixels: parameters and share."""
-    table = plan.header_table()
-    for tile in tiles:
-        share = shares[tile].tobytes() if plan.share_bytes[tile] else b""
-        yield tile, table[tile].tobytes() + plan.maps.get(tile, b"") + share
 
 
 def capacity(host: Frame, bounds: Bounds, threshold: int) -> Capacity:
@@ -335,13 +347,11 @@ def capacity(host: Frame, bounds: Bounds, threshold: int) -> Capacity:
     Returns
     -------
     Capacity
-        ``bits`` (black and white pixels of 64-pixel tiles; pixels with too little room are left out,
-        parameters and location maps are not charged) and ``rmse`` in stored values.
+        ``bits`` (black and white pixels of 64-pixel tiles; pixels with too little room are left
+        out, parameters and location maps are not charged) and ``rmse`` in stored values.
     """
     if threshold not in THRESHOLDS:
         raise WatermarkError(f"threshold {threshold} is none of {THRESHOLDS}")
     canvas = Canvas(host, None, bounds, exact_gap(host, padding_of(host, bounds)))
-    offered = measure(
-        canvas.parts(canvas.grid(0)), canvas.span, THRESHOLDS.index(threshold)
-    )
+    offered = measure(canvas.parts(canvas.grid(0)), canvas.span, THRESHOLDS.index(threshold))
     return Capacity(offered.bits, offered.rmse * canvas.gap.step)

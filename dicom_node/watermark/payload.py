@@ -11,22 +11,23 @@ Layout, version 1 (integers little-endian, *n* = unsigned LEB128, ``x[n]`` = n b
     header   pixels: core SHA3-256(body) sign      header block: "DNW2" 1 1 body
     compact  pixels: only a digest                 header block: "DNW2" 1 2 core body sign
 
-The restoration block is AES-256-GCM under the restore key. Its nonce is a hash of the core and of the
-digest of I1. A nonce would have to be kept from use for two different plaintexts: the core names the instance,
-frame, original and second of marking, and the digest of I1 fixes what restoration has to take off, so two
-different blocks under one nonce would need two encodings of one residual in one second. Its tag is the
-shortest allowed (4 bytes): the ciphertext is signed and is only opened after the signature held.
+The restoration block is AES-256-SIV (RFC 5297) under the restore key, the core as associated data.
+The same frame must give the same bytes whenever it is marked again, so there is no room for a
+random nonce; with a derived one, GCM would leak as soon as a later release wrote the block
+differently for a frame marked before. SIV has no nonce to repeat: equal ciphertexts mean equal
+frames, nothing more.
 """
 
 from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from hashlib import sha3_256
+from hashlib import sha3_256, sha3_512
 from typing import Literal
 
 import numpy as np
 from Crypto.Cipher import AES
+from Crypto.Cipher._mode_siv import SivMode
 from numpy.typing import NDArray
 
 from dicom_node.errors import WatermarkError
@@ -37,7 +38,7 @@ VERSION = 1
 _CONTEXT = b"dicom-node W2 record 1"
 _MAGIC = b"DNW2"
 _HAS_I1, _BODY_OUTSIDE = 1, 2
-_TAG_BYTES = 4
+_TAG_BYTES = 16
 _SIGNATURE_BYTES = 64
 DIGEST_BYTES = 4
 MAC_BYTES = 8
@@ -81,7 +82,9 @@ class FrameRecord:
         numbers_ok = 1 <= self.frame_number <= self.frame_count and self.marked_at >= 0
         digests_ok = all(len(d) == DIGEST_BYTES for d in self.attribute_digests)
         if not numbers_ok or not digests_ok or len(self.original_digest) != 32:
-            raise WatermarkError("a frame record needs frame 1..count, a time, 32- and 4-byte digests")
+            raise WatermarkError(
+                "a frame record needs frame 1..count, a time, 32- and 4-byte digests"
+            )
         if len(self.owner.encode()) > 255:
             raise WatermarkError("an owner has at most 255 bytes")
 
@@ -90,8 +93,8 @@ class FrameRecord:
 class OpenedRecord:
     """A record as read: `restoration` is None without the restore key or the header block.
 
-    `attribute_digests` and `features` are empty, and `complete` is False, where they stood in a header
-    block that is gone.
+    `attribute_digests` and `features` are empty, and `complete` is False, where they stood in a
+    header block that is gone.
     """
 
     key_id: bytes
@@ -160,7 +163,9 @@ class TileStates:
         if form in (1, 2):
             if len(bits) != -(-count // 8):
                 raise ValueError("tile states of another number of tiles")
-            states.inert = np.unpackbits(np.frombuffer(bits, np.uint8), count=count).astype(np.bool_)
+            states.inert = np.unpackbits(np.frombuffer(bits, np.uint8), count=count).astype(
+                np.bool_
+            )
         for _ in range(reader.number()):
             tile = reader.number()
             if tile >= count:
@@ -196,8 +201,8 @@ class Parsed:
         """Whether `keys` signed this record together with `i1_digest`."""
         return keys.verify(_signed(self.core, self.body_digest, i1_digest), self.signature)
 
-    def open(self, keys: KeySet, i1_digest: bytes | None) -> OpenedRecord:
-        """Return the record; `i1_digest` None: the signature did not hold, nothing is decrypted."""
+    def open(self, keys: KeySet) -> OpenedRecord:
+        """Return the record, once it is known to be authentic."""
         attributes: tuple[bytes, ...] = ()
         restoration: bytes | None = None
         features = b""
@@ -206,8 +211,8 @@ class Parsed:
             attributes = tuple(reader.take(DIGEST_BYTES) for _ in range(reader.number()))
             features = reader.sized()
             ciphertext = reader.sized()
-            if keys.has_secrets and i1_digest is not None:
-                restoration = _decrypt(ciphertext, keys, self.core, i1_digest)
+            if keys.has_secrets:
+                restoration = _decrypt(ciphertext, keys, self.core)
         return OpenedRecord(
             self.key_id, self.owner, self.uid_tag, self.frame_number, self.frame_count,
             self.marked_at, self.original_digest, attributes, restoration, features,
@@ -241,7 +246,7 @@ def pack(
         Store that digest, so that the signature can still be checked when some tile is destroyed.
     """
     core = _core(record, keys.key_id, states, i1_digest if keep_i1 else None, profile)
-    body = _body(record, _encrypt(record.restoration, keys, core, i1_digest))
+    body = _body(record, _encrypt(record.restoration, keys, core))
     digest = sha3_256(body).digest()
     signature = keys.sign(_signed(core, digest, i1_digest))
     if profile == "tiled":
@@ -332,26 +337,28 @@ def _signed(core: bytes, body_digest: bytes, i1_digest: bytes) -> bytes:
     return sha3_256(_CONTEXT + core + body_digest + i1_digest).digest()
 
 
-def _cipher(keys: KeySet, core: bytes, i1_digest: bytes) -> AES.GcmMode:  # type: ignore[name-defined]
-    nonce = sha3_256(b"dicom-node W2 nonce 1" + core + i1_digest).digest()[:12]
-    return AES.new(keys.restore_key, AES.MODE_GCM, nonce=nonce, mac_len=_TAG_BYTES)
+def _cipher(keys: KeySet, core: bytes) -> SivMode:
+    key = sha3_512(b"dicom-node W2 restoration 1" + keys.restore_key).digest()
+    cipher = AES.new(key, AES.MODE_SIV)
+    cipher.update(core)
+    return cipher
 
 
-def _encrypt(plain: bytes, keys: KeySet, core: bytes, i1_digest: bytes) -> bytes:
+def _encrypt(plain: bytes, keys: KeySet, core: bytes) -> bytes:
     if not plain:
         return b""
-    ciphertext, tag = _cipher(keys, core, i1_digest).encrypt_and_digest(plain)
-    return bytes(ciphertext) + bytes(tag)
+    ciphertext, tag = _cipher(keys, core).encrypt_and_digest(plain)
+    return bytes(tag) + bytes(ciphertext)
 
 
-def _decrypt(ciphertext: bytes, keys: KeySet, core: bytes, i1_digest: bytes) -> bytes | None:
-    if not ciphertext:
+def _decrypt(data: bytes, keys: KeySet, core: bytes) -> bytes | None:
+    if not data:
         return b""
-    text, tag = ciphertext[:-_TAG_BYTES], ciphertext[-_TAG_BYTES:]
     try:
-        return bytes(_cipher(keys, core, i1_digest).decrypt_and_verify(text, tag))
+        plain = _cipher(keys, core).decrypt_and_verify(data[_TAG_BYTES:], data[:_TAG_BYTES])
     except ValueError:
         return None
+    return bytes(plain)
 
 
 def _number(value: int) -> bytes:

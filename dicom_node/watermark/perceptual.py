@@ -19,9 +19,9 @@ def perceptual_hash(display: NDArray[np.float32]) -> bytes:
     Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010;
     computed by ``imagehash.phash`` (32 x 32 DCT, 8 x 8 low frequencies, median threshold).
     """
-    small = display
+    small = np.asarray(display, np.float32)
     if min(display.shape) > 128:
-        small = cv2.resize(display, (128, 128), interpolation=cv2.INTER_AREA)
+        small = np.asarray(cv2.resize(small, (128, 128), interpolation=cv2.INTER_AREA), np.float32)
     picture = Image.fromarray(np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8))
     return np.packbits(imagehash.phash(picture).hash.reshape(-1)).tobytes()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.watermark.reversible import (
+from dicom_node.watermark.parameters import (
     ALL,
     BOTH,
     BY_MAP,
@@ -21,19 +22,19 @@ from dicom_node.watermark.reversible import (
     UP,
     Ints,
     Plan,
-    Span,
     clear_head,
-    embed_layer,
     free_white,
     in_region,
-    level,
     pack_map,
-    predict,
 )
+from dicom_node.watermark.reversible import Span, embed_layer, level, predict
 from dicom_node.watermark.tiles import Lattices
 
 _MODES = (BOTH, UP, DOWN)
 _SIDES = {BOTH: [0, 1], UP: [0], DOWN: [1]}
+# Streams of so many bits per black pixel, and thresholds from this step on, may do better with both
+# colours.
+_LONG, _HIGH_STEP = 0.25, 2
 # A second layer's room depends on the bits themselves; this much is kept back.
 _SECOND_RESERVE = 1.1
 _SECOND_RESERVE_BITS = 24
@@ -99,6 +100,8 @@ def survey(parts: Lattices, *, coarse: bool) -> Survey:
     scene = Lattices(parts.grid, parts.black, white, tiles=parts.tiles)
     scene.mirror_edges(black=False)
     predicted, classes = predict(white, of_black=True)
+    if not coarse:
+        parts.forecast = (predicted, classes)
     free = None if parts.fixed_black is None else ~parts.fixed_black.reshape(parts.count, -1)
     return Survey.of(parts.black.reshape(parts.count, -1), predicted, classes, free)
 
@@ -159,6 +162,7 @@ def choose(
         fits = _choose_all(lower, its, need, steps, {DOWN: down[rest]})
         plan.put(rest[fits], its.subset(np.flatnonzero(fits)))
         done[rest[fits]] = True
+    _improve(parts, span, plan, np.flatnonzero(done), stream_bits)
     for attempt in (_choose_by_value, _choose_second, _choose_by_map):
         rest = np.flatnonzero(possible & ~done)
         if not rest.size:
@@ -174,12 +178,11 @@ def _choose_all(
     seen: Survey, plan: Plan, need: int, steps: int, rooms: dict[int, Ints]
 ) -> NDArray[np.bool_]:
     """Every host has room: the usual case, decided for all tiles at once from one histogram."""
-    counts = _counts(seen, steps)
-    thresholds = np.array(THRESHOLDS[:steps], np.float64)
-    carriers = counts[..., :steps].cumsum(axis=3)
-    harm = (counts[..., :steps] * _SQUARES[:steps]).cumsum(axis=3)
-    harm += (counts.sum(axis=3)[..., None] - carriers) * thresholds**2
-    best = np.full(plan.threshold.size, np.inf)
+    # One product with two triangles turns the histogram into bits and harm for every threshold.
+    offer = _counts(seen, steps).astype(np.float32) @ _weights(steps)
+    carriers, harm = offer[..., :steps], offer[..., steps:]
+    thresholds = np.array(THRESHOLDS[:steps])
+    best = np.full(plan.threshold.size, np.inf, np.float32)
     rows = np.arange(best.size)
     for mode, room in rooms.items():
         sides = _SIDES[mode]
@@ -195,6 +198,34 @@ def _choose_all(
         plan.limit[better] = (place // steps)[better]
         plan.threshold[better] = (place % steps)[better]
     return np.isfinite(best)
+
+
+@lru_cache(maxsize=32)
+def _weights(steps: int) -> NDArray[np.float32]:
+    """Return ``(steps + 1, 2 * steps)``: what a level counts as carriers, and as squared change."""
+    index = np.arange(steps + 1)[:, None]
+    within = index <= np.arange(steps)[None, :]
+    squares = np.append(_SQUARES[:steps], 0.0)[:, None]
+    shifted = np.array(THRESHOLDS[:steps], np.float64)[None, :] ** 2
+    return np.concatenate([within, np.where(within, squares, shifted)], axis=1).astype(np.float32)
+
+
+def _improve(
+    parts: Lattices, span: Span, plan: Plan, chosen: NDArray[np.intp], stream_bits: int
+) -> None:
+    """Take both colours at a low threshold where black alone needs a high one for a long stream."""
+    if stream_bits < _LONG * parts.black[0].size:
+        return
+    crowded = chosen[plan.threshold[chosen] >= _HIGH_STEP]
+    if not crowded.size:
+        return
+    # Twice the pixels at under 7/10 of the threshold change less in the mean square.
+    for step in np.unique(plan.threshold[crowded]):
+        some = crowded[plan.threshold[crowded] == step]
+        most = int(np.searchsorted(THRESHOLDS, 0.6 * THRESHOLDS[step], side="right"))
+        its = Plan.blank(some.size)
+        fits = _choose_second(parts.subset(some), span, its, stream_bits, most)
+        plan.put(some[fits], its.subset(np.flatnonzero(fits)))
 
 
 def _choose_by_value(
@@ -244,7 +275,7 @@ def _limit_by_value(
     table = np.bincount(cell[carriers], minlength=tiles * CLASSES).reshape(tiles, CLASSES)
     enough = table.cumsum(axis=1) >= need
     enough &= np.arange(CLASSES)[None, :] <= highest[:, None]
-    return enough.argmax(axis=1).astype(np.int64), enough.any(axis=1)
+    return enough.argmax(axis=1).astype(np.int64), np.asarray(enough.any(axis=1))
 
 
 def _choose_second(
@@ -258,7 +289,10 @@ def _choose_second(
     white_up, white_down = _room(white, free, span)
     up, down = np.minimum(black_up, white_up), np.minimum(black_down, white_down)
     need = stream_bits + HEADER_BITS + EXTENSION_BITS
-    carriers = {m: _counts(seen.for_mode(m), steps)[:, -1, _SIDES[m], :steps].sum(axis=1) for m in _MODES}
+    carriers = {
+        mode: _counts(seen.for_mode(mode), steps)[:, -1, _SIDES[mode], :steps].sum(axis=1)
+        for mode in _MODES
+    }
     done = np.zeros(parts.count, np.bool_)
     for step, t in enumerate(THRESHOLDS[:steps]):
         for mode, room in ((BOTH, np.minimum(up, down)), (UP, up), (DOWN, down)):
@@ -308,7 +342,7 @@ def _second_capacity(parts: Lattices, plan: Plan, first: Ints) -> Ints:
 def _choose_by_map(
     parts: Lattices, span: Span, plan: Plan, stream_bits: int, steps: int
 ) -> NDArray[np.bool_]:
-    """The last way: a compressed map of the pixels left alone, carried with the parameters."""
+    """Leave cramped pixels alone by a compressed map that goes with the parameters: last of all."""
     plain = survey(parts, coarse=True)
     by_mode = {mode: plain.for_mode(mode) for mode in _MODES}
     room_up, room_down = span.room_up(plain.values), span.room_down(plain.values)

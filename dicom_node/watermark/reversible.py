@@ -1,51 +1,50 @@
 """Reversible embedding in tiles: prediction-error expansion on a checkerboard.
 
-Black pixels are predicted from their four white neighbours, ``(l + r + u + d + 2) >> 2``. With threshold
-T, an error e in [-T, T) becomes ``2 e + bit`` and any other error moves T outwards, so the decoder can
-tell them apart; both are undone exactly. Pixels in busy surroundings (a limit per tile) are left alone,
-and the stream stops where its last bit went in. Where black is too small, white follows,
-predicted from the changed black.
+Black pixels are predicted from their four white neighbours, ``(l + r + u + d + 2) >> 2``. With
+threshold T, an error e in [-T, T) becomes ``2 e + bit`` and any other error moves T outwards, so
+the decoder can tell them apart; both are undone exactly. Pixels in busy surroundings (a limit per
+tile) are left alone, and the stream stops where its last bit went in. Where black is too small,
+white follows, predicted from the changed black.
 
-What a tile needs to be read stands in the least significant bits of its first free white pixels; the
-bits that stood there are the head of the embedded stream. Pixels *fixed* from the start (padding,
-values out of range) are never changed, and nothing ever becomes one: for every other pixel, the
-value with its last bit flipped is allowed, too.
+What a tile needs to be read stands in the least significant bits of its first free white pixels;
+the bits that stood there are the head of the embedded stream. Pixels *fixed* from the start
+(padding, values out of range) are never changed, and nothing ever becomes one: for every other
+pixel, the value with its last bit flipped is allowed, too.
 
 References
 ----------
-Thodi and Rodriguez, "Expansion embedding techniques for reversible watermarking", IEEE TIP 16(3), 2007.
-Sachnev et al., "Reversible watermarking algorithm using sorting and prediction", IEEE TCSVT 19(7), 2009.
+Thodi and Rodriguez, "Expansion embedding techniques for reversible watermarking",
+IEEE Trans. Image Processing 16(3), 2007.
+
+Sachnev et al., "Reversible watermarking algorithm using sorting and prediction",
+IEEE Trans. Circuits and Systems for Video Technology 19(7), 2009.
 """
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.watermark.tiles import Lattices, neighbours
-
-Ints = NDArray[np.int64]
-Bits = NDArray[np.uint8]
-
-THRESHOLDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768,
-              1024, 1536, 2048, 3072, 4096)  # fmt: skip
-_T = np.array(THRESHOLDS, np.int64)
-CLASSES = 32
-BOTH, UP, DOWN = 0, 1, 2
-# How the decoder knows a pixel left alone for want of room: there is none; by its value; by a map.
-ALL, BY_VALUE, BY_MAP = 0, 1, 2
-
-# Name and width in bits of what a tile's header holds; the check is a hash of the rest.
-_FIELDS = (("threshold", 5), ("mode", 2), ("limit", 5), ("spared", 2), ("layers", 1),
-           ("share_bytes", 14), ("data_tiles", 8), ("size_code", 3), ("kind", 2))  # fmt: skip
-_CHECK_BITS = 10
-HEADER_BITS = sum(width for _, width in _FIELDS) + _CHECK_BITS
-# Only tiles with a map or a second layer have these: bytes of the map, or bits in the second layer.
-EXTENSION_BITS = 32
-MAX_SHARE_BYTES = (1 << 14) - 1
+from dicom_node.watermark.parameters import (
+    BOTH,
+    BY_MAP,
+    BY_VALUE,
+    CLASSES,
+    DOWN,
+    UP,
+    Bits,
+    Ints,
+    Plan,
+    T,
+    clear_region,
+    fill_region,
+    header_bits,
+    in_region,
+    unpack_map,
+)
+from dicom_node.watermark.tiles import Lattices, beside
 
 
 @dataclass(frozen=True)
@@ -84,64 +83,6 @@ class Span:
         return out
 
 
-@dataclass
-class Plan:
-    """What is embedded how, one entry per tile (arrays of int64, ``(tiles,)``)."""
-
-    threshold: Ints
-    mode: Ints
-    limit: Ints
-    spared: Ints
-    layers: Ints
-    share_bytes: Ints
-    data_tiles: Ints
-    size_code: Ints
-    kind: Ints
-    second_bits: Ints
-    maps: dict[int, bytes]
-
-    @classmethod
-    def blank(cls, count: int) -> Plan:
-        """Return a plan of `count` tiles, all zero."""
-        return cls(*(np.zeros(count, np.int64) for _ in range(10)), maps={})
-
-    def subset(self, chosen: NDArray[np.intp]) -> Plan:
-        """Return the entries of the `chosen` tiles."""
-        arrays = (getattr(self, name)[chosen] for name in _NAMES)
-        maps = {i: self.maps[int(t)] for i, t in enumerate(chosen) if int(t) in self.maps}
-        return Plan(*arrays, maps=maps)
-
-    def put(self, chosen: NDArray[np.intp], other: Plan) -> None:
-        """Take over `other`, a plan of the `chosen` tiles."""
-        for name in _NAMES:
-            getattr(self, name)[chosen] = getattr(other, name)
-        for i, t in enumerate(chosen):
-            self.maps.pop(int(t), None)
-            if i in other.maps:
-                self.maps[int(t)] = other.maps[i]
-
-    def region_bits(self) -> Ints:
-        """Return how many white pixels hold parameters, per tile."""
-        bits = np.full(self.threshold.size, HEADER_BITS, np.int64)
-        bits[(self.layers == 1) | (self.spared == BY_MAP)] += EXTENSION_BITS
-        for tile, packed in self.maps.items():
-            bits[tile] += 8 * len(packed)
-        return bits
-
-    def header_bytes(self, tile: int) -> bytes:
-        """Return the parameters of one tile as bytes, for its digest."""
-        values = [int(getattr(self, name)[tile]) for name in _NAMES]
-        return b"".join(v.to_bytes(4, "little") for v in values) + self.maps.get(tile, b"")
-
-    def header_table(self) -> NDArray[np.uint32]:
-        """Return the parameters of all tiles, ``(tiles, 10)``, rows as `header_bytes` without map."""
-        table = np.stack([getattr(self, name) for name in _NAMES], axis=1)
-        return np.ascontiguousarray(table.astype("<u4"))
-
-
-_NAMES = (*(name for name, _ in _FIELDS), "second_bits")
-
-
 def level(magnitude: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return the first index i with ``magnitude < THRESHOLDS[i]`` (beyond the last: what follows).
 
@@ -157,183 +98,39 @@ def level(magnitude: NDArray[np.int32]) -> NDArray[np.int32]:
 def predict(
     other: NDArray[np.int32], *, of_black: bool
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return prediction and activity class of every pixel of one colour, each ``(tiles, hosts)``."""
-    left, right, up, down = neighbours(other, of_black=of_black)
-    highest = np.maximum(left, right)
-    lowest = np.minimum(left, right)
-    np.maximum(highest, up, out=highest)
-    np.minimum(lowest, up, out=lowest)
-    np.maximum(highest, down, out=highest)
-    np.minimum(lowest, down, out=lowest)
+    """Return prediction and activity class of one colour's pixels, each ``(tiles, hosts)``."""
+    second = beside(other, of_black=of_black)
+    highest, lowest = np.maximum(other, second), np.minimum(other, second)
+    second += other
+    upper, lower = other[:, :-1], other[:, 1:]
+    for extreme, pick in ((highest, np.maximum), (lowest, np.minimum)):
+        pick(extreme[:, 1:], upper, out=extreme[:, 1:])
+        pick(extreme[:, :-1], lower, out=extreme[:, :-1])
     highest -= lowest
-    left += right
-    left += up
-    left += down
-    left += 2
-    left >>= 2
+    second[:, 1:] += upper
+    second[:, :-1] += lower
+    # At the upper and lower edge the one vertical neighbour counts twice.
+    second[:, 0] += other[:, 1]
+    second[:, -1] += other[:, -2]
+    second += 2
+    second >>= 2
     classes = level(highest)
     np.minimum(classes, CLASSES - 1, out=classes)
     count = other.shape[0]
-    return left.reshape(count, -1), classes.reshape(count, -1)
+    return second.reshape(count, -1), classes.reshape(count, -1)
+
+
+def _is_coarse(plan: Plan) -> NDArray[np.bool_]:
+    return np.asarray((plan.layers == 1) | (plan.spared == BY_MAP))
 
 
 def _coarse(white: NDArray[np.int32], plan: Plan) -> NDArray[np.int32]:
     """Return what black is predicted from: without last bits where any of them may change."""
-    coarse = (plan.layers == 1) | (plan.spared == BY_MAP)
+    coarse = _is_coarse(plan)
     if not coarse.any():
         return white
     mask = np.where(coarse, np.int32(-2), np.int32(-1))
-    return white & mask[:, None, None, None]
-
-
-def _flat(values: NDArray[np.generic] | None) -> NDArray[np.generic] | None:
-    return None if values is None else values.reshape(values.shape[0], -1)
-
-
-def free_white(parts: Lattices) -> Ints:
-    """Return how many white pixels of each tile may hold parameters."""
-    if parts.fixed_white is None:
-        return np.full(parts.count, parts.white[0].size, np.int64)
-    return np.asarray((~_flat(parts.fixed_white)).sum(axis=1), np.int64)  # type: ignore[operator]
-
-
-def _region(parts: Lattices, bits: int) -> NDArray[np.intp]:
-    """Return the places of each tile's first `bits` free white pixels, ``(tiles, bits)``."""
-    if parts.fixed_white is None:
-        return np.broadcast_to(np.arange(bits), (parts.count, bits))
-    fixed = parts.fixed_white.reshape(parts.count, -1)
-    # Sorting False before True, stably, lists the free pixels in order.
-    head = fixed[:, : 4 * bits]
-    if head.shape[1] == 4 * bits and ((~head).sum(axis=1) >= bits).all():
-        fixed = head
-    return np.argsort(fixed, axis=1, kind="stable")[:, :bits]
-
-
-def _clear_region(parts: Lattices, plan: Plan) -> list[Bits]:
-    """Clear the last bit of the parameter pixels; return the bits that stood there, per tile."""
-    lengths = plan.region_bits()
-    places = _region(parts, int(lengths.max(initial=0)))
-    white = parts.white.reshape(parts.count, -1)
-    values = np.take_along_axis(white, places, axis=1)
-    inside = np.arange(places.shape[1])[None, :] < lengths[:, None]
-    np.put_along_axis(white, places, np.where(inside, values & ~1, values), axis=1)
-    old = (values & 1).astype(np.uint8)
-    return [old[i, : lengths[i]] for i in range(parts.count)]
-
-
-def clear_head(parts: Lattices, bits: int) -> NDArray[np.int32]:
-    """Return a copy of the white pixels as prediction sees them: the first last-bits cleared."""
-    places = _region(parts, bits)
-    white = parts.white.copy()
-    flat = white.reshape(parts.count, -1)
-    np.put_along_axis(flat, places, np.take_along_axis(flat, places, axis=1) & ~1, axis=1)
-    return white
-
-
-def _fill_region(parts: Lattices, bits: list[Bits]) -> None:
-    """Write `bits` into the (cleared) last bits of the parameter pixels."""
-    longest = max((b.size for b in bits), default=0)
-    table = np.zeros((parts.count, longest), np.int32)
-    for i, row in enumerate(bits):
-        table[i, : row.size] = row
-    places = _region(parts, longest)
-    white = parts.white.reshape(parts.count, -1)
-    values = np.take_along_axis(white, places, axis=1)
-    np.put_along_axis(white, places, values | table, axis=1)
-
-
-def in_region(parts: Lattices, plan: Plan) -> NDArray[np.bool_]:
-    lengths = plan.region_bits()
-    places = _region(parts, int(lengths.max(initial=0)))
-    inside = np.arange(places.shape[1])[None, :] < lengths[:, None]
-    mask = np.zeros((parts.count, parts.white[0].size), np.bool_)
-    np.put_along_axis(mask, places, inside, axis=1)
-    return mask
-
-
-def _check(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    mixed = (word + np.uint64(0x5DC0DE)) * np.uint64(0x9E3779B97F4A7C15)
-    return mixed >> np.uint64(64 - _CHECK_BITS)
-
-
-def _header_bits(plan: Plan) -> list[Bits]:
-    word = np.zeros(plan.threshold.size, np.uint64)
-    for name, width in _FIELDS:
-        word = (word << np.uint64(width)) | getattr(plan, name).astype(np.uint64)
-    word = (word << np.uint64(_CHECK_BITS)) | _check(word)
-    shifts = np.arange(HEADER_BITS - 1, -1, -1).astype(np.uint64)
-    rows = ((word[:, None] >> shifts) & np.uint64(1)).astype(np.uint8)
-    out = list(rows)
-    for tile in np.flatnonzero((plan.layers == 1) | (plan.spared == BY_MAP)):
-        packed = plan.maps.get(int(tile), b"")
-        number = len(packed) if plan.spared[tile] == BY_MAP else int(plan.second_bits[tile])
-        tail = np.frombuffer(number.to_bytes(EXTENSION_BITS // 8, "big") + packed, np.uint8)
-        out[tile] = np.concatenate([rows[tile], np.unpackbits(tail)])
-    return out
-
-
-def read_headers(parts: Lattices) -> tuple[Plan, NDArray[np.bool_]]:
-    """Return the parameters that the tiles claim, and which of them are well formed."""
-    plan = Plan.blank(parts.count)
-    capacity = free_white(parts)
-    if parts.white[0].size < HEADER_BITS:
-        return plan, np.zeros(parts.count, np.bool_)
-    white = parts.white.reshape(parts.count, -1)
-    bits = np.take_along_axis(white, _region(parts, HEADER_BITS), axis=1) & 1
-    word = np.zeros(parts.count, np.uint64)
-    for i in range(HEADER_BITS):
-        word = (word << np.uint64(1)) | bits[:, i].astype(np.uint64)
-    check = word & np.uint64((1 << _CHECK_BITS) - 1)
-    word >>= np.uint64(_CHECK_BITS)
-    good = (capacity >= HEADER_BITS) & (check == _check(word))
-    for name, width in reversed(_FIELDS):
-        getattr(plan, name)[:] = (word & np.uint64((1 << width) - 1)).astype(np.int64)
-        word >>= np.uint64(width)
-    good &= (plan.threshold < len(THRESHOLDS)) & (plan.mode <= DOWN) & (plan.spared <= BY_MAP)
-    good &= (plan.size_code == parts.grid.size_code) & (plan.kind <= 2)
-    good &= (plan.layers == 0) | (plan.spared == ALL)
-    hosts = parts.black[0].size
-    for tile in np.flatnonzero(good & ((plan.layers == 1) | (plan.spared == BY_MAP))):
-        good[tile] = _read_extension(parts, plan, int(tile), int(capacity[tile]), hosts)
-    for name in _NAMES:
-        getattr(plan, name)[~good] = 0
-    return plan, good
-
-
-def _read_extension(parts: Lattices, plan: Plan, tile: int, capacity: int, hosts: int) -> bool:
-    one = parts.subset(np.array([tile]))
-    white = one.white.reshape(-1)
-    length = HEADER_BITS + EXTENSION_BITS
-    if capacity < length:
-        return False
-    bits = white[_region(one, length)[0, HEADER_BITS:]] & 1
-    number = int.from_bytes(np.packbits(bits.astype(np.uint8)).tobytes(), "big")
-    if plan.layers[tile]:
-        plan.second_bits[tile] = number
-        return number <= hosts
-    if length + 8 * number > capacity:
-        return False
-    bits = white[_region(one, length + 8 * number)[0, length:]] & 1
-    packed = np.packbits(bits.astype(np.uint8)).tobytes()
-    plan.maps[tile] = packed
-    return _unpack_map(packed, hosts) is not None
-
-
-def pack_map(spared: NDArray[np.bool_]) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return packer.compress(np.packbits(spared).tobytes()) + packer.flush()
-
-
-def _unpack_map(packed: bytes, hosts: int) -> NDArray[np.bool_] | None:
-    size = -(-hosts // 8)
-    unpacker = zlib.decompressobj(-15)
-    try:
-        raw = unpacker.decompress(packed, size + 1)
-    except zlib.error:
-        return None
-    if len(raw) != size or not unpacker.eof or unpacker.unused_data:
-        return None
-    return np.unpackbits(np.frombuffer(raw, np.uint8), count=hosts).astype(np.bool_)
+    return white & mask[:, None, None]
 
 
 def _hosts(
@@ -347,7 +144,7 @@ def _hosts(
     if by_value.size:
         hosts[by_value] &= ~_cramped(values[by_value], plan.subset(by_value), span)
     for tile, packed in plan.maps.items():
-        spared = _unpack_map(packed, hosts.shape[1])
+        spared = unpack_map(packed, hosts.shape[1])
         if spared is not None:
             hosts[tile] &= ~spared
     return hosts
@@ -355,20 +152,20 @@ def _hosts(
 
 def _cramped(values: NDArray[np.int32], plan: Plan, span: Span) -> NDArray[np.bool_]:
     """Return which pixels have less room than the threshold in a direction they could go."""
-    t = _T[plan.threshold].astype(np.int32)[:, None]
+    t = T[plan.threshold].astype(np.int32)[:, None]
     above = (span.room_up(values) < t) & (plan.mode != DOWN)[:, None]
     below = (span.room_down(values) < t) & (plan.mode != UP)[:, None]
     return np.asarray(above | below)
 
 
-def _touched(
-    hosts: NDArray[np.bool_], positive: NDArray[np.bool_], plan: Plan
-) -> NDArray[np.bool_]:
+def _touched(hosts: NDArray[np.bool_], error: NDArray[np.int32], plan: Plan) -> NDArray[np.bool_]:
     """Return hosts on a side of the histogram that the mode moves."""
     if (plan.mode == BOTH).all():
         return hosts
-    allowed = np.where(positive, (plan.mode != DOWN)[:, None], (plan.mode != UP)[:, None])
-    return hosts & allowed
+    allowed = (error >= 0) & (plan.mode != DOWN)[:, None]
+    allowed |= (error < 0) & (plan.mode != UP)[:, None]
+    allowed &= hosts
+    return np.asarray(allowed)
 
 
 def _errors(
@@ -382,28 +179,55 @@ def _errors(
     return error
 
 
+def _reach(carriers: NDArray[np.bool_], need: Ints) -> tuple[Ints, Ints]:
+    """Return how many of the needed carriers there are, and where the last of them stands.
+
+    The place is -1 where none is needed, and the row's last pixel where there are too few.
+    """
+    places = np.flatnonzero(carriers)
+    rows, width = carriers.shape
+    edges = np.searchsorted(places, np.arange(rows + 1) * width)
+    count = edges[1:] - edges[:-1]
+    last = np.minimum(edges[:-1] + need, places.size) - 1
+    reach = places[last] - np.arange(rows) * width if places.size else np.zeros(rows, np.int64)
+    reach = np.where(need > count, width - 1, reach)
+    return np.minimum(count, need), np.where(need <= 0, -1, reach)
+
+
+def _part(
+    error: NDArray[np.int32], hosts: NDArray[np.bool_], plan: Plan, need: Ints, low: int
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.bool_], Ints]:
+    """Cut to what the streams reach; return thresholds, carriers, moved pixels, counts.
+
+    `low` is how many thresholds wide the carrying errors are on each side: 1 before embedding, 2
+    after.
+    """
+    t = T[plan.threshold].astype(np.int32)[:, None]
+    touched = _touched(hosts, error, plan)
+    carriers = error < low * t
+    carriers &= error >= -low * t
+    carriers &= touched
+    count, reach = _reach(carriers, need)
+    width = int(reach.max(initial=-1)) + 1
+    within = np.arange(width) <= reach[:, None]
+    return t, carriers[:, :width] & within, touched[:, :width] & within, count
+
+
 def embed_layer(
     values: NDArray[np.int32], predicted: NDArray[np.int32], hosts: NDArray[np.bool_],
     plan: Plan, bits: NDArray[np.uint8], need: Ints,
 ) -> NDArray[np.bool_]:  # fmt: skip
-    """Embed ``bits[i, :need[i]]`` into the rows of `values`, in place; return which rows held all."""
-    t = _T[plan.threshold].astype(np.int32)[:, None]
+    """Embed ``bits[i, :need[i]]`` into row i of `values`, in place; return which rows held all."""
     error = _errors(values, predicted, plan)
-    positive = error >= 0
-    inside = (error < t) & (error >= -t)
-    touched = _touched(hosts, positive, plan)
-    carriers = touched & inside
-    before = np.cumsum(carriers, axis=1, dtype=np.int32)
-    before -= carriers
-    live = touched & (before < need[:, None].astype(np.int32))
-    carriers &= live
-    move = np.where(inside, error, np.where(positive, t, -t))
-    move *= live
-    held = carriers.sum(axis=1)
+    t, carriers, moved, count = _part(error, hosts, plan, need, 1)
+    width = moved.shape[1]
+    move = (error[:, :width] >> 31) | 1
+    move *= t
+    move *= moved
     index = np.arange(bits.shape[1])[None, :]
-    move[carriers] += bits[index < held[:, None]].astype(np.int32)
-    values += move
-    return np.asarray(held == need)
+    move[carriers] = error[:, :width][carriers] + bits[index < count[:, None]]
+    values[:, :width] += move
+    return np.asarray(count == need)
 
 
 def _extract_layer(
@@ -411,23 +235,18 @@ def _extract_layer(
     plan: Plan, need: Ints,
 ) -> tuple[NDArray[np.uint8], Ints, NDArray[np.bool_]]:  # fmt: skip
     """Undo `embed_layer` in place; return the bits, how many there were, and the pixels undone."""
-    t = _T[plan.threshold].astype(np.int32)[:, None]
     error = _errors(values, predicted, plan)
-    positive = error >= 0
-    inside = (error < 2 * t) & (error >= -2 * t)
-    touched = _touched(hosts, positive, plan)
-    carriers = touched & inside
-    before = np.cumsum(carriers, axis=1, dtype=np.int32)
-    before -= carriers
-    live = touched & (before < need[:, None].astype(np.int32))
-    carriers &= live
-    found = carriers.sum(axis=1)
+    t, carriers, moved, count = _part(error, hosts, plan, need, 2)
+    width = moved.shape[1]
+    held = error[:, :width][carriers]
     bits = np.zeros((values.shape[0], int(need.max(initial=0))), np.uint8)
-    bits[np.arange(bits.shape[1])[None, :] < found[:, None]] = (error & 1)[carriers]
-    move = np.where(inside, error - (error >> 1), np.where(positive, t, -t))
-    move *= live
-    values -= move
-    return bits, found, live
+    bits[np.arange(bits.shape[1])[None, :] < count[:, None]] = held & 1
+    move = (error[:, :width] >> 31) | 1
+    move *= t
+    move *= moved
+    move[carriers] = held - (held >> 1)
+    values[:, :width] -= move
+    return bits, count, moved
 
 
 def embed_tiles(
@@ -440,12 +259,12 @@ def embed_tiles(
     parts
         The tiles that carry something; all of them fit their stream by `plan`.
     streams
-        ``(tiles, bits)`` of 0/1, equal lengths as far as ``share_bytes`` and ``kind`` are equal; rows
-        that need less are padded and cut by `stream_bits`.
+        ``(tiles, bits)`` of 0/1, equal lengths as far as ``share_bytes`` and ``kind`` are equal;
+        rows that need less are padded and cut by `stream_bits`.
 
     Only a second layer can turn out too small: how much it holds depends on the bits of the first.
     """
-    old = _clear_region(parts, plan)
+    old = clear_region(parts, plan)
     parts.mirror_edges(black=False)
     lengths = stream_bits(plan)
     total = lengths + np.array([b.size for b in old])
@@ -454,14 +273,17 @@ def embed_tiles(
         table[i, : head.size] = head
         table[i, head.size : total[i]] = streams[i, : lengths[i]]
     black = parts.black.reshape(parts.count, -1)
-    predicted, classes = predict(_coarse(parts.white, plan), of_black=True)
+    if parts.forecast is not None and not _is_coarse(plan).any():
+        predicted, classes = parts.forecast
+    else:
+        predicted, classes = predict(_coarse(parts.white, plan), of_black=True)
     first = total - plan.second_bits
     hosts = _hosts(parts, plan, classes, black, span)
     held = embed_layer(black, predicted, hosts, plan, table, first)
     two = np.flatnonzero(plan.layers == 1)
     if two.size:
         held[two] &= _embed_white(parts, plan, two, table, first)
-    _fill_region(parts, _header_bits(plan))
+    fill_region(parts, header_bits(plan))
     return held
 
 
@@ -481,9 +303,7 @@ def _embed_white(
     return held
 
 
-def _white_hosts(
-    parts: Lattices, plan: Plan
-) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+def _white_hosts(parts: Lattices, plan: Plan) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     predicted, classes = predict(parts.black, of_black=False)
     hosts = classes <= plan.limit[:, None].astype(np.int32)
     hosts &= ~in_region(parts, plan)
@@ -512,10 +332,10 @@ def extract_tiles(
     Returns
     -------
     tuple
-        Streams ``(tiles, bits)``, and which tiles are sound: all bits there, and embedding the result
-        again would give the same pixels. An unsound tile was not written by `embed_tiles`.
+        Streams ``(tiles, bits)``, and which tiles are sound: all bits there, and embedding the
+        result again would give the same pixels. An unsound tile was not written by `embed_tiles`.
     """
-    header = _clear_region(parts, plan)
+    header = clear_region(parts, plan)
     lengths = stream_bits(plan)
     heads = np.array([b.size for b in header], np.int64)
     total = lengths + heads
@@ -532,10 +352,10 @@ def extract_tiles(
     hosts = _hosts(parts, plan, classes, black, span)
     bits, found, live = _extract_layer(black, predicted, hosts, plan, first)
     sound &= found == first
-    sound &= ~(span.outside(black) & live).any(axis=1)
+    sound &= ~(span.outside(black[:, : live.shape[1]]) & live).any(axis=1)
     by_value = np.flatnonzero(plan.spared == BY_VALUE)
     if by_value.size:
-        cramped = _cramped(black[by_value], plan.subset(by_value), span)
+        cramped = _cramped(black[by_value, : live.shape[1]], plan.subset(by_value), span)
         sound[by_value] &= ~(cramped & live[by_value]).any(axis=1)
     out = np.zeros((parts.count, int(lengths.max(initial=0))), np.uint8)
     originals: list[Bits] = []
@@ -549,7 +369,7 @@ def extract_tiles(
             continue
         originals.append(stream[: heads[i]])
         out[i, : lengths[i]] = stream[heads[i] :]
-    _fill_region(parts, originals)
+    fill_region(parts, originals)
     return out, sound
 
 
@@ -561,7 +381,9 @@ def _extract_white(
     predicted, hosts = _white_hosts(some, its)
     white = some.white.reshape(two.size, -1)
     bits, found, live = _extract_layer(white, predicted, hosts, its, its.second_bits)
-    sound[two] &= (found == its.second_bits) & ~(span.outside(white) & live).any(axis=1)
+    sound[two] &= (found == its.second_bits) & ~(
+        span.outside(white[:, : live.shape[1]]) & live
+    ).any(axis=1)
     parts.white[two] = some.white
     out = np.zeros((parts.count, bits.shape[1]), np.uint8)
     out[two] = bits

@@ -4,8 +4,8 @@ E1 chooses K amplitudes, a 16 x 16 grid of strengths and one gain. Everything af
 integer arithmetic (matrix products of whole numbers below 2^24, which float32 holds exactly in
 any order of summation), so the node that takes the mark off needs no network and no luck.
 
-    carrier  c = clip(round(sum_k amplitude_k P_k / 2^s), -1023..1023)          128 x 128
-    delta    = (up(c) * up(g) * gain + half) >> shift                           rows x columns
+    carrier  c = clip(round(sum_k amplitude_k P_k * carrier_scale), -1023..1023)      n x n
+    delta    = round(up(c) * up(g) * scale)                                 rows x columns
 
 A sample is marked where it stays at least D + 1 (D = the largest |delta| of the frame) inside
 the stored range, before and after; saturated samples therefore stay as they are.
@@ -17,6 +17,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,8 @@ Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 
 CARRIER_LIMIT = 1023
-_HEAD = struct.Struct("<4sBHBB")  # patterns, grid side, gain, shift, carrier shift
+CREST = 2.6
+_HEAD = struct.Struct("<4sBHBHB")  # patterns, grid side, carrier scale, scale
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class RobustRecord:
         ``(K,)`` int8, -31..31.
     strengths
         ``(16, 16)`` uint8, 0..7; 0 where nothing is embedded.
-    gain, shift, carrier_shift
-        Fixed-point scale of the residual in stored values.
+    carrier_scale, scale
+        Fixed-point factors, (gain, shift): of the carrier, and of the residual in stored values.
     exceptions
         Flat positions of samples the inverse rule alone would get wrong: they were not changed.
     """
@@ -51,14 +53,15 @@ class RobustRecord:
     model_id: bytes
     amplitudes: NDArray[np.int8]
     strengths: NDArray[np.uint8]
-    gain: int
-    shift: int
-    carrier_shift: int
+    carrier_scale: tuple[int, int]
+    scale: tuple[int, int]
     exceptions: NDArray[np.int64]
 
     def to_bytes(self) -> bytes:
         """Serialise: header, 6-bit amplitudes, packed strengths, exceptions."""
-        head = _HEAD.pack(self.model_id, len(self.strengths), self.gain, self.shift, self.carrier_shift)
+        head = _HEAD.pack(
+            self.model_id, len(self.strengths), *self.carrier_scale, *self.scale
+        )
         amplitudes = _pack((self.amplitudes.astype(np.int16) + 32).astype(np.uint8), 6)
         strengths = _shorter(_pack(self.strengths.reshape(-1), 3))
         steps = np.diff(self.exceptions, prepend=0).astype("<u4")
@@ -70,7 +73,8 @@ class RobustRecord:
     def from_bytes(cls, blob: bytes) -> RobustRecord:
         """Parse what :meth:`to_bytes` wrote (WatermarkError when it is damaged)."""
         try:
-            model_id, side, gain, shift, carrier_shift = _HEAD.unpack_from(blob)
+            model_id, side, *factors = _HEAD.unpack_from(blob)
+            gain, shift, carrier_gain, carrier_shift = factors[2], factors[3], *factors[:2]
             count, strengths_size, exceptions_size = struct.unpack_from("<BHI", blob, _HEAD.size)
             at = _HEAD.size + 7
             size = (count * 6 + 7) // 8
@@ -81,27 +85,40 @@ class RobustRecord:
             steps = np.frombuffer(_longer(blob[at : at + exceptions_size]), "<u4")
         except (struct.error, zlib.error, ValueError, IndexError) as error:
             raise WatermarkError(f"the record of the robust mark is damaged: {error}") from error
-        return cls(model_id, amplitudes.astype(np.int8), strengths.reshape(side, side), gain, shift,
-                   carrier_shift, np.cumsum(steps, dtype=np.int64))  # fmt: skip
+        return cls(model_id, amplitudes.astype(np.int8), strengths.reshape(side, side),
+                   (carrier_gain, carrier_shift), (gain, shift),
+                   np.cumsum(steps, dtype=np.int64))  # fmt: skip
+
+
+def carrier_scale(amplitudes: NDArray[np.int8], patterns: Float32) -> tuple[int, int]:
+    """Return the fixed-point scale that cuts the carrier at `CREST` standard deviations."""
+    carrier = (amplitudes.astype(np.float32) @ patterns).astype(np.float64)
+    deviation = float(np.sqrt(np.mean(np.square(carrier))))
+    return fixed_point(CARRIER_LIMIT / (CREST * max(deviation, 1.0)))
 
 
 def residual_shape(
-    amplitudes: NDArray[np.int8], strengths: NDArray[np.uint8], patterns: Float32, rows: int, columns: int
-) -> tuple[Int32, int]:
-    """Return ``up(c) * up(g)``, whole numbers ``(rows, columns)``, and the carrier shift it used."""
+    amplitudes: NDArray[np.int8], strengths: NDArray[np.uint8], carrier_scale: tuple[int, int],
+    patterns: Float32, rows: int, columns: int,
+) -> Int32:  # fmt: skip
+    """Return ``up(c) * up(g)``, whole numbers ``(rows, columns)``."""
     side = int(np.sqrt(patterns.shape[1]))
-    carrier = amplitudes.astype(np.float32) @ patterns
-    deviation = float(np.sqrt(np.mean(carrier.astype(np.float64) ** 2)))
-    carrier_shift = max(0, int(np.ceil(np.log2(max(deviation, 1.0) * 3.2 / CARRIER_LIMIT))))
-    return _shape(carrier.reshape(side, side), carrier_shift, strengths, rows, columns), carrier_shift
+    gain, shift = carrier_scale
+    # float64: the products stay below 2**53, so this is exact as well
+    carrier = (amplitudes.astype(np.float32) @ patterns).astype(np.float64)
+    small = np.floor((carrier * gain + ((1 << shift) >> 1)) / (1 << shift))
+    np.clip(small, -CARRIER_LIMIT, CARRIER_LIMIT, out=small)
+    shape = _up(small.reshape(side, side).astype(np.float32), rows, columns)
+    shape *= _up(strengths.astype(np.float32) * np.float32(16), rows, columns)
+    return shape.astype(np.int32)
 
 
 def delta_of(record: RobustRecord, patterns: Float32, rows: int, columns: int) -> Int32:
     """Return the residual in stored values, ``(rows, columns)``."""
-    side = int(np.sqrt(patterns.shape[1]))
-    carrier = (record.amplitudes.astype(np.float32) @ patterns).reshape(side, side)
-    shape = _shape(carrier, record.carrier_shift, record.strengths, rows, columns)
-    return scale(shape, record.gain, record.shift)
+    shape = residual_shape(
+        record.amplitudes, record.strengths, record.carrier_scale, patterns, rows, columns
+    )
+    return scale(shape, *record.scale)
 
 
 def scale(shape: Int32, gain: int, shift: int) -> Int32:
@@ -136,7 +153,10 @@ def apply(
     low, high, padding
         Stored range and padding range, inclusive.
     """
-    marked = np.where(_spread(_may_change(host, delta, low, high), host), host + _spread(delta, host), host)
+    if padding is None and _all_may_change(host, delta, low, high):
+        return host + _spread(delta, host), np.empty(0, np.int64)
+    changes = _spread(_may_change(host, delta, low, high), host)
+    marked = np.where(changes, host + _spread(delta, host), host)
     if padding is not None:
         becomes = (marked >= padding[0]) & (marked <= padding[1])
         was = (host >= padding[0]) & (host <= padding[1])
@@ -162,41 +182,43 @@ def remove(
 def _invert(
     marked: Int32, delta: Int32, low: int, high: int, padding: tuple[int, int] | None
 ) -> Int32:  # fmt: skip
-    before = marked - _spread(delta, marked)
+    before: Int32 = marked - _spread(delta, marked)
+    if padding is None and _all_may_change(before, delta, low, high):
+        return before
     changed = _may_change(before, delta, low, high)
     if padding is not None:
         changed &= ~_any((marked >= padding[0]) & (marked <= padding[1]))
-    return np.where(_spread(changed, marked), before, marked)
+    host: Int32 = np.where(_spread(changed, marked), before, marked)
+    return host
+
+
+def reach_of(delta: Int32) -> int:
+    """Return how far from the ends of the stored range a sample must lie to be changed."""
+    return max(int(delta.max(initial=0)), -int(delta.min(initial=0))) + 1
+
+
+def _all_may_change(host: Int32, delta: Int32, low: int, high: int) -> bool:
+    reach = reach_of(delta)
+    return int(host.min()) >= low + reach and int(host.max()) <= high - reach
 
 
 def _may_change(host: Int32, delta: Int32, low: int, high: int) -> NDArray[np.bool_]:
-    reach = int(np.abs(delta).max(initial=0)) + 1
+    reach = reach_of(delta)
     inside = (host >= low + reach) & (host <= high - reach)
-    result: NDArray[np.bool_] = inside if host.ndim == 2 else inside.all(axis=2)
-    return result
+    return inside if host.ndim == 2 else np.logical_and.reduce(inside, axis=2)
 
 
 def _any(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    result: NDArray[np.bool_] = flags if flags.ndim == 2 else flags.any(axis=2)
-    return result
+    return flags if flags.ndim == 2 else np.logical_or.reduce(flags, axis=2)
 
 
-def _spread(plane: NDArray, like: Int32) -> NDArray:  # type: ignore[type-arg]
+def _spread(plane: NDArray[Any], like: Int32) -> NDArray[Any]:
     return plane if like.ndim == 2 else plane[..., None]
-
-
-def _shape(carrier: Float32, carrier_shift: int, strengths: NDArray[np.uint8], rows: int, columns: int) -> Int32:
-    half = (1 << carrier_shift) >> 1
-    small = np.floor((carrier + np.float32(half)) / np.float32(1 << carrier_shift))
-    np.clip(small, -CARRIER_LIMIT, CARRIER_LIMIT, out=small)
-    shape = _up(small.astype(np.float32), rows, columns)
-    shape *= _up(strengths.astype(np.float32) * 16, rows, columns)
-    return shape.astype(np.int32)
 
 
 def _up(small: Float32, rows: int, columns: int) -> Float32:
     """Return `small` resampled bilinearly to ``(rows, columns)``; weights in 64ths, halves up."""
-    tall = _weights(small.shape[0], rows) @ small
+    tall: Float32 = _weights(small.shape[0], rows) @ small
     tall += np.float32(32)
     np.floor(np.multiply(tall, np.float32(1 / 64), out=tall), out=tall)
     wide: Float32 = tall @ _weights(small.shape[1], columns).T
@@ -208,7 +230,7 @@ def _up(small: Float32, rows: int, columns: int) -> Float32:
 @lru_cache(maxsize=16)
 def _weights(source: int, target: int) -> Float32:
     """Return the bilinear weights in 64ths, ``(target, source)``: whole numbers, rows sum to 64."""
-    matrix = np.zeros((target, source), np.float32)
+    matrix: Float32 = np.zeros((target, source), np.float32)
     for i in range(target):
         # centre of sample i in 128ths of a source sample, in integers only
         place = ((2 * i + 1) * source * 64) // target - 64

@@ -1,7 +1,7 @@
 """Tiles of a frame, and their checkerboard lattices.
 
-A frame is covered by ``down x across`` equal tiles. Their size is chosen near the nominal one so that
-little is left over; the last row and column of tiles may be cut short by the frame's edge.
+A frame is covered by ``down x across`` equal tiles. Their size is chosen near the nominal one so
+that little is left over; the last row and column of tiles may be cut short by the frame's edge.
 """
 
 from __future__ import annotations
@@ -132,10 +132,15 @@ class Lattices:
     Attributes
     ----------
     black, white
-        ``(tiles, 2, tile_rows / 2, tile_columns / 2)`` int32: black is (even row, even column) then
-        (odd, odd); white is (even, odd) then (odd, even).
+        ``(tiles, tile_rows, tile_columns / 2)`` int32: black has the even columns of even rows and
+        the odd columns of odd rows, white the others. So a pixel's upper and lower neighbours have
+        its own last index, and one of the two beside it as well.
     fixed_black, fixed_white
         Same shape, True where a pixel is never changed; None where there is no such pixel.
+    tiles
+        ``(tiles,)`` their numbers in the grid.
+    forecast
+        Prediction and activity class of black, ``(tiles, hosts)`` each, kept from planning.
     """
 
     grid: Grid
@@ -144,6 +149,7 @@ class Lattices:
     fixed_black: NDArray[np.bool_] | None = None
     fixed_white: NDArray[np.bool_] | None = None
     tiles: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
+    forecast: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
 
     @property
     def count(self) -> int:
@@ -160,7 +166,18 @@ class Lattices:
             None if black is None else black[chosen],
             None if white is None else white[chosen],
             self.tiles[chosen],
+            None if self.forecast is None else (self.forecast[0][chosen], self.forecast[1][chosen]),
         )
+
+    def remember(self, chosen: NDArray[np.intp], other: Lattices) -> None:
+        """Take over the forecast of `other`, the subset of the `chosen` tiles."""
+        if other.forecast is None:
+            return
+        if self.forecast is None:
+            hosts = (self.count, self.black[0].size)
+            self.forecast = (np.zeros(hosts, np.int32), np.zeros(hosts, np.int32))
+        for mine, its in zip(self.forecast, other.forecast, strict=True):
+            mine[chosen] = its
 
     def mirror_edges(self, *, black: bool) -> None:
         """Refill what lies past the frame's edge, so that edge pixels see only their own frame.
@@ -173,25 +190,24 @@ class Lattices:
         if below:
             bottom = self.tiles >= (self.grid.down - 1) * self.grid.across
             row = self.grid.tile_rows - below
-            quad = row % 2
-            values[bottom, quad, row // 2, :] = values[bottom, quad, row // 2 - 1, :]
+            values[bottom, row] = values[bottom, row - 2]
         if right:
             last = self.tiles % self.grid.across == self.grid.across - 1
             column = self.grid.tile_columns - right
-            quad = (column % 2) if black else 1 - column % 2
-            values[last, quad, :, column // 2] = values[last, quad, :, column // 2 - 1]
+            # Rows in which that column is of this colour.
+            first = column % 2 if black else 1 - column % 2
+            values[last, first::2, column // 2] = values[last, first::2, column // 2 - 1]
 
 
-_QUADS = (((0, 0), (1, 1)), ((0, 1), (1, 0)))
-
-
-def _quads(plane: NDArray[np.generic], grid: Grid, colour: int) -> NDArray[np.generic]:
-    half = (grid.tile_rows // 2, grid.tile_columns // 2)
-    out = np.empty((grid.count, 2, *half), plane.dtype)
-    view = out.reshape(grid.down, grid.across, 2, *half)
-    for i, (row, column) in enumerate(_QUADS[colour]):
-        sub = plane[row::2, column::2].reshape(grid.down, half[0], grid.across, half[1])
-        view[:, :, i] = sub.swapaxes(1, 2)
+def _colour(plane: NDArray[np.generic], grid: Grid, colour: int) -> NDArray[np.generic]:
+    """Return one colour (0 black, 1 white) of every tile, shaped as in `Lattices`."""
+    width = grid.tile_columns // 2
+    out = np.empty((grid.count, grid.tile_rows, width), plane.dtype)
+    view = out.reshape(grid.down, grid.across, grid.tile_rows, width)
+    for row in (0, 1):
+        sub = plane[row::2, row ^ colour :: 2]
+        sub = sub.reshape(grid.down, grid.tile_rows // 2, grid.across, width)
+        view[:, :, row::2] = sub.swapaxes(1, 2)
     return out
 
 
@@ -205,60 +221,46 @@ def lattices(plane: Frame, fixed: NDArray[np.bool_] | None, grid: Grid) -> Latti
         plane = np.pad(plane, ((0, below), (0, right)), mode="edge")
     made = Lattices(
         grid,
-        _quads(plane, grid, 0).astype(np.int32, copy=False),
-        _quads(plane, grid, 1).astype(np.int32, copy=False),
+        _colour(plane, grid, 0).astype(np.int32, copy=False),
+        _colour(plane, grid, 1).astype(np.int32, copy=False),
         tiles=np.arange(grid.count),
     )
     if fixed is not None and fixed.any():
-        made.fixed_black = _quads(fixed, grid, 0).astype(np.bool_, copy=False)
-        made.fixed_white = _quads(fixed, grid, 1).astype(np.bool_, copy=False)
+        made.fixed_black = _colour(fixed, grid, 0).astype(np.bool_, copy=False)
+        made.fixed_white = _colour(fixed, grid, 1).astype(np.bool_, copy=False)
     return made
 
 
 def join(parts: Lattices) -> Frame:
     """Return the frame ``(rows, columns)`` int32 that the lattices of all tiles make."""
     grid = parts.grid
-    half = (grid.tile_rows // 2, grid.tile_columns // 2)
+    width = grid.tile_columns // 2
     plane = np.empty((grid.down * grid.tile_rows, grid.across * grid.tile_columns), np.int32)
     for colour, values in enumerate((parts.black, parts.white)):
-        view = values.reshape(grid.down, grid.across, 2, *half)
-        for i, (row, column) in enumerate(_QUADS[colour]):
-            sub = view[:, :, i].swapaxes(1, 2)
-            plane[row::2, column::2] = sub.reshape(grid.down * half[0], grid.across * half[1])
+        view = values.reshape(grid.down, grid.across, grid.tile_rows, width)
+        for row in (0, 1):
+            sub = view[:, :, row::2].swapaxes(1, 2)
+            plane[row::2, row ^ colour :: 2] = sub.reshape(-1, grid.across * width)
     return np.ascontiguousarray(plane[: grid.rows, : grid.columns])
 
 
-def neighbours(
-    other: NDArray[np.int32], *, of_black: bool
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """Return left, right, upper and lower neighbour of every pixel of one colour.
+def beside(other: NDArray[np.int32], *, of_black: bool) -> NDArray[np.int32]:
+    """Return the horizontal neighbour whose last index differs from the pixel's own.
 
     Parameters
     ----------
     other
-        The other colour's pixels, ``(tiles, 2, h, w)``. At a tile's edge the missing neighbour is
-        replaced by its opposite: no tile looks into another, so damage stays where it is.
+        The other colour's pixels, ``(tiles, tile_rows, w)``. At a tile's edge the missing neighbour
+        is replaced by its opposite: no tile looks into another, so damage stays where it is.
     """
-    first, second = other[:, 0], other[:, 1]
-    left, right, up, down = (np.empty_like(other) for _ in range(4))
-    # Row neighbours of quad 0 are the other colour's quad 0, those of quad 1 its quad 1.
-    for quad, source, shift_left in ((0, first, not of_black), (1, second, of_black)):
-        if shift_left:
-            left[:, quad] = source
-            right[:, quad, :, :-1] = source[:, :, 1:]
-            right[:, quad, :, -1] = source[:, :, -1]
-        else:
-            right[:, quad] = source
-            left[:, quad, :, 1:] = source[:, :, :-1]
-            left[:, quad, :, 0] = source[:, :, 0]
-    # Column neighbours of quad 0 are the other colour's quad 1, and the other way round.
-    down[:, 0] = second
-    up[:, 0, 1:] = second[:, :-1]
-    up[:, 0, 0] = second[:, 0]
-    up[:, 1] = first
-    down[:, 1, :-1] = first[:, 1:]
-    down[:, 1, -1] = first[:, -1]
-    return left, right, up, down
+    out = np.empty_like(other)
+    # Black starts even rows and so has its left neighbour one place before; white the odd ones.
+    before, after = (0, 1) if of_black else (1, 0)
+    out[:, before::2, 1:] = other[:, before::2, :-1]
+    out[:, before::2, 0] = other[:, before::2, 0]
+    out[:, after::2, :-1] = other[:, after::2, 1:]
+    out[:, after::2, -1] = other[:, after::2, -1]
+    return out
 
 
 @dataclass(frozen=True)
@@ -293,15 +295,13 @@ def find_gap(plane: Frame, padded: NDArray[np.bool_] | None, grid: Grid) -> Latt
 
     The majority decides, so that a local change to a marked frame does not hide it in the others.
     """
-    flat = split(plane, grid).reshape(grid.count, -1)
+    flat = np.asarray(split(plane, grid), np.int32).reshape(grid.count, -1)
     use = None if padded is None else ~split(padded, grid).reshape(grid.count, -1).astype(np.bool_)
     if grid.spare != (0, 0):
         inside = split(np.ones(plane.shape, np.bool_), grid).reshape(grid.count, -1)
         use = inside.astype(np.bool_) if use is None else use & inside.astype(np.bool_)
-    if use is None:
-        first = flat[:, :1]
-    else:
-        first = flat[np.arange(grid.count), use.argmax(axis=1)][:, None]
+    start = np.zeros(grid.count, np.intp) if use is None else use.argmax(axis=1)
+    first = flat[np.arange(grid.count), start][:, None]
     # Nearly every image shows step 1 within a few dozen pixels of most tiles.
     stride = max(1, flat.shape[1] // 61)
     for step in (stride, 1) if stride > 1 else (1,):

@@ -86,7 +86,7 @@ class Strength(nn.Module):
 def usable(x: Tensor) -> Tensor:
     """Return 1 for cells that can hold a mark, 0 for flat or saturated ones, ``(batch, 1, 16, 16)``."""
     side = N // GRID
-    inside = ((x > 0.02) & (x < 0.98)).float()
+    inside = ((x > 0.05) & (x < 0.95)).float()
     mean = F.avg_pool2d(x, side)
     power = F.avg_pool2d(x * x, side)
     deviation = ((power - mean * mean).clamp_min(0.0) + 1e-7).sqrt()
@@ -120,15 +120,21 @@ class Encoder(nn.Module):
             need = torch.sigmoid(-soft / self.softness[turn].clamp_min(0.05))
             amplitude = amplitude + self.step[turn] * bits * need
             if turn < STEPS - 1:
-                marked = (x + residual(amplitude, grid, rms, patterns)).clamp(0, 1)
+                marked = (x + residual(amplitude, grid, rms, patterns, x)).clamp(0, 1)
         scale = AMPLITUDE / amplitude.abs().amax(1, keepdim=True).clamp_min(1e-6)
         return ste_round(amplitude * scale), grid
 
 
-def residual(amplitude: Tensor, grid: Tensor, rms: Tensor, patterns: Tensor) -> Tensor:
-    """Return the residual at ``n x n``, display values, scaled to `rms` over the whole frame."""
+def residual(amplitude: Tensor, grid: Tensor, rms: Tensor, patterns: Tensor, x: Tensor) -> Tensor:
+    """Return the residual at ``n x n``, display values, scaled to `rms` over the whole frame.
+
+    Nothing is added where `x` is so dark or bright that the node would leave it alone.
+    """
     carrier = (amplitude @ patterns).view(-1, 1, N, N)
+    limit = 2.6 * carrier.detach().pow(2).mean((1, 2, 3), keepdim=True).sqrt()
+    carrier = torch.minimum(torch.maximum(carrier, -limit), limit)
     shaped = carrier * F.interpolate(grid, (N, N), mode="bilinear", align_corners=False)
+    shaped = shaped * (((x - 0.02) / 0.03).clamp(0, 1) * ((0.98 - x) / 0.03).clamp(0, 1))
     power = shaped.pow(2).mean((1, 2, 3), keepdim=True).clamp_min(1e-8).sqrt()
     return shaped * (rms.view(-1, 1, 1, 1) / power)
 

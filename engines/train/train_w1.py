@@ -80,7 +80,7 @@ def budget(psnr_db: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """Return the residual's rms for a PSNR, less where little of the frame can hold it."""
     share = (grid > 0).float().mean((1, 2, 3)).clamp_min(1 / GRID**2)
     whole = 10 ** (-psnr_db / 20)
-    return torch.minimum(whole, 0.0125 * share.sqrt())[:, None]
+    return torch.minimum(whole, 0.015 * share.sqrt())[:, None]
 
 
 def mark(encoder, x, bits, psnr_db, patterns, norms, *, cut=False):
@@ -88,8 +88,9 @@ def mark(encoder, x, bits, psnr_db, patterns, norms, *, cut=False):
     with torch.no_grad():
         rms = budget(psnr_db, encoder.strength(small))
     amplitude, grid = encoder(small, bits, rms, patterns, norms, cut=cut)
-    delta = residual(amplitude, grid, rms, patterns)
+    delta = residual(amplitude, grid, rms, patterns, small)
     up = F.interpolate(delta, x.shape[-2:], mode="bilinear", align_corners=False)
+    up = up * ((x > 0.035) & (x < 0.965))  # the node leaves the ends of the range alone
     marked = (x + up).clamp(0, 1)
     return marked, grid
 

@@ -79,7 +79,7 @@ def item(kind, body):
 
 
 def associate_rq(contexts, padding=0):
-    """Return an A-ASSOCIATE-RQ PDU (PS3.8 9.3.2) for ``(abstract syntax, transfer syntax)`` pairs."""
+    """Return an A-ASSOCIATE-RQ PDU for (abstract, transfer syntax) pairs; PS3.8 9.3.2."""
     items = item(0x10, b"1.2.840.10008.3.1.1.1")
     for number, (abstract, transfer) in enumerate(contexts):
         names = item(0x30, abstract.encode()) + item(0x40, transfer.encode())
@@ -220,7 +220,7 @@ def test_a_presentation_context_that_was_not_accepted_is_aborted():
 
 
 @pytest.mark.parametrize("sop_instance", [None, b"", b"1" * 66, b"1.\xe9"])
-def test_a_store_without_a_usable_instance_uid_is_answered_c000_and_the_next_is_stored(sop_instance):
+def test_a_store_without_usable_uid_is_answered_c000_and_the_next_is_stored(sop_instance):
     with serving() as server:
         peer = Raw(server.port)
         peer.send_pdv(3, store_command(sop_instance=sop_instance))
@@ -256,9 +256,9 @@ def test_command_and_data_set_may_share_one_pdu_and_fragments_may_be_empty():
     with serving() as server:
         peer = Raw(server.port)
         command = store_command()
+        fragments = [(1, command[:20]), (3, command[20:]), (0, b"ab"), (0, b""), (2, b"cd")]
         body = b"".join(
-            struct.pack(">LBB", len(data) + 2, 1, control) + data
-            for control, data in [(1, command[:20]), (3, command[20:]), (0, b"ab"), (0, b""), (2, b"cd")]
+            struct.pack(">LBB", len(data) + 2, 1, control) + data for control, data in fragments
         )
         peer.socket.sendall(struct.pack(">BxL", P_DATA, len(body)) + body)
         assert peer.status()[0] == 0x0000

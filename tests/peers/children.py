@@ -47,6 +47,8 @@ def pacs(port: str, mode: str, log: str) -> None:
     _config.LOG_HANDLER_LEVEL = "none"
     ae = AE("PACS")
     ae.maximum_pdu_size = 16384
+    # Private storage classes and JPEG XL too, as an archive would.
+    _config.UNRESTRICTED_STORAGE_SERVICE = mode != "native"
     syntaxes = [ImplicitVRLittleEndian] if mode == "native" else AllTransferSyntaxes
     for sop_class in (CTImageStorage, MRImageStorage, "1.3.6.1.4.1.9999.1.1"):
         ae.add_supported_context(sop_class, syntaxes)
@@ -68,7 +70,7 @@ def pacs(port: str, mode: str, log: str) -> None:
         if mode.startswith("poison:") and uid == mode.partition(":")[2]:
             event.assoc.abort()
             return 0xC000
-        status = int(mode, 16) if len(mode) == 4 and mode not in ("hang",) else 0x0000
+        status = int(mode, 16) if len(mode) == 4 and mode != "hang" else 0x0000
         if status in (0, 0xB000, 0xB006, 0xB007):
             digest = hashlib.sha256(event.encoded_dataset(include_meta=False)).hexdigest()
             with open(log, "a") as file:

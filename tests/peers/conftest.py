@@ -58,9 +58,12 @@ def run_tool(name, *arguments, timeout_s=60):
     """Run a DCMTK program as a modality would, and return its completed process."""
     return subprocess.run(
         [tool(name), *map(str, arguments)],
-        capture_output=True, text=True, timeout=timeout_s, check=False,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
         env={**os.environ, "TCP_NODELAY": "1"},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(name="wait_for")
@@ -70,7 +73,7 @@ def _wait_for():
 
 @pytest.fixture
 def dcmtk():
-    """Return a function that runs a DCMTK program: ``dcmtk("storescu", "127.0.0.1", port, path)``."""
+    """Return a function that runs a DCMTK program: ``dcmtk("storescu", host, port, path)``."""
     return run_tool
 
 
@@ -81,9 +84,11 @@ class Child:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                list(map(str, command)), stdout=output, stderr=subprocess.STDOUT,
+                list(map(str, command)),
+                stdout=output,
+                stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": str(CHILDREN.parents[2]), **(env or {})},
-            )  # fmt: skip
+            )
 
     @property
     def output(self):
@@ -152,9 +157,10 @@ class Node:
     def files(self):
         """Every instance file and temporary file below the spool."""
         return [
-            path for path in self.config.spool.directory.rglob("*")
+            path
+            for path in self.config.spool.directory.rglob("*")
             if path.is_file() and "journal" not in path.name and path.name != "alive"
-        ]  # fmt: skip
+        ]
 
     def output(self):
         return "\n".join(child.output for child in self.children)
@@ -177,10 +183,19 @@ def node(tmp_path):
             settings[name] |= values
         lines = []
         for name, values in settings.items():
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+            lines += [
+                f"[{name}]",
+                *(f"{key} = {json.dumps(value)}" for key, value in values.items()),
+            ]
         for destination in destinations:
-            defaults = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "timeout_s": 5,
-                        "retry_initial_s": 0.2, "retry_max_s": 1.0}  # fmt: skip
+            defaults = {
+                "name": "pacs",
+                "ae_title": "PACS",
+                "host": "127.0.0.1",
+                "timeout_s": 5,
+                "retry_initial_s": 0.2,
+                "retry_max_s": 1.0,
+            }
             values = defaults | destination
             lines += ["[[destination]]", *(f"{k} = {json.dumps(v)}" for k, v in values.items())]
         path = folder / "node.toml"
@@ -219,7 +234,7 @@ class Pacs:
             self.child = None
 
     def stored(self):
-        """Return ``(UID, transfer syntax, sha256 of the data set)`` in the order they were stored."""
+        """Return ``(UID, transfer syntax, SHA-256 of the data set)`` in order of arrival."""
         if not self.log.exists():
             return []
         return [tuple(line.split()) for line in self.log.read_text().splitlines()]
@@ -248,16 +263,21 @@ class Orthanc:
         self.folder.mkdir()
         self.port, self.http = free_port(), free_port()
         settings = {
-            "Name": "tests", "StorageDirectory": str(self.folder), "IndexDirectory": str(self.folder),
-            "HttpPort": self.http, "DicomPort": self.port, "DicomAet": "ORTHANC",
-            "DicomCheckCalledAet": False, "RemoteAccessAllowed": False,
-            "AuthenticationEnabled": False, "Plugins": [], "UnknownSopClassAccepted": True,
-        }  # fmt: skip
+            "Name": "tests",
+            "StorageDirectory": str(self.folder),
+            "IndexDirectory": str(self.folder),
+            "HttpPort": self.http,
+            "DicomPort": self.port,
+            "DicomAet": "ORTHANC",
+            "DicomCheckCalledAet": False,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "Plugins": [],
+            "UnknownSopClassAccepted": True,
+        }
         path = self.folder / "orthanc.json"
         path.write_text(json.dumps(settings))
-        self.child = Child(
-            [tool("Orthanc"), path], folder / "orthanc.log", {"TCP_NODELAY": "1"}
-        )
+        self.child = Child([tool("Orthanc"), path], folder / "orthanc.log", {"TCP_NODELAY": "1"})
         wait_for(self._up, message=lambda: self.child.output)
 
     def _up(self):
@@ -277,7 +297,7 @@ class Orthanc:
 def orthanc(tmp_path):
     one = Orthanc(tmp_path)
     yield one
-    one.child.end()
+    one.child.kill()
 
 
 @pytest.fixture

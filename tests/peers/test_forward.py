@@ -3,13 +3,17 @@
 import hashlib
 import os
 import signal
+import threading
 import time
+from io import BytesIO
+from pathlib import Path
 
 import pydicom
 import pytest
 from pydicom.uid import ImplicitVRLittleEndian
 
 from dicom_node.dimse import encode_file_meta, read_file_meta
+from dicom_node.forward import run_forwarder
 
 pytestmark = pytest.mark.peer
 
@@ -55,12 +59,12 @@ def test_orthanc_gets_what_storescu_sent_and_the_spool_is_empty_after(
     one = node([{"port": orthanc.port, "ae_title": "ORTHANC"}])
     one.receive()
     one.forward()
-    paths = {str(pydicom.dcmread(p).SOPInstanceUID): p for p in (make_ct(size=128) for _ in range(20))}
+    paths = {f"1.2.3.{number}": make_ct(f"1.2.3.{number}", size=128) for number in range(20)}
     assert dcmtk("storescu", "127.0.0.1", one.port, *paths.values()).returncode == 0
     wait_for(lambda: orthanc.count() == 20 and settled(one))
     for instance in orthanc.get("/instances"):
         uid = orthanc.get(f"/instances/{instance}")["MainDicomTags"]["SOPInstanceUID"]
-        stored = pydicom.dcmread(pydicom.filebase.DicomBytesIO(orthanc.get(f"/instances/{instance}/file")))
+        stored = pydicom.dcmread(BytesIO(orthanc.get(f"/instances/{instance}/file")))
         assert stored.PixelData == pydicom.dcmread(paths.pop(uid)).PixelData
     assert paths == {}
     assert {job.state for job in one.jobs()} == {"delivered"}
@@ -80,9 +84,17 @@ def test_bytes_arrive_unchanged_and_each_once(node, pacs, make_ct, wait_for):
 def test_one_association_carries_many_transfer_syntaxes(node, pacs, tmp_path, wait_for):
     peer = pacs()
     one = node([{"port": peer.port}])
-    syntaxes = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2",
-                "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80",
-                "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.110"]  # fmt: skip
+    syntaxes = [
+        "1.2.840.10008.1.2",
+        "1.2.840.10008.1.2.1.99",
+        "1.2.840.10008.1.2.2",
+        "1.2.840.10008.1.2.5",
+        "1.2.840.10008.1.2.4.70",
+        "1.2.840.10008.1.2.4.80",
+        "1.2.840.10008.1.2.4.90",
+        "1.2.840.10008.1.2.4.201",
+        "1.2.840.10008.1.2.4.110",
+    ]
     for number, syntax in enumerate(syntaxes):
         path = tmp_path / f"{number}.dcm"
         path.write_bytes(encode_file_meta(CT, f"1.2.3.{number}", syntax, "") + os.urandom(5000))
@@ -102,11 +114,13 @@ def test_a_class_first_seen_later_gets_a_new_association(node, pacs, make_ct, wa
     for number, sop_class in enumerate(classes, 1):
         put(one, make_ct(sop_class=sop_class))
         wait_for(lambda: len(peer.stored()) == number)  # noqa: B023 - called at once
-    assert len(settled(one)) == 4
+    assert len(wait_for(lambda: settled(one))) == 4
 
 
 @pytest.mark.parametrize("status", ["0000", "B000", "B006", "B007"])
-def test_success_and_warnings_are_delivered_with_their_status(node, pacs, make_ct, wait_for, status):
+def test_success_and_warnings_are_delivered_with_their_status(
+    node, pacs, make_ct, wait_for, status
+):
     peer = pacs(status)
     one = node([{"port": peer.port}])
     put(one, make_ct())
@@ -218,7 +232,9 @@ def test_an_instance_that_breaks_every_association_does_not_stop_the_others(
     assert bad.state in ("waiting", "sending")
 
 
-def test_a_refused_transfer_syntax_is_held_and_the_rest_delivered(node, pacs, tmp_path, make_ct, wait_for):
+def test_a_refused_transfer_syntax_is_held_and_the_rest_delivered(
+    node, pacs, tmp_path, make_ct, wait_for
+):
     peer = pacs("native")
     one = node([{"port": peer.port}])
     odd = tmp_path / "odd.dcm"
@@ -248,13 +264,70 @@ def test_storescp_gets_the_transfer_syntax_it_prefers_only_if_it_is_ours(
     assert pydicom.dcmread(stored).PixelData == pydicom.dcmread(path).PixelData
 
 
+def test_400_instances_under_load_never_lose_an_answer(node, pacs, make_ct, wait_for):
+    peer = pacs()
+    one = node([{"port": peer.port, "associations": 2}])
+    template = make_ct("1.2.3.0000").read_bytes()
+    uids = []
+    with one.spool() as spool:
+        for number in range(400):
+            content = template.replace(b"1.2.3.0000", b"1.2.3.%04d" % number)
+            meta = read_file_meta(BytesIO(content))
+            uids.append(meta.sop_instance_uid)
+            spool.receive(
+                content[: meta.data_set_offset],
+                content[meta.data_set_offset :],
+                sop_class_uid=meta.sop_class_uid,
+                sop_instance_uid=meta.sop_instance_uid,
+                transfer_syntax_uid=meta.transfer_syntax_uid,
+                deliver_to=["pacs"],
+            )
+    one.forward()
+    deliveries = wait_for(lambda: settled(one), 60)
+    assert {d.attempts for d in deliveries} == {1}
+    assert sorted(uid for uid, _, _ in peer.stored()) == uids
+
+
+def test_a_refused_syntax_is_transcoded_only_then(node, pacs, make_ct, wait_for, tmp_path):
+    peer = pacs("native")
+    one = node([{"port": peer.port}])
+    explicit, implicit = make_ct(), make_ct(syntax=ImplicitVRLittleEndian)
+    uids = [put(one, explicit), put(one, implicit)]
+    asked = []
+
+    def transcode(path, accepted):
+        asked.append(accepted)
+        ds = pydicom.dcmread(path)
+        ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        copy = tmp_path / "recoded.dcm"
+        ds.save_as(copy, implicit_vr=True, little_endian=True, enforce_file_format=True)
+        return copy
+
+    stop = threading.Event()
+    forwarder = threading.Thread(target=run_forwarder, args=(one.config, "pacs", stop, transcode))
+    forwarder.start()
+    try:
+        wait_for(lambda: settled(one))
+    finally:
+        stop.set()
+        forwarder.join()
+    assert asked == [(str(ImplicitVRLittleEndian),)]
+    assert [(uid, syntax) for uid, syntax, _ in peer.stored()] == [
+        (uid, str(ImplicitVRLittleEndian)) for uid in uids
+    ]
+    assert not (tmp_path / "recoded.dcm").exists()
+    assert {d.state for d in one.deliveries()} == {"delivered"}
+
+
 def test_a_dead_destination_does_not_delay_another(node, pacs, make_ct, wait_for):
     alive, dead, hanging = pacs(), pacs(None), pacs("hang")
-    one = node([
-        {"name": "dead", "port": dead.port},
-        {"name": "hanging", "port": hanging.port, "timeout_s": 60},
-        {"name": "alive", "port": alive.port},
-    ])  # fmt: skip
+    one = node(
+        [
+            {"name": "dead", "port": dead.port},
+            {"name": "hanging", "port": hanging.port, "timeout_s": 60},
+            {"name": "alive", "port": alive.port},
+        ]
+    )
     for _ in range(10):
         put(one, make_ct(), ("dead", "hanging", "alive"))
     for name in ("dead", "hanging", "alive"):
@@ -287,7 +360,7 @@ def test_an_idle_association_is_released(node, pacs, make_ct, wait_for):
     wait_for(lambda: len(peer.stored()) == 1)
 
     def connections():
-        table = open("/proc/net/tcp").read().splitlines()[1:]
+        table = Path("/proc/net/tcp").read_text().splitlines()[1:]
         port = f":{peer.port:04X}"
         return [row for row in table if row.split()[2].endswith(port) and row.split()[3] == "01"]
 
@@ -360,7 +433,8 @@ def test_a_large_instance_is_streamed(node, pacs, tmp_path, wait_for):
     peer = pacs()
     one = node([{"port": peer.port, "timeout_s": 60}])
     path = tmp_path / "large.dcm"
-    path.write_bytes(encode_file_meta(CT, "1.2.3", ImplicitVRLittleEndian, "") + os.urandom(150 << 20))
+    header = encode_file_meta(CT, "1.2.3", ImplicitVRLittleEndian, "")
+    path.write_bytes(header + os.urandom(150 << 20))
     put(one, path)
     child = one.forward()
     wait_for(lambda: settled(one), 60)

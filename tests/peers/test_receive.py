@@ -90,9 +90,10 @@ def test_every_transfer_syntax_is_received_byte_for_byte(node, tmp_path, raw_sen
         assert assoc.send_c_store(path).Status == 0x0000
         sent[uid] = (syntax, content)
     assoc.release()
-    got = {job.sop_instance_uid: (job.transfer_syntax_uid, data_set(job.path)) for job in one.jobs()}
+    jobs = one.jobs()
+    got = {job.sop_instance_uid: (job.transfer_syntax_uid, data_set(job.path)) for job in jobs}
     assert got == sent
-    assert all(job.digest == hashlib.sha3_256(data_set(job.path)).digest() for job in one.jobs())
+    assert all(job.digest == hashlib.sha3_256(data_set(job.path)).digest() for job in jobs)
 
 
 def test_storescu_sends_real_ct_in_each_transfer_syntax_it_knows(node, dcmtk, shared):

@@ -22,7 +22,9 @@ def decode(code: bytes, form: PixelForm) -> tuple[Codes, int]:
             columns=form.columns,
             bits_allocated=form.bits_allocated,
         )
-    except Exception as error:  # the extension raises ValueError and its own panics
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the Rust extension is no Exception
         raise PixelError(f"the RLE decoder failed: {error}") from error
     dtype = np.uint8 if form.bits_allocated == 8 else np.dtype("<u2")
     planes = np.frombuffer(plain, dtype).reshape(form.samples, form.rows, form.columns)

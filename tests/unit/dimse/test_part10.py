@@ -54,5 +54,5 @@ def test_files_of_pydicom_are_read(tmp_path):
      bytes(128) + b"DICM\x02\x00\x01\x00OB\0\0\xff\xff\xff\xff"],
 )  # fmt: skip
 def test_what_is_no_dicom_file_is_a_value_error(content):
-    with pytest.raises(ValueError, match="DICOM file|group 0002|File Meta"):
+    with pytest.raises(ValueError, match=r"DICOM file|group 0002|File Meta"):
         read_file_meta(BytesIO(content))

@@ -7,7 +7,7 @@ from dicom_node.dimse import TESTED_PYNETDICOM, pynetdicom_version, settings
 
 
 def test_pynetdicom_is_the_release_our_replacements_were_written_for():
-    """Another release may have changed what `dicom_node.dimse` overrides: read its changes first."""
+    # Another release may have changed what `dicom_node.dimse` overrides: read its changes first.
     assert pynetdicom_version() == pynetdicom.__version__ == TESTED_PYNETDICOM
 
 

@@ -1,0 +1,18 @@
+"""Fixtures for every test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of real medical data; skips where it is missing."""
+    root = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("DICOM_NODE_SHARED", root)) / "data"
+    if not (folder / "MANIFEST.csv").is_file():
+        pytest.skip(f"REAL DATA MISSING: no {folder}/MANIFEST.csv; set DICOM_NODE_SHARED")
+    return folder

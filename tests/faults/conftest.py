@@ -1,0 +1,5 @@
+"""Whole nodes and real peers for the fault tests."""
+
+from fixtures import _wait_for, orthanc, pacs, running_node, shared
+
+__all__ = ["_wait_for", "orthanc", "pacs", "running_node", "shared"]

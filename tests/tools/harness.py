@@ -1,0 +1,314 @@
+"""A whole node as an administrator starts it, real peers beside it, and what they agree on.
+
+Shared by tests/faults and tests/peers; `all_objects.py` beside it is also a command of its own.
+"""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.pixels import pixel_array
+
+from dicom_node.config import load
+from dicom_node.dimse import FileMeta, StoreAssociation, read_file_meta
+from dicom_node.instance.frames import open_instance
+from dicom_node.keys import KeyRing
+from dicom_node.spool import Spool
+
+ROOT = Path(__file__).parents[2]
+SETTLED = ("delivered", "held", "rejected", "dropped")
+MAX_PIXELS = 1 << 28
+_PIXEL_TAGS = {0x7FE00001, 0x7FE00002, 0x7FE00008, 0x7FE00009, 0x7FE00010}
+
+
+def _peers():
+    spec = importlib.util.spec_from_file_location(
+        "peers_conftest", ROOT / "tests" / "peers" / "conftest.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+peers = _peers()
+Child, Orthanc, Pacs = peers.Child, peers.Orthanc, peers.Pacs
+free_port, tool, wait_for, run_tool = peers.free_port, peers.tool, peers.wait_for, peers.run_tool
+
+
+def shared_data():
+    """Return the folder of real data, or None where it is missing."""
+    folder = Path(os.environ.get("DICOM_NODE_SHARED") or ROOT.parent / "shared") / "data"
+    return folder if folder.is_dir() else None
+
+
+def write_config(folder, destinations=(), **sections):
+    """Write ``node.toml`` below `folder` for a small test node and return its path."""
+    settings = {
+        "node": {"bind": "127.0.0.1", "port": free_port(), "association_timeout_s": 10,
+                 "shutdown_timeout_s": 10},
+        "spool": {"directory": str(folder / "spool"), "min_free_mib": 16},
+        "keys": {"directory": str(folder / "keys")},
+        "watermark": {"owner": "TEST-HOSPITAL", "workers": 1, "engine": "onnx"},
+    }  # fmt: skip
+    for name, values in sections.items():
+        settings[name] |= values
+    tables = [(f"[{name}]", values) for name, values in settings.items()]
+    for destination in destinations:
+        defaults = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "timeout_s": 10,
+                    "retry_initial_s": 0.2, "retry_max_s": 1.0}  # fmt: skip
+        tables.append(("[[destination]]", defaults | destination))
+    lines = [
+        line for head, values in tables
+        for line in (head, *(f"{key} = {json.dumps(value)}" for key, value in values.items()))
+    ]  # fmt: skip
+    path = folder / "node.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+class RunningNode:
+    """``dicom-node serve`` in a folder of its own."""
+
+    def __init__(self, folder, destinations=(), **sections):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config_path = write_config(folder, destinations, **sections)
+        self.config = load(self.config_path)
+        self.log = folder / "node.log"
+        self.child = None
+
+    @property
+    def port(self):
+        return self.config.node.port
+
+    @property
+    def output(self):
+        return self.child.output
+
+    def start(self, timeout_s=60):
+        self._starts_at = self.log.stat().st_size if self.log.exists() else 0
+        command = [sys.executable, "-m", "dicom_node.cli.main", "serve", "--config"]
+        self.child = Child([*command, self.config_path], self.log)
+
+        def up():
+            return "ready:" in self._since_start() or self.child.process.poll() is not None
+
+        wait_for(up, timeout_s, lambda: self.output)
+        assert self.child.process.poll() is None, self.output
+        return self
+
+    def _since_start(self):
+        return self.log.read_bytes()[self._starts_at :].decode(errors="replace")
+
+    def stop(self, timeout_s=40):
+        """Stop as systemd would; return the exit code."""
+        return self.child.end(timeout_s) if self.child else 0
+
+    def kill_all(self):
+        """End it and its processes at once, whatever state they are in."""
+        if self.child is None:
+            return
+        for pid in [self.child.process.pid, *self.processes().values()]:
+            kill(pid)
+        self.child.process.wait()
+
+    def processes(self):
+        """Return the process id of every living role, ``{"mark-0": 4711, ...}``."""
+        started = re.findall(r"(\{.*process_started.*\})", self._since_start())
+        known = {line["role"]: line["pid"] for line in map(json.loads, started)}
+        return {role: pid for role, pid in known.items() if alive(pid)}
+
+    @contextlib.contextmanager
+    def spool(self):
+        with Spool(self.config.spool) as spool:
+            yield spool
+
+    def jobs(self):
+        with self.spool() as spool:
+            return spool.jobs()
+
+    def tally(self):
+        with self.spool() as spool:
+            return {state: count for state, count in spool.tally().items() if count}
+
+    def ring(self):
+        return KeyRing.open(self.config.keys.directory)
+
+    def settled(self, timeout_s=60):
+        """Wait until no job is on its way any more; return all jobs."""
+        with self.spool() as spool:
+            wait_for(
+                lambda: not any(count for state, count in spool.tally().items() if state not in SETTLED),
+                timeout_s,
+                lambda: f"{spool.tally()}\n{self.output[-4000:]}",
+            )  # fmt: skip
+            return spool.jobs()
+
+    def cli(self, *arguments, timeout_s=60):
+        """Run a command of the node with its configuration; return the completed process."""
+        return subprocess.run(
+            [sys.executable, "-m", "dicom_node.cli.main", *map(str, arguments),
+             "--config", str(self.config_path)],
+            capture_output=True, text=True, timeout=timeout_s, check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+    def files(self):
+        """Every instance file and temporary file below the spool."""
+        return [
+            path for path in self.config.spool.directory.rglob("*")
+            if path.is_file() and "journal" not in path.name and path.name != "alive"
+        ]  # fmt: skip
+
+
+def alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def kill(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def storescu(node, *paths, options=("-xe",), timeout_s=120):
+    """Send files as a modality would; return the completed process of the real storescu."""
+    return run_tool(
+        "storescu", *options, "-aet", "MODALITY", "-aec", node.config.node.ae_title,
+        "127.0.0.1", node.port, *paths, timeout_s=timeout_s,
+    )  # fmt: skip
+
+
+def orthanc_instances(orthanc):
+    """Return ``{SOP Instance UID: (Orthanc's id, digest of the stored file)}``."""
+    found = {}
+    for identifier in orthanc.get("/instances"):
+        attachment = f"/instances/{identifier}/attachments/dicom/md5"
+        uid = orthanc.get(f"/instances/{identifier}/metadata/SopClassUid") and orthanc.get(
+            f"/instances/{identifier}/simplified-tags"
+        ).get("SOPInstanceUID", "")
+        found[uid] = identifier, orthanc.get(attachment).decode()
+    return found
+
+
+def fetch(orthanc, identifier, path):
+    """Write the file that Orthanc stores under its id to `path`."""
+    path.write_bytes(orthanc.get(f"/instances/{identifier}/file"))
+    return path
+
+
+def differences(original, restored):
+    """Say how two files differ in any stored sample or any attribute; [] if they do not.
+
+    The samples are compared as our decoder sees them and, where pydicom can decode both, as it does.
+    """
+    found = []
+    a, b = (open_instance(path, max_pixels=MAX_PIXELS) for path in (original, restored))
+    with contextlib.closing(a), contextlib.closing(b):
+        for number, (x, y) in enumerate(zip(a.frames(), b.frames(), strict=True), 1):
+            if not np.array_equal(x.values, y.values):
+                found.append(f"frame {number}: {int((x.values != y.values).sum())} samples")
+            if not _equal(x.high_bits, y.high_bits):
+                found.append(f"frame {number}: bits above Bits Stored")
+        same_coding = a.transfer_syntax_uid == b.transfer_syntax_uid
+    if same_coding:
+        found += _other_decoder(original, restored)
+    return found + header_differences(original, restored)
+
+
+def _equal(x, y):
+    if x is None or y is None:
+        return x is y
+    return np.array_equal(x, y)
+
+
+def _other_decoder(original, restored):
+    try:
+        before = pixel_array(original, raw=True)
+    except Exception:  # noqa: BLE001 - pydicom does not decode what ours does
+        return []
+    after = pixel_array(restored, raw=True)
+    return [] if np.array_equal(before, after) else ["pixels, as pydicom decodes them"]
+
+
+def header_differences(original, restored):
+    """Return the attributes that differ, pixel data and File Meta Information aside."""
+    a, b = (pydicom.dcmread(path, force=True) for path in (original, restored))
+    found = []
+    for tag in sorted({*a.keys(), *b.keys()} - _PIXEL_TAGS):
+        if tag.element == 0:
+            continue  # group lengths are retired, and say nothing
+        if tag not in a or tag not in b:
+            found.append(f"{tag} {'added' if tag in b else 'removed'}")
+        elif _value(a, tag) != _value(b, tag):
+            found.append(f"{tag} {_value(a, tag)!r} became {_value(b, tag)!r}"[:200])
+    return found
+
+
+def _value(ds, tag):
+    try:
+        return ds[tag].VR, ds[tag].to_json_dict(None, 0)
+    except Exception:  # noqa: BLE001 - malformed values are compared as they lie in the file
+        return ds.get_item(tag).value
+
+
+def send_bytes(node, data_set, *, sop_class, sop_instance_uid, syntax):
+    """Send data set bytes as they are, under the UIDs of the command; return the status."""
+    meta = FileMeta(sop_class, sop_instance_uid, syntax, 0)
+    association = StoreAssociation.open(
+        "node", ("127.0.0.1", node.port), called_ae=node.config.node.ae_title,
+        calling_ae="MODALITY", pairs=[(sop_class, syntax)], timeout_s=30,
+    )  # fmt: skip
+    try:
+        return association.store(io.BytesIO(data_set), meta).status
+    finally:
+        association.release()
+
+
+def data_set_bytes(path):
+    """Return what follows the File Meta Information of a file."""
+    with path.open("rb") as file:
+        file.seek(read_file_meta(file).data_set_offset)
+        return file.read()
+
+
+class StoreSCP:
+    """DCMTK's storescp: takes every class in every transfer syntax and writes it bit for bit."""
+
+    def __init__(self, folder):
+        self.folder = folder / "storescp"
+        self.folder.mkdir(parents=True)
+        self.port = free_port()
+        self.child = Child(
+            [tool("storescp"), "+xa", "-pm", "+B", "-uf", "-od", self.folder, self.port],
+            folder / "storescp.log", {"TCP_NODELAY": "1"},
+        )  # fmt: skip
+        wait_for(self._up, message=lambda: self.child.output)
+
+    def _up(self):
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", self.port)).close()
+            return True
+        return False
+
+    def stored(self):
+        """Return ``{SOP Instance UID of the request: [files]}``."""
+        found = {}
+        for path in sorted(self.folder.iterdir()):
+            with path.open("rb") as file:
+                found.setdefault(read_file_meta(file).sop_instance_uid, []).append(path)
+        return found

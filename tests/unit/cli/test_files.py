@@ -1,0 +1,183 @@
+"""mark, verify and restore on real files: the studies that ship with the project."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+
+from dicom_node.cli.main import main
+
+DEMO = Path(__file__).parents[3] / "demo"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration with keys, a folder of two originals and a broken file, and their marking."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "node.toml").write_text(
+        f'[keys]\ndirectory = "{folder}/keys"\n[watermark]\nengine = "onnx"\nowner = "CLINIC"\n'
+    )
+    assert main(["keys", "init", *config(folder)]) == 0
+    (folder / "in/series").mkdir(parents=True)
+    for path in sorted((DEMO / "mr_brain").glob("*.dcm"))[:2]:
+        shutil.copy(path, folder / "in/series")
+    (folder / "in/notes.txt").write_text("not DICOM")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def marked(workplace: Path) -> Path:
+    assert main(["mark", f"{workplace}/in", "--out", f"{workplace}/out", *config(workplace)]) == 3
+    return workplace / "out"
+
+
+def config(folder: Path) -> list[str]:
+    return ["--config", str(folder / "node.toml")]
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, list[dict[str, Any]]]:
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_mark_goes_on_after_a_bad_file_and_says_so(
+    workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, lines = run(
+        capsys, "mark", workplace / "in", "--out", tmp_path, "--json", *config(workplace)
+    )
+    assert code == 3
+    bad, *good = lines
+    assert bad["path"].endswith("notes.txt")
+    assert bad["out"] is None
+    assert bad["reason"]
+    assert set(bad) == {
+        "path", "out", "action", "reason", "frames", "message", "psnr_db", "ssim", "max_change"
+    }  # fmt: skip
+    for line in good:
+        assert set(line) == set(bad)
+        assert line["action"] == "marked"
+        assert Path(line["out"]).parent == tmp_path / "series", "relative paths are kept"
+        assert Path(line["out"]).is_file()
+        assert len(line["message"]) == line["frames"] == 1
+        assert line["psnr_db"] > 35
+        assert line["max_change"] >= 1
+
+
+def test_verify_finds_what_was_marked_authentic(
+    workplace: Path, marked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, lines = run(capsys, "verify", marked, "--json", *config(workplace))
+    assert code == 0
+    assert [line["verdict"] for line in lines] == ["authentic", "authentic"]
+    for line in lines:
+        assert line["owner"] == "CLINIC"
+        assert line["header"] == {"changed": []}
+        assert line["frames"][0]["integrity"] == "valid"
+
+
+def test_verify_works_with_the_public_key_alone(
+    workplace: Path, marked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pem = tmp_path / "public.pem"
+    assert main(["keys", "export-public", "--out", str(pem), *config(workplace)]) == 0
+    code, lines = run(
+        capsys, "verify", marked, "--public-key", pem, "--json", *config(tmp_path.parent)
+    )
+    assert code == 2, "a missing configuration is wrong usage"
+    code, lines = run(capsys, "verify", marked, "--public-key", pem, "--json", *config(workplace))
+    assert (code, {line["verdict"] for line in lines}) == (0, {"authentic"})
+
+
+def test_verify_exits_with_1_for_a_changed_pixel_and_says_where(
+    workplace: Path, marked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = min(marked.rglob("*.dcm"))
+    ds = pydicom.dcmread(source)
+    pixels = ds.pixel_array.copy()
+    row, column = pixels.shape[0] // 2, pixels.shape[1] // 2
+    pixels[row, column] += 1
+    ds.PixelData = pixels.tobytes()
+    ds.save_as(tmp_path / "changed.dcm")
+    code, [line] = run(capsys, "verify", tmp_path, "--json", *config(workplace))
+    assert (code, line["verdict"]) == (1, "tampered")
+    [box] = line["frames"][0]["tampered"]
+    assert box["row"] <= row < box["row"] + box["rows"]
+    assert box["column"] <= column < box["column"] + box["columns"]
+    assert main(["verify", str(tmp_path), *config(workplace)]) == 1
+    assert f"rows {box['row']}-" in capsys.readouterr().out
+
+
+def test_verify_exits_with_3_if_the_only_fault_is_an_unreadable_file(
+    workplace: Path, marked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(min(marked.rglob("*.dcm")), tmp_path)
+    (tmp_path / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"rubbish" * 9)
+    code, lines = run(capsys, "verify", tmp_path, "--json", *config(workplace))
+    assert code == 3
+    assert {line["verdict"] for line in lines} == {"authentic", "unreadable"}
+
+
+def test_restore_gives_the_original_pixels_back(
+    workplace: Path, marked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, lines = run(capsys, "restore", marked, "--out", tmp_path, "--json", *config(workplace))
+    assert code == 0
+    assert len(lines) == 2
+    for line in lines:
+        assert set(line) == {"path", "out", "exact", "reason"}
+        assert line["exact"] is True
+        name = Path(line["out"]).name
+        original = pydicom.dcmread(workplace / "in/series" / name)
+        assert pydicom.dcmread(line["out"]).PixelData == original.PixelData
+        assert pydicom.dcmread(marked / "series" / name).PixelData != original.PixelData
+
+
+def test_restore_of_what_was_never_marked_exits_with_3(
+    workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, lines = run(
+        capsys, "restore", workplace / "in/series", "--out", tmp_path, "--json", *config(workplace)
+    )
+    assert code == 3
+    assert [line["exact"] for line in lines] == [False, False]
+    assert all(line["reason"] for line in lines)
+
+
+def test_mark_without_keys_names_the_command_to_run(
+    workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "node.toml").write_text(f'[keys]\ndirectory = "{tmp_path}/none"\n')
+    assert main(["mark", f"{workplace}/in", "--out", f"{tmp_path}/o", *config(tmp_path)]) == 3
+    assert "keys" in capsys.readouterr().err
+
+
+def test_keys_that_others_can_read_are_refused_with_the_chmod_to_run(
+    workplace: Path, marked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = workplace / "keys"
+    assert stat.S_IMODE(keys.stat().st_mode) == 0o700
+    keys.chmod(0o755)
+    try:
+        assert main(["verify", str(marked), *config(workplace)]) == 3
+        assert "chmod 700" in capsys.readouterr().err
+    finally:
+        keys.chmod(0o700)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in keys.iterdir()} == {0o600}
+
+
+def test_engines_are_what_their_card_says(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, lines = run(capsys, "engines", "list", "--json", *config(workplace))
+    assert code == 0
+    assert {line["file"] for line in lines} >= {"e1.onnx", "d1.onnx"}
+    code, lines = run(capsys, "engines", "check", "--json", *config(workplace))
+    assert (code, {line["ok"] for line in lines}) == (0, {True})
