@@ -38,7 +38,10 @@ unit: $(VENV)/.installed
 
 # The tests run what is installed, so that a file missing from the package is found.
 $(VENV)/.installed: pyproject.toml $(SOURCES)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	    test "$$(id -u)" = 0 || { echo "as root: apt-get install python3-venv" >&2; exit 1; }; \
+	    apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet '.[dev]'
 	touch $@

@@ -132,7 +132,12 @@ class Marker:
     """
 
     def __init__(
-        self, settings: WatermarkConfig, ring: KeyRing, engine: RobustEngine, *, measure: bool = False
+        self,
+        settings: WatermarkConfig,
+        ring: KeyRing,
+        engine: RobustEngine,
+        *,
+        measure: bool = False,
     ) -> None:
         self._settings = settings
         self._ring = ring

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
@@ -151,4 +154,31 @@ def _forward(config: Config, name: str, *, stop: StopEvent, ready: Callable[[], 
     from dicom_node.forward import run_forwarder
 
     ready()
-    run_forwarder(config, name, stop)
+    run_forwarder(config, name, stop, transcoder(config, name))
+
+
+def transcoder(config: Config, name: str) -> Callable[[Path, tuple[str, ...]], Path | None]:
+    """Return what a forwarder uses when its destination refuses a transfer syntax.
+
+    Copies go to a folder of the destination's own, emptied here: a killed forwarder may have left
+    some.
+    """
+    folder = config.spool.directory / "transcoded" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    numbers = itertools.count()
+
+    def transcode(path: Path, accepted: tuple[str, ...]) -> Path | None:
+        # Decoders are loaded only once a destination refuses something.
+        from dicom_node.instance.transcode import EXPLICIT_LE, decompress
+
+        if EXPLICIT_LE not in accepted:
+            return None
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        out = folder / f"{next(numbers)}.dcm"
+        reason = decompress(path, out, max_pixels=config.watermark.max_pixels)
+        if reason:
+            _log.warning("not_transcoded", destination=name, reason=reason)
+            return None
+        return out
+
+    return transcode

@@ -18,6 +18,7 @@ from dicom_node.watermark.parameters import THRESHOLDS
 _LEAST_JPEG_2000_PX = 32
 # Beyond this distortion nobody embeds: the curve ends.
 _CURVE_ENDS_DB = 34.0
+_CURVE_PX = 1024
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,13 @@ def lossless_bytes(instance: Instance, frame: StoredFrame) -> tuple[int, int | N
 def capacity_curve(
     instance: Instance, display: Display, index: int, frame: StoredFrame
 ) -> Iterator[CapacityPoint]:
-    """Yield what W2's embedding would hold, threshold by threshold, until it shows."""
-    host = split(frame, instance.host_index).host
+    """Yield what W2's embedding would hold, threshold by threshold, until it shows.
+
+    Of a frame over 1024 pixels wide or high its middle is measured.
+    """
+    whole = split(frame, instance.host_index).host
+    top, left = (max(0, (side - _CURVE_PX) // 2) for side in whole.shape)
+    host = np.ascontiguousarray(whole[top : top + _CURVE_PX, left : left + _CURVE_PX])
     step = display.step(index)
     for threshold in THRESHOLDS:
         found = integrity.capacity(host, bounds_of(instance), threshold)

@@ -172,7 +172,7 @@ def _expect_marked(pacs: Orthanc) -> None:
                 raise NodeError(f"what arrived cannot be read: {error}") from error
             finally:
                 opened.close()
-        if block is None or not block.frames:
+        if block is None or not block.undo:
             raise NodeError("an instance arrived without marks; see the node's log")
 
 

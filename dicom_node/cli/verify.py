@@ -41,6 +41,12 @@ def register(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="verify with this public key (keys export-public) instead of the key ring",
     )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write a picture of every frame that is not authentic, changed regions outlined",
+    )
     add_json(parser, "instance")
 
 
@@ -49,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dicom_node.inference import open_engine
     from dicom_node.keys import KeyRing
     from dicom_node.verify.check import check_instance
+    from dicom_node.verify.report import write_pictures
 
     config = config_of(arguments)
     inputs = walk(arguments.paths)
@@ -66,7 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
     with progress(len(inputs), "verifying") as advance:
         for item in inputs:
             try:
-                result = check_instance(item.path, ring, engine).to_json()
+                verdict = check_instance(item.path, ring, engine)
+                result = verdict.to_json()
+                if arguments.report is not None:
+                    folder = arguments.report / item.relative.parent
+                    write_pictures(item.path, verdict, folder, item.relative.name)
             except (NodeError, OSError) as error:
                 result = _unreadable(item.path, str(error))
             verdicts.add(str(result["verdict"]))

@@ -17,7 +17,7 @@ from dicom_node.demo.network import Peer, answers_echo
 
 Choice = Literal["auto", "orthanc", "qrscp"]
 
-_START_S = 30.0
+_START_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ Picture = NDArray[np.uint8]
 Panel = tuple[str, Picture]
 
 _GAIN = 20
-_HEIGHT_PX = 320
+_HEIGHT_PX, _WIDTH_PX = 280, 360
 _TITLE_PX = 26
 _GAP_PX = 6
 _RED = (40, 40, 230)
@@ -44,13 +44,12 @@ def panels_of(comparison: Comparison) -> list[Panel]:
     ]
 
 
-def outlined(picture: Picture, boxes: Sequence[Box]) -> Picture:
+def outlined(picture: Picture, boxes: Sequence[Box], width_px: int) -> Picture:
     """Return a copy with the boxes drawn around in red."""
     drawn = picture.copy()
-    width = max(1, picture.shape[0] // 200)
     for box in boxes:
         corner = (int(box.column + box.columns) - 1, int(box.row + box.rows) - 1)
-        cv2.rectangle(drawn, (int(box.column), int(box.row)), corner, _RED, width)
+        cv2.rectangle(drawn, (int(box.column), int(box.row)), corner, _RED, width_px)
     return drawn
 
 
@@ -62,18 +61,19 @@ def around(picture: Picture, centre: tuple[int, int], reach_px: int) -> Picture:
 
 def save_strip(path: Path, panels: Sequence[Panel]) -> None:
     """Write panels of one height side by side, a title over each, as PNG (StepFailed)."""
+    height = min(_HEIGHT_PX, *(p.shape[0] * _WIDTH_PX // p.shape[1] for _, p in panels))
     columns: list[Picture] = []
     for title, picture in panels:
-        scale = _HEIGHT_PX / picture.shape[0]
-        size = (round(picture.shape[1] * scale), _HEIGHT_PX)
+        scale = height / picture.shape[0]
+        size = (round(picture.shape[1] * scale), height)
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        panel = np.full((_HEIGHT_PX + _TITLE_PX, size[0] + _GAP_PX, 3), 255, np.uint8)
+        panel = np.full((height + _TITLE_PX, size[0] + _GAP_PX, 3), 255, np.uint8)
         panel[_TITLE_PX:, : size[0]] = cv2.resize(picture, size, interpolation=how)
         where, font = (2, _TITLE_PX - 9), cv2.FONT_HERSHEY_SIMPLEX
         cv2.putText(panel, title, where, font, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
         columns.append(panel)
     strip = np.hstack(columns)[:, :-_GAP_PX]
-    if not cv2.imwrite(str(path), strip):
+    if not cv2.imwrite(str(path), strip, [cv2.IMWRITE_PNG_COMPRESSION, 9]):
         raise StepFailed(f"{path} cannot be written")
 
 

@@ -99,15 +99,19 @@ class FrameWriter:
         Folder for the coded frames' temporary file (beyond 8 MiB).
     instance
         The source; frames must be of its form.
+    target
+        How to code it; None: as a marked instance is coded.
 
     Notes
     -----
     Use as a context manager, or call `close`.
     """
 
-    def __init__(self, directory: Path, instance: Instance) -> None:
+    def __init__(
+        self, directory: Path, instance: Instance, target: OutputFormat | None = None
+    ) -> None:
         self._instance = instance
-        self.format = output_format(instance)
+        self.format = target or output_format(instance)
         self._form = replace(
             instance.form,
             photometric=self.format.photometric_interpretation,

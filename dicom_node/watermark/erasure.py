@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 Bytes2D = NDArray[np.uint8]
 MAX_SYMBOLS = 255
 # Python-speed decoding of single columns stops here, so that hostile input cannot buy minutes.
-_SLOW_COLUMNS = 24
+_SLOW_COLUMNS = 16
 
 
 def _tables() -> tuple[Bytes2D, NDArray[np.uint8], NDArray[np.uint8]]:

@@ -66,6 +66,9 @@ _SPARE_SHARE = 5
 # Shares in fewer than this part of the tiles would leave the rest of the frame to chance.
 _LEAST_FULL = 0.6
 _ROUNDS = 5
+# Black pixels per bit that a tile should have to be thought of as a carrier of shares.
+_ROOMY = 1.5
+_DROP_SHARE = 20
 _SPREAD_SHARE, _LEAST_CHANGE = 64, 3
 
 
@@ -238,7 +241,7 @@ class _Embedding:
         inert, value = self.canvas.constant_tiles(self.grid)
         active = ~inert
         mute = active & (free_white(parts) < HEADER_BITS)
-        full = active & ~mute
+        full = active & ~mute & self._roomy(parts, active)
         states = TileStates(inert, value)
         plan = Plan.blank(parts.count)
         planned = -1
@@ -251,35 +254,51 @@ class _Embedding:
                 return None
             length = payload.size(self.record, self.profile, states, keep_i1=self._keep_i1)
             groups = self._groups(active, full)
-            share = max(-(-length // k) for _, k in groups)
+            # Among padding some tiles will drop out: planning for it saves a second round.
+            fewer = planned < 0 and parts.fixed_black is not None
+            rows = [max(1, k - (-(-k // _DROP_SHARE) if fewer else 0)) for _, k in groups]
+            share = max(-(-length // k) for k in rows)
             if share > MAX_SHARE_BYTES:
                 return None
-            if share == planned:
-                return self._layout(plan, full, mute, states, groups, share)
-            full, mute = self._plan(parts, plan, active, mute, 8 * share, steps)
+            if share <= planned:
+                return self._layout(plan, full, mute, states, groups, planned)
+            full, failed = self._plan(parts, plan, active & ~mute, full, 8 * share, steps)
+            mute = mute | failed
             planned = share
         return None
 
+    def _roomy(self, parts: Lattices, active: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the tiles with pixels enough for a share: not the rims of a round image."""
+        if parts.fixed_black is None:
+            return np.ones(parts.count, np.bool_)
+        free = parts.fixed_black[0].size - parts.fixed_black.reshape(parts.count, -1).sum(axis=1)
+        states = TileStates(np.zeros(parts.count, np.bool_))
+        length = payload.size(self.record, self.profile, states, keep_i1=self._keep_i1)
+        share_bits = 8 * length * _SPARE_SHARE // (_SPARE_SHARE - 1) // max(1, int(active.sum()))
+        need = 8 * payload.MAC_BYTES + HEADER_BITS + share_bits
+        roomy = np.asarray(free >= _ROOMY * need)
+        # Where few have room, nothing is gained by leaving out the others.
+        return roomy if roomy.sum() > 0.8 * active.sum() else np.ones_like(roomy)
+
     def _plan(
-        self, parts: Lattices, plan: Plan, active: NDArray[np.bool_], mute: NDArray[np.bool_],
+        self, parts: Lattices, plan: Plan, active: NDArray[np.bool_], wanted: NDArray[np.bool_],
         share_bits: int, steps: int,
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:  # fmt: skip
-        """Plan a share, else only a digest, into every tile; return which are full, and mute."""
-        full, now_mute = np.zeros_like(active), mute.copy()
-        rest = np.flatnonzero(active & ~mute)
+        """Plan a share into the `wanted` tiles, else a digest; return which are full, and mute."""
+        full, mute = np.zeros_like(active), active.copy()
         for extra in (share_bits, 0):
+            rest = np.flatnonzero(mute & wanted if extra else mute)
             if not rest.size:
-                break
+                continue
             some = parts if rest.size == parts.count else parts.subset(rest)
-            its, fits = choose(some, self.canvas.span, 8 * payload.MAC_BYTES + extra, steps)
+            bits = 8 * payload.MAC_BYTES + extra
+            its, fits = choose(some, self.canvas.span, bits, steps, thorough=not extra)
             if some is not parts:
                 parts.remember(rest, some)
             plan.put(rest[fits], its.subset(np.flatnonzero(fits)))
-            if extra:
-                full[rest[fits]] = True
-            rest = rest[~fits]
-        now_mute[rest] = True
-        return full, now_mute
+            full[rest[fits]] = extra > 0
+            mute[rest[fits]] = False
+        return full, mute
 
     def _groups(
         self, active: NDArray[np.bool_], full: NDArray[np.bool_]

@@ -35,6 +35,7 @@ _SIDES = {BOTH: [0, 1], UP: [0], DOWN: [1]}
 # Streams of so many bits per black pixel, and thresholds from this step on, may do better with both
 # colours.
 _LONG, _HIGH_STEP = 0.25, 2
+_FEW = 0.1
 # A second layer's room depends on the bits themselves; this much is kept back.
 _SECOND_RESERVE = 1.1
 _SECOND_RESERVE_BITS = 24
@@ -132,7 +133,7 @@ def _counts(seen: Survey, steps: int) -> NDArray[np.int64]:
 
 
 def choose(
-    parts: Lattices, span: Span, stream_bits: int, steps: int
+    parts: Lattices, span: Span, stream_bits: int, steps: int, *, thorough: bool = True
 ) -> tuple[Plan, NDArray[np.bool_]]:
     """Plan `stream_bits` (digest and share) into every tile.
 
@@ -140,6 +141,8 @@ def choose(
     ----------
     steps
         Only the first `steps` of `THRESHOLDS` may be used: bounds the largest change.
+    thorough
+        False: a few tiles that do not fit the quick way are not worth the others.
 
     Returns
     -------
@@ -163,10 +166,15 @@ def choose(
         plan.put(rest[fits], its.subset(np.flatnonzero(fits)))
         done[rest[fits]] = True
     _improve(parts, span, plan, np.flatnonzero(done), stream_bits)
+    if not thorough and (possible & ~done).sum() <= _FEW * parts.count:
+        return plan, done
+    # Where every pixel has room for every threshold, leaving some alone cannot help.
+    tight = np.minimum(up, down) < THRESHOLDS[steps - 1]
     for attempt in (_choose_by_value, _choose_second, _choose_by_map):
-        rest = np.flatnonzero(possible & ~done)
+        left = possible & ~done if attempt is _choose_second else possible & ~done & tight
+        rest = np.flatnonzero(left)
         if not rest.size:
-            break
+            continue
         some, its = parts.subset(rest), Plan.blank(rest.size)
         fits = attempt(some, span, its, stream_bits, steps)
         plan.put(rest[fits], its.subset(np.flatnonzero(fits)))
@@ -294,13 +302,14 @@ def _choose_second(
         for mode in _MODES
     }
     done = np.zeros(parts.count, np.bool_)
+    enough = free_white(parts) >= HEADER_BITS + EXTENSION_BITS
     for step, t in enumerate(THRESHOLDS[:steps]):
-        for mode, room in ((BOTH, np.minimum(up, down)), (UP, up), (DOWN, down)):
+        # One mode a tile: both sides where there is room for both.
+        modes = np.select([np.minimum(up, down) >= t, up >= t, down >= t], _MODES, -1)
+        for mode in _MODES:
             first = carriers[mode][:, : step + 1].sum(axis=1)
             # White offers about what black does; only then is it worth trying.
-            likely = ~done & (room >= t) & (first >= 0.45 * need)
-            likely &= free_white(parts) >= HEADER_BITS + EXTENSION_BITS
-            rest = np.flatnonzero(likely)
+            rest = np.flatnonzero(~done & enough & (modes == mode) & (first >= 0.48 * need))
             if not rest.size:
                 continue
             second = np.maximum(need - first[rest], 0)

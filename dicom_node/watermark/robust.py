@@ -28,11 +28,33 @@ ENOUGH = 0.45  # margin wanted of the second-weakest percent of the bits, in rms
 EDGE_GREY_LEVELS = 9  # about the largest change of a frame: nearer the range's ends nothing is done
 MIN_SIDE_PX = 48  # a smaller frame has too few samples for 160 bits
 NOTHING = np.empty(0, np.int64)
-LOCAL_RMS = 0.015  # most a marked area is changed, rms in display values: 3.8 grey levels
-PROFILES: dict[str, tuple[float, ...]] = {
-    # PSNR in the display window, dB: tried in turn until the frame reads back with a margin
-    "diagnostic": (45.5, 43.5, 41.8, 40.4),
-    "robust": (42.0, 40.4),
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much one attempt may change.
+
+    Attributes
+    ----------
+    psnr_db
+        Least PSNR of the frame in the display window, peak 1.
+    local_grey
+        Most that the part of the frame which carries the mark is changed, rms, in 1/256 of the
+        window: where only a corner of the frame can carry, PSNR alone would allow too much there.
+    """
+
+    psnr_db: float
+    local_grey: float
+
+    def rms(self, share: float) -> float:
+        """Return the residual's rms over the frame, display values, if `share` of it carries."""
+        return float(min(10 ** (-self.psnr_db / 20), self.local_grey / 256 * share**0.5))
+
+
+# Tried in turn until the frame reads back with a margin: few frames need the later ones.
+PROFILES: dict[str, tuple[Budget, ...]] = {
+    "diagnostic": (Budget(45.5, 3.0), Budget(43.5, 3.8), Budget(41.8, 4.6), Budget(40.4, 5.6)),
+    "robust": (Budget(42.0, 4.6), Budget(40.4, 5.6)),
 }
 
 
@@ -160,8 +182,8 @@ class RobustWatermark:
         word = _code_word(message, key)
         cover = _Cover.of(self.resample(display), display, host, step, low, high)
         best: tuple[float, RobustRecord, Int32] | None = None
-        for psnr_db in self._budgets:
-            made = self._residual(cover, word, psnr_db)
+        for budget in self._budgets:
+            made = self._residual(cover, word, budget)
             if made is None:
                 return RobustMark(host, message, None, "the frame is flat or saturated throughout")
             margin = self._margin(cover, made[1], word)
@@ -179,7 +201,8 @@ class RobustWatermark:
         padding: tuple[int, int] | None,
     ) -> Int32:  # fmt: skip
         """Return the frame as it was before :meth:`embed`, bit for bit."""
-        return remove(marked, record, self.engine.patterns, self.engine.model_id, low, high, padding)
+        engine = self.engine
+        return remove(marked, record, engine.patterns, engine.model_id, low, high, padding)
 
     def message(self, display: Float32, key: RobustKey) -> bytes:
         """Return the 12 bytes that name this frame: pHash, then its keyed tag."""
@@ -212,12 +235,11 @@ class RobustWatermark:
         return np.asarray(small, np.float32)
 
     def _residual(
-        self, cover: _Cover, word: Float32, psnr_db: float
+        self, cover: _Cover, word: Float32, budget: Budget
     ) -> tuple[RobustRecord, Int32] | None:
         """Return what E1 chooses for one budget, and the residual; None where it finds no room."""
-        rms = float(10 ** (-psnr_db / 20))
         amplitudes, strengths = self.engine.encode(
-            cover.small[None, None], word[None], np.full((1, 1), rms, np.float32)
+            cover.small[None, None], word[None], np.full((1, 1), budget.rms(1.0), np.float32)
         )
         grid = np.clip(strengths[0], 0, 7).astype(np.uint8)
         share = float(np.mean(grid > 0))
@@ -232,7 +254,7 @@ class RobustWatermark:
         size = float(np.sqrt(squared.sum(dtype=np.float64) / cover.display.size))
         if share == 0.0 or size == 0.0:
             return None
-        wanted = min(rms, LOCAL_RMS * share**0.5) * 256 * abs(cover.step) / size
+        wanted = budget.rms(share) * 256 * abs(cover.step) / size
         gain, shift = synthesis.fixed_point(wanted)
         record = RobustRecord(
             self.engine.model_id, levels, grid, carrier_scale, (gain, shift), NOTHING

@@ -20,7 +20,9 @@ def _float(p: Picture, y: NDArray[np.floating]) -> Picture:
 
 def jpeg(p: Picture, rng: np.random.Generator, quality: int | None = None) -> Picture:
     q = quality if quality is not None else int(rng.choice([15, 25, 30, 40, 50, 60, 70, 80, 90]))
-    return cv2.imdecode(cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, q])[1], cv2.IMREAD_GRAYSCALE)
+    return cv2.imdecode(
+        cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, q])[1], cv2.IMREAD_GRAYSCALE
+    )
 
 
 def gaussian_blur(p: Picture, rng: np.random.Generator) -> Picture:
@@ -75,9 +77,13 @@ def salt_and_pepper(p: Picture, rng: np.random.Generator) -> Picture:
 def shift_scale(p: Picture, rng: np.random.Generator) -> Picture:
     """Mis-register slightly, as an imperfect geometric search leaves a picture."""
     rows, columns = p.shape
-    m = cv2.getRotationMatrix2D((columns / 2, rows / 2), rng.uniform(-0.5, 0.5), rng.uniform(0.993, 1.007))
+    m = cv2.getRotationMatrix2D(
+        (columns / 2, rows / 2), rng.uniform(-0.5, 0.5), rng.uniform(0.993, 1.007)
+    )
     m[:, 2] += rng.uniform(-0.7, 0.7, 2)
-    return cv2.warpAffine(p, m, (columns, rows), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(
+        p, m, (columns, rows), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
 
 
 def blacken(p: Picture, rng: np.random.Generator) -> Picture:

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch
+from networks import AMPLITUDE, GRID, LEVELS, STEPS, Decoder, Encoder, N
 from torch import Tensor, nn
-
-from networks import AMPLITUDE, GRID, LEVELS, N, STEPS, Decoder, Encoder
 
 OPSET = 17
 
@@ -46,7 +45,9 @@ class Chooser(nn.Module):
         return self.encoder(frame, bits, rms, patterns, norms)
 
 
-def export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], outputs: list[str], path: Path) -> None:
+def export(
+    module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], outputs: list[str], path: Path
+) -> None:
     batched = {name: {0: "batch"} for name in names if name not in ("patterns", "norms")}
     batched |= {name: {0: "batch"} for name in outputs}
     module.eval()

@@ -13,23 +13,22 @@ import argparse
 import time
 from pathlib import Path
 
+import attacks
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-import attacks
-from networks import GRID, N, Decoder, Encoder, residual
+from networks import GRID, Decoder, Encoder, N, residual
 
 RECIPE = {
     "code_bits": 160,
     "batch": 12,
-    "steps": 6500,
-    "psnr_db": (36.0, 44.0),  # the budget goes from the first to the second over `ramp`
-    "ramp": 0.35,
+    "steps": 2800,
+    "psnr_db": (38.0, 44.0),  # the budget goes from the first to the second over `ramp`
+    "ramp": 0.3,
     "patterns_lr": 1e-2,
     "network_lr": 2e-3,
-    "ssim_weight": 6.0,
+    "ssim_weight": 4.0,
     "seed": 1,
 }
 
@@ -134,6 +133,13 @@ def evaluate(encoder, decoder, frames, code_bits, psnr_db) -> dict[str, tuple[fl
     return out
 
 
+def fitting(path: Path, name: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint that fit `module` (another n has other patterns)."""
+    own = module.state_dict()
+    saved = torch.load(path, weights_only=False)[name]
+    return {k: v for k, v in saved.items() if k in own and own[k].shape == v.shape}
+
+
 def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(RECIPE["seed"])
@@ -147,7 +153,10 @@ def train(args: argparse.Namespace) -> None:
     encoder = Encoder(decoder).to(memory_format=torch.channels_last)
     groups = [
         {"params": [decoder.patterns], "lr": RECIPE["patterns_lr"]},
-        {"params": [p for n, p in decoder.named_parameters() if n != "patterns"], "lr": RECIPE["network_lr"]},
+        {
+            "params": [p for n, p in decoder.named_parameters() if n != "patterns"],
+            "lr": RECIPE["network_lr"],
+        },
         {"params": encoder.parameters(), "lr": RECIPE["network_lr"]},
     ]
     optimiser = torch.optim.Adam(groups)
@@ -156,6 +165,9 @@ def train(args: argparse.Namespace) -> None:
     )
     args.out.mkdir(parents=True, exist_ok=True)
     first = 0
+    if args.start:
+        decoder.load_state_dict(fitting(args.start, "decoder", decoder), strict=False)
+        encoder.load_state_dict(fitting(args.start, "encoder", encoder), strict=False)
     if args.resume:
         state = torch.load(args.out / "last.pt", weights_only=False)
         decoder.load_state_dict(state["decoder"]), encoder.load_state_dict(state["encoder"])
@@ -169,7 +181,9 @@ def train(args: argparse.Namespace) -> None:
         x = torch.from_numpy(np.stack([augment(frames[i], rng) for i in chosen])[:, None])
         x = (x * 255).round() / 255
         bits = torch.from_numpy(rng.choice([-1.0, 1.0], (len(x), code_bits))).float()
-        psnr_db = torch.from_numpy(low + ramp * (high - low) + rng.uniform(-1.5, 1.0, len(x))).float()
+        psnr_db = torch.from_numpy(
+            low + ramp * (high - low) + rng.uniform(-1.5, 1.0, len(x))
+        ).float()
         patterns = decoder.carrier_patterns()
         norms = patterns.norm(dim=1)
         marked, _ = mark(encoder, x, bits, psnr_db, patterns, norms, cut=rng.random() < 0.8)
@@ -205,6 +219,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--code-bits", type=int)
+    parser.add_argument("--start", type=Path, help="checkpoint to take fitting weights from")
     parser.add_argument("--resume", action="store_true")
     train(parser.parse_args())
 

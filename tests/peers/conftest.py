@@ -28,7 +28,7 @@ CHILDREN = Path(__file__).with_name("children.py")
 CT = "1.2.840.10008.5.1.4.1.1.2"
 
 
-def wait_for(condition, timeout_s=20.0, message="it did not happen"):
+def wait_for(condition, timeout_s=60.0, message="it did not happen"):
     """Wait until `condition()` is true and return its value."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

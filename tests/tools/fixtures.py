@@ -10,15 +10,6 @@ def _wait_for():
 
 
 @pytest.fixture
-def shared():
-    """Return the folder of real data; skip, loudly, where it is missing."""
-    folder = harness.shared_data()
-    if folder is None:
-        pytest.skip("no shared data: set DICOM_NODE_SHARED to the folder that holds data/")
-    return folder
-
-
-@pytest.fixture
 def running_node(tmp_path):
     """Return a function that starts a node: ``running_node(destinations=[...], spool={...})``."""
     made = []

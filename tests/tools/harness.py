@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import pixel_array
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from dicom_node.config import load
 from dicom_node.dimse import FileMeta, StoreAssociation, read_file_meta
@@ -27,6 +29,7 @@ from dicom_node.spool import Spool
 
 ROOT = Path(__file__).parents[2]
 SETTLED = ("delivered", "held", "rejected", "dropped")
+CT = "1.2.840.10008.5.1.4.1.1.2"
 MAX_PIXELS = 1 << 28
 _PIXEL_TAGS = {0x7FE00001, 0x7FE00002, 0x7FE00008, 0x7FE00009, 0x7FE00010}
 
@@ -44,12 +47,6 @@ def _peers():
 peers = _peers()
 Child, Orthanc, Pacs = peers.Child, peers.Orthanc, peers.Pacs
 free_port, tool, wait_for, run_tool = peers.free_port, peers.tool, peers.wait_for, peers.run_tool
-
-
-def shared_data():
-    """Return the folder of real data, or None where it is missing."""
-    folder = Path(os.environ.get("DICOM_NODE_SHARED") or ROOT.parent / "shared") / "data"
-    return folder if folder.is_dir() else None
 
 
 def write_config(folder, destinations=(), **sections):
@@ -148,11 +145,11 @@ class RunningNode:
     def settled(self, timeout_s=60):
         """Wait until no job is on its way any more; return all jobs."""
         with self.spool() as spool:
-            wait_for(
-                lambda: not any(count for state, count in spool.tally().items() if state not in SETTLED),
-                timeout_s,
-                lambda: f"{spool.tally()}\n{self.output[-4000:]}",
-            )  # fmt: skip
+
+            def done():
+                return not any(n for state, n in spool.tally().items() if state not in SETTLED)
+
+            wait_for(done, timeout_s, lambda: f"{spool.tally()}\n{self.output[-4000:]}")
             return spool.jobs()
 
     def cli(self, *arguments, timeout_s=60):
@@ -212,9 +209,9 @@ def fetch(orthanc, identifier, path):
 
 
 def differences(original, restored):
-    """Say how two files differ in any stored sample or any attribute; [] if they do not.
+    """Say how two files differ in a stored sample or an attribute; [] if they do not.
 
-    The samples are compared as our decoder sees them and, where pydicom can decode both, as it does.
+    The samples are compared as our decoder sees them and, where it can, as pydicom does.
     """
     found = []
     a, b = (open_instance(path, max_pixels=MAX_PIXELS) for path in (original, restored))
@@ -294,7 +291,7 @@ class StoreSCP:
         self.folder.mkdir(parents=True)
         self.port = free_port()
         self.child = Child(
-            [tool("storescp"), "+xa", "-pm", "+B", "-uf", "-od", self.folder, self.port],
+            [tool("storescp"), "+xa", "-pm", "+B", "+uf", "-od", self.folder, self.port],
             folder / "storescp.log", {"TCP_NODELAY": "1"},
         )  # fmt: skip
         wait_for(self._up, message=lambda: self.child.output)
@@ -312,3 +309,57 @@ class StoreSCP:
             with path.open("rb") as file:
                 found.setdefault(read_file_meta(file).sop_instance_uid, []).append(path)
         return found
+
+
+def ct(uid=None, *, size=64, seed=0, **attributes):
+    """Return a small CT of smooth real-looking tissue."""
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID = CT, uid or generate_uid()
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2.3.1", "1.2.3.1.1"
+    ds.PatientName, ds.PatientID, ds.Modality = "DOE^JANE", "P77", "CT"
+    ds.Rows = ds.Columns = size
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 12, 11
+    ds.PixelRepresentation, ds.SamplesPerPixel = 0, 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
+    ds.RescaleSlope, ds.RescaleIntercept = 1, -1024
+    ds.WindowCenter, ds.WindowWidth = 40, 400
+    y, x = np.mgrid[:size, :size]
+    noise = np.random.default_rng(seed).normal(0, 8, (size, size))
+    pixels = 1060 + 60 * np.sin(x / 9) * np.cos(y / 7) + noise
+    ds.add_new(0x7FE00010, "OW", np.clip(pixels, 0, 4095).astype("<u2").tobytes())
+    for keyword, value in attributes.items():
+        setattr(ds, keyword, value)
+    return ds
+
+
+def save(ds, path, syntax=ExplicitVRLittleEndian):
+    """Write a data set as a DICOM file and return its path."""
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def encoded(ds, *, implicit=False, little=True):
+    stream = pydicom.filebase.DicomBytesIO()
+    stream.is_implicit_VR, stream.is_little_endian = implicit, little
+    pydicom.filewriter.write_dataset(stream, ds)
+    return stream.getvalue()
+
+
+@contextlib.contextmanager
+def association(node):
+    """Keep one association open; yields ``send(ds) -> status``."""
+    opened = StoreAssociation.open(
+        "node", ("127.0.0.1", node.port), called_ae=node.config.node.ae_title,
+        calling_ae="MODALITY", pairs=[(CT, ExplicitVRLittleEndian)], timeout_s=30,
+    )  # fmt: skip
+
+    def send(ds):
+        meta = FileMeta(CT, str(ds.SOPInstanceUID), ExplicitVRLittleEndian, 0)
+        return opened.store(io.BytesIO(encoded(ds)), meta).status
+
+    try:
+        yield send
+    finally:
+        opened.release()

@@ -1,7 +1,8 @@
 """GDCM in a process of its own, run as a script: its decoder aborts the process on some bad frames.
 
-Reads requests from standard input and writes answers to standard output until end of file. Request:
-`REQUEST` and the code stream; answer: the length of what follows (0: not decodable) and the samples.
+Reads requests from standard input and writes answers to standard output until end of file. A
+request is `REQUEST` and the code stream; an answer is the length of the samples (0: not decodable)
+and the samples.
 Imports nothing of this package, so that it starts in a few hundredths of a second.
 """
 
@@ -15,10 +16,15 @@ REQUEST = struct.Struct("<BIIBB?I")
 ANSWER = struct.Struct("<I")
 
 
-def decode(
-    code: bytes, arc: int, rows: int, columns: int, samples: int, bits: int, sign: int
-) -> bytes:
-    """Return one frame's samples, interleaved, in the colour space as coded; empty if undecodable."""
+def decode(code: bytes, arc: int, rows: int, columns: int, form: tuple[int, int, int]) -> bytes:
+    """Return one frame's samples, interleaved, in the colour space as coded; empty if undecodable.
+
+    Parameters
+    ----------
+    form
+        Samples per pixel, bits per sample, 1 where signed.
+    """
+    samples, bits, sign = form
     import gdcm
 
     fragment = gdcm.Fragment()
@@ -50,7 +56,7 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while len(head := requests.read(REQUEST.size)) == REQUEST.size:
         arc, rows, columns, samples, bits, sign, length = REQUEST.unpack(head)
-        plain = decode(requests.read(length), arc, rows, columns, samples, bits, int(sign))
+        plain = decode(requests.read(length), arc, rows, columns, (samples, bits, int(sign)))
         answers.write(ANSWER.pack(len(plain)) + plain)
         answers.flush()
 

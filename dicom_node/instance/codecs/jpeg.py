@@ -6,6 +6,7 @@ the next frame: a bad frame costs that child, never the worker.
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import subprocess
@@ -64,19 +65,24 @@ class _Gdcm:
             try:
                 plain = _exchange(child, request)
             except (OSError, EOFError, TimeoutError) as error:
-                child.kill()
-                child.wait()
-                self._child = None
+                self.close()
                 raise PixelError("the JPEG decoder gave up on the frame") from error
         if not plain:
             raise PixelError("the JPEG decoder could not decode the frame")
         return plain
 
+    def close(self) -> None:
+        """End the child, if it is this process's."""
+        if self._child is not None and self._owner == os.getpid():
+            self._child.kill()
+            self._child.wait()
+            self._child = None
+
     def _running(self) -> subprocess.Popen[bytes]:
         # A child inherited by fork is the parent's to talk to.
         if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
             script = Path(__file__).with_name("gdcm_process.py")
-            self._child = subprocess.Popen(  # noqa: S603 - our own script
+            self._child = subprocess.Popen(
                 [sys.executable, "-I", str(script)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -101,9 +107,11 @@ def _exchange(child: subprocess.Popen[bytes], request: bytes) -> bytes:
 
 def _read(descriptor: int, length: int, deadline: float) -> bytes:
     found = bytearray()
+    ready = select.poll()  # select() cannot watch descriptors over 1023
+    ready.register(descriptor, select.POLLIN)
     while len(found) < length:
         wait = deadline - time.monotonic()
-        if wait <= 0 or not select.select([descriptor], [], [], wait)[0]:
+        if wait <= 0 or not ready.poll(wait * 1000):
             raise TimeoutError
         block = os.read(descriptor, min(length - len(found), 1 << 20))
         if not block:
@@ -113,3 +121,4 @@ def _read(descriptor: int, length: int, deadline: float) -> bytes:
 
 
 _GDCM = _Gdcm()
+atexit.register(_GDCM.close)

@@ -151,6 +151,62 @@ def test_a_frame_of_another_codec_is_named(shared, tmp_path):
         instance.frame(0)
 
 
+def test_a_jpeg_frame_that_aborts_the_decoder_costs_one_frame_and_not_the_worker(shared, tmp_path):
+    source = shared / "dicom/ot_testpattern/cornerstone3D__TestPattern_JPEG-Baseline_YBR422.dcm"
+    raw = bytearray(source.read_bytes())
+    raw[raw.index(b"\xff\xc4\x00\x47\x11")] = 0  # the last Huffman table is gone
+    path = tmp_path / "broken.dcm"
+    path.write_bytes(raw)
+    with pytest.raises(PixelError, match="frame 1 of 1: the JPEG decoder gave up"):
+        opened(path).frame(0)
+    assert opened(source).frame(0).values.shape == (400, 640, 3)
+
+
+def test_a_panic_of_the_rle_decoder_is_a_pixel_error(shared, tmp_path):
+    source = pydicom.dcmread(shared / "dicom/mr/pydicom__MR_small_RLE.dcm")
+    frame = bytearray(pydicom.encaps.get_frame(source.PixelData, 0, number_of_frames=1))
+    frame[64:72] = b"\x7f" * 8
+    source.PixelData = pydicom.encaps.encapsulate([bytes(frame)])
+    source.save_as(tmp_path / "broken.dcm")
+    with pytest.raises(PixelError, match="RLE decoder failed"):
+        opened(tmp_path / "broken.dcm").frame(0)
+
+
+def test_damaged_bytes_anywhere_are_a_pixel_error_or_decode(shared, tmp_path):
+    random = np.random.default_rng(1)
+    names = (
+        "mr/pydicom__MR_small_RLE.dcm",
+        "us/pydicom__examples_jpeg2k.dcm",
+        "jpegls_misc/pydicom-data__JLSL_RGB_ILV0.dcm",
+        "sc/pydicom__SC_rgb_jpeg_dcmtk.dcm",
+        "htj2k/pydicom-data__HTJ2K_08_RGB.dcm",
+        "sc/pydicom__SC_ybr_full_422_uncompressed.dcm",
+    )
+    path, opened_again = tmp_path / "damaged.dcm", 0
+    for name in names:
+        original = (shared / "dicom" / name).read_bytes()
+        for round_number in range(6):
+            raw = bytearray(original)
+            reach = len(raw) if round_number % 2 else min(len(raw), 3000)
+            for at in random.integers(132, reach, 5):
+                raw[at] = random.integers(256)
+            path.write_bytes(raw)
+            try:
+                opened(path).frame(0)
+            except PixelError:
+                continue
+            opened_again += 1
+    assert opened_again
+
+
+def test_8_bit_samples_in_big_endian_words_are_unswapped(make):
+    codes = noise(16, 16, bits=8)
+    path = make(codes, syntax=EXPLICIT_BE, pixel_data=codes.view("u2").byteswap().tobytes())
+    raw = path.read_bytes().replace(b"\x7f\xe0\x00\x10OB", b"\x7f\xe0\x00\x10OW")
+    path.write_bytes(raw)
+    assert np.array_equal(opened(path).frame(0).values, codes)
+
+
 def test_a_decompression_bomb_is_refused_before_memory_is_taken(make):
     path = make(noise(8, 8), extra={"Rows": 60000, "Columns": 60000})
     with pytest.raises(Unmarkable, match="60000 x 60000 pixels are announced, over the limit"):

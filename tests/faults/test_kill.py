@@ -1,0 +1,175 @@
+"""kill -9 of every process of a node under load: what was answered 0x0000 reaches the PACS, once.
+
+``DICOM_NODE_KILL_ROUNDS`` makes it longer (default 20), ``DICOM_NODE_KILL_SEED`` another one.
+"""
+
+import itertools
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import harness
+import pydicom
+import pytest
+from harness import ct
+from pydicom.uid import generate_uid
+
+from dicom_node.inference import open_engine
+from dicom_node.verify.check import check_instance
+
+pytestmark = [pytest.mark.fault, pytest.mark.peer, pytest.mark.slow]
+
+ROUNDS = int(os.environ.get("DICOM_NODE_KILL_ROUNDS", "20"))
+SEED = int(os.environ.get("DICOM_NODE_KILL_SEED", "7"))
+VICTIMS = ("receive-0", "mark-0", "forward-pacs", "supervisor", "all")
+
+
+class Modality(threading.Thread):
+    """Real storescu processes, one after another; remembers what was answered with success."""
+
+    def __init__(self, node, folder):
+        super().__init__()
+        self.node, self.folder = node, folder
+        self.over = threading.Event()
+        self.acknowledged = set()
+        self.sent = 0
+        self.failure = None
+
+    def run(self):
+        try:
+            for number in itertools.count():
+                if self.over.is_set():
+                    return
+                self._send(number)
+        except BaseException as error:  # noqa: BLE001 - raised again by the test
+            self.failure = error
+
+    def _send(self, number):
+        batch = self.folder / f"{number:04}"
+        batch.mkdir()
+        uids = {}
+        for index in range(4):
+            uid = generate_uid(entropy_srcs=[str(SEED), str(number), str(index)])
+            path = harness.save(ct(uid, seed=number * 4 + index), batch / f"{index}.dcm")
+            uids[str(path)] = uid
+        self.sent += len(uids)
+        done = harness.storescu(self.node, *uids, options=("-v", "-xe", "-nh", "-to", "5"))
+        current = None
+        for line in (done.stdout + done.stderr).splitlines():
+            if found := re.search(r"Sending file: (.*)", line):
+                current = uids[found[1].strip()]
+            elif "Received Store Response (Success)" in line:
+                self.acknowledged.add(current)
+        if done.returncode:
+            time.sleep(0.2)
+
+
+def victims(random_):
+    """Yield process names, every one in turn, in random order."""
+    while True:
+        yield from random_.sample(VICTIMS, len(VICTIMS))
+
+
+def strike(node, victim):
+    """Kill one process of the node, or all; start the node again where nothing is left of it."""
+    if victim not in ("supervisor", "all"):
+        pid = node.processes().get(victim)
+        if pid is not None:
+            harness.kill(pid)
+        return pid is not None
+    orphans = list(node.processes().values())
+    if victim == "all":
+        node.kill_all()
+    else:
+        harness.kill(node.child.process.pid)
+        node.child.process.wait()
+        # Without their supervisor the others drain and end by themselves.
+        harness.wait_for(lambda: not any(map(harness.alive, orphans)), 30, lambda: node.output)
+    node.start(timeout_s=120)
+    return True
+
+
+@pytest.mark.timeout(900 + 30 * ROUNDS)
+def test_kill_9_at_random_moments_loses_nothing_and_delivers_everything_once(
+    running_node, orthanc, tmp_path
+):
+    random_ = random.Random(SEED)
+    node = running_node([{"port": orthanc.port, "ae_title": "ORTHANC"}])
+    modality = Modality(node, tmp_path / "sent")
+    modality.folder.mkdir()
+    modality.start()
+    killed = dict.fromkeys(VICTIMS, 0)
+    try:
+        turns = victims(random_)
+        while sum(killed.values()) < ROUNDS and modality.is_alive():
+            time.sleep(random_.uniform(0.05, 1.5))
+            victim = next(turns)
+            killed[victim] += strike(node, victim)
+    finally:
+        modality.over.set()
+        modality.join()
+    if modality.failure:
+        raise modality.failure
+    assert len(modality.acknowledged) >= ROUNDS, "too little load to mean anything"
+    jobs = release_until_delivered(node)
+    assert {job.sop_instance_uid for job in jobs} >= modality.acknowledged
+    assert_once(node, orthanc, modality.acknowledged, tmp_path)
+    print(f"{sum(killed.values())} kills {killed}, {len(modality.acknowledged)} of {modality.sent}"
+          f" instances acknowledged")  # fmt: skip
+    assert node.stop() == 0
+    assert_spool_is_clean(node)
+
+
+def release_until_delivered(node):
+    """An instance whose worker was killed three times waits for an administrator: be one."""
+    for _ in range(5):
+        jobs = node.settled(240)
+        held = [job for job in jobs if job.state == "held"]
+        for job in held:
+            assert "ended its worker" in job.reason, job
+            assert node.cli("queue", "release", job.id).returncode == 0
+        if not held:
+            assert {job.state for job in jobs} == {"delivered"}
+            return jobs
+    raise AssertionError([job for job in jobs if job.state == "held"])
+
+
+def assert_once(node, orthanc, acknowledged, tmp_path):
+    """One instance per UID, authentic, and never marked in two versions."""
+    stored = harness.orthanc_instances(orthanc)
+    assert acknowledged <= set(stored)
+    assert orthanc.count() == len(stored)
+    ring, engine = node.ring(), open_engine("onnx")
+    digests = {}
+    for job in node.jobs():
+        digests.setdefault(job.sop_instance_uid, set()).add(job.result_digest)
+    for uid, (identifier, _) in stored.items():
+        assert len(digests[uid]) == 1, f"{uid} was marked in two versions"
+        path = harness.fetch(orthanc, identifier, tmp_path / "fetched.dcm")
+        verdict = check_instance(path, ring, engine)
+        assert (verdict.verdict, verdict.changed) == ("authentic", ()), (uid, verdict)
+        assert str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID) == uid
+
+
+def assert_spool_is_clean(node):
+    with node.spool() as spool:
+        spool.recover()
+    assert node.files() == []
+
+
+def test_a_second_supervisor_does_not_disturb_the_first(running_node, pacs, tmp_path):
+    node = running_node([{"port": pacs().port}])
+    second = subprocess.run(
+        [sys.executable, "-m", "dicom_node.cli.main", "serve", "--config", node.config_path],
+        capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(harness.ROOT)},
+    )  # fmt: skip
+    assert second.returncode != 0
+    assert str(node.port) in second.stderr + second.stdout
+    path = harness.save(ct(), tmp_path / "one.dcm")
+    assert harness.storescu(node, path).returncode == 0
+    assert [job.state for job in node.settled()] == ["delivered"]

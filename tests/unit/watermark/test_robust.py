@@ -1,0 +1,161 @@
+"""W1 on real frames: what it promises of any picture of a marked frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dicom_node.errors import WatermarkError
+from dicom_node.inference import open_engine
+from dicom_node.watermark import perceptual, quality
+from dicom_node.watermark.robust import DIHEDRAL, Pose, RobustWatermark, remove
+
+
+class Key:
+    """A key set with nothing but what W1 needs."""
+
+    def __init__(self, secret: bytes, owner: str = "GENERAL-HOSPITAL") -> None:
+        self.robust_key, self.owner, self.key_id = secret * 32, owner, secret * 8
+
+
+@pytest.fixture(scope="module")
+def watermark() -> RobustWatermark:
+    return RobustWatermark(open_engine("onnx"))
+
+
+@pytest.fixture(scope="module")
+def frames(shared: Path) -> list[np.ndarray]:
+    """Ten whole frames of the validation split, 256 x 256, 8 bit."""
+    names = sorted((shared / "whole" / "val").rglob("*.webp"))
+    chosen = names[:: max(1, len(names) // 10)][:10]
+    return [cv2.imread(str(name), cv2.IMREAD_GRAYSCALE) for name in chosen]
+
+
+def _display(frame: np.ndarray) -> np.ndarray:
+    return (frame / 255).astype(np.float32)
+
+
+def _embed(watermark: RobustWatermark, frame: np.ndarray, key: Key) -> object:
+    return watermark.embed(frame.astype(np.int32), _display(frame), step=1.0, low=0, high=255,
+                           padding=None, key=key)  # fmt: skip
+
+
+def _recovered(
+    watermark: RobustWatermark, frames: list[np.ndarray], attack: Callable[[np.ndarray], np.ndarray]
+) -> int:
+    key, count = Key(b"k"), 0
+    for frame in frames:
+        mark = _embed(watermark, frame, key)
+        picture = attack(mark.marked.astype(np.uint8))
+        found = watermark.detect(_display(picture), [key], dihedral=True)
+        count += found.decoded and found.message == mark.message
+    return count
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param(lambda p: p, id="plain 8-bit export"),
+        pytest.param(lambda p: cv2.imdecode(cv2.imencode(".jpg", p, [1, 70])[1], 0), id="JPEG 70"),
+        pytest.param(lambda p: cv2.medianBlur(p, 3), id="3x3 median"),
+        pytest.param(
+            lambda p: cv2.resize(p, None, fx=0.5, fy=0.5, interpolation=3), id="half size"
+        ),
+        pytest.param(lambda p: np.rot90(p).copy(), id="quarter turn"),
+        pytest.param(lambda p: p[:, ::-1].copy(), id="mirrored"),
+    ],
+)
+def test_the_message_survives(
+    watermark: RobustWatermark, frames: list[np.ndarray], attack: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    assert _recovered(watermark, frames, attack) >= len(frames) - 1
+
+
+def test_a_marked_frame_stays_above_forty_decibels(
+    watermark: RobustWatermark, frames: list[np.ndarray]
+) -> None:
+    for frame in frames:
+        mark = _embed(watermark, frame, Key(b"k"))
+        assert quality.psnr_db(_display(frame), _display(mark.marked)) >= 40.0
+
+
+def test_the_frame_comes_back_bit_for_bit_without_any_network(
+    watermark: RobustWatermark, frames: list[np.ndarray]
+) -> None:
+    engine = watermark.engine
+    for frame in frames:
+        mark = _embed(watermark, frame, Key(b"k"))
+        assert mark.record is not None
+        again = type(mark.record).from_bytes(mark.record.to_bytes())
+        back = remove(mark.marked, again, engine.patterns, engine.model_id, 0, 255, None)
+        np.testing.assert_array_equal(back, frame)
+
+
+def test_another_key_reads_nothing(watermark: RobustWatermark, frames: list[np.ndarray]) -> None:
+    mark = _embed(watermark, frames[0], Key(b"k"))
+    picture = _display(mark.marked)
+    assert not watermark.detect(picture, [Key(b"x")], dihedral=True).decoded
+    assert not watermark.detect(picture, [Key(b"k", "OTHER")], dihedral=True).decoded
+
+
+def test_an_unmarked_frame_reads_as_nothing(
+    watermark: RobustWatermark, frames: list[np.ndarray]
+) -> None:
+    assert not any(
+        watermark.detect(_display(f), [Key(b"k")], dihedral=True).decoded for f in frames
+    )
+
+
+def test_a_flat_frame_carries_no_robust_mark_and_says_so(watermark: RobustWatermark) -> None:
+    flat = np.full((256, 256), 90, np.uint8)
+    mark = _embed(watermark, flat, Key(b"k"))
+    assert mark.record is None
+    assert "flat" in mark.reason
+    np.testing.assert_array_equal(mark.marked, flat)
+
+
+def test_a_tiny_frame_carries_no_robust_mark_and_says_so(watermark: RobustWatermark) -> None:
+    mark = _embed(watermark, np.arange(900, dtype=np.uint8).reshape(30, 30), Key(b"k"))
+    assert mark.record is None
+    assert "48 px" in mark.reason
+
+
+def test_an_inverted_frame_is_marked_in_the_same_picture(
+    watermark: RobustWatermark, frames: list[np.ndarray]
+) -> None:
+    key, frame = Key(b"k"), frames[0]
+    mark = watermark.embed(255 - frame.astype(np.int32), _display(frame), step=-1.0, low=0,
+                           high=255, padding=None, key=key)  # fmt: skip
+    assert watermark.detect(_display(255 - mark.marked), [key]).message == mark.message
+
+
+def test_patterns_of_another_version_are_refused(
+    watermark: RobustWatermark, frames: list[np.ndarray]
+) -> None:
+    mark = _embed(watermark, frames[0], Key(b"k"))
+    assert mark.record is not None
+    with pytest.raises(WatermarkError, match="carrier patterns"):
+        remove(mark.marked, mark.record, watermark.engine.patterns, b"none", 0, 255, None)
+
+
+@pytest.mark.parametrize("pose", DIHEDRAL)
+def test_every_pose_is_turned_back(pose: Pose) -> None:
+    picture = np.arange(12, dtype=np.float32).reshape(3, 4)
+    turned = np.rot90(picture, round(pose.rotation_deg / 90))
+    turned = turned[:, ::-1] if pose.flip else turned
+    np.testing.assert_array_equal(pose.upright(turned), picture)
+
+
+def test_the_perceptual_hash_hardly_moves_under_jpeg_and_halving(frames: list[np.ndarray]) -> None:
+    for frame in frames:
+        packed = cv2.imdecode(cv2.imencode(".jpg", frame, [1, 50])[1], 0)
+        small = cv2.resize(packed, None, fx=0.5, fy=0.5, interpolation=3)
+        a, b = (
+            perceptual.perceptual_hash(_display(frame)),
+            perceptual.perceptual_hash(_display(small)),
+        )
+        assert perceptual.distance(a, b) <= 8
