@@ -239,7 +239,8 @@ class BlockingDIMSE(DIMSEServiceProvider):
         """
         command = request.encode()
         pending: list[Buffer] = [_pdu_header(context_id, 0x03, len(command)), command]
-        fragment = min(max(self.maximum_pdu_size or _LARGEST_PDU, _SMALLEST_PDU), _LARGEST_PDU) - 6
+        largest = min(max(self.maximum_pdu_size or _LARGEST_PDU, _SMALLEST_PDU), _LARGEST_PDU)
+        fragment = largest - 6 & ~1  # even, PS3.8 E.2
         buffer = bytearray(min(size, _READ_AHEAD // fragment * fragment))
         view = memoryview(buffer)
         left = size

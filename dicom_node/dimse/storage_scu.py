@@ -18,7 +18,12 @@ from dicom_node.dimse.commands import StoreRequest, StoreResponse
 from dicom_node.dimse.contexts import Pair, proposed_contexts
 from dicom_node.dimse.part10 import FileMeta
 from dicom_node.dimse.transport import QuickSocket
-from dicom_node.errors import AssociationLost, AssociationRejected, ContextRefused
+from dicom_node.errors import (
+    AssociationLost,
+    AssociationRejected,
+    ContextRefused,
+    ForwardError,
+)
 
 _CONNECT_S = 10.0
 _ACSE_S = 30.0
@@ -123,17 +128,24 @@ class StoreAssociation:
         ------
         ContextRefused
             If no accepted context fits (nothing was sent; the association stays usable).
+        ForwardError
+            If the data set is of odd length: peers abort on it, every time (nothing was sent).
         AssociationLost
             If there was no answer: the association is gone, the peer may or may not have stored.
         """
         context_id = self._contexts.get((meta.sop_class_uid, meta.transfer_syntax_uid))
         if context_id is None:
             raise ContextRefused(self._name, meta.sop_class_uid, meta.transfer_syntax_uid)
+        size = file.seek(0, 2) - meta.data_set_offset
+        if size % 2:
+            raise ForwardError(
+                f"the data set has an odd number of bytes ({size}), which no message can carry"
+                " (PS3.8 E.2)"
+            )
         self._message_id = self._message_id % 0xFFFF + 1
         request = StoreRequest(self._message_id, meta.sop_class_uid, meta.sop_instance_uid)
         messages = self._assoc.messages
         try:
-            size = file.seek(0, 2) - meta.data_set_offset
             file.seek(meta.data_set_offset)
             messages.send_store(context_id, request, file, size, on_progress)
         except OSError as error:

@@ -103,8 +103,9 @@ def plain(p: Picture, rng: np.random.Generator) -> Picture:
 
 TRAINING: tuple[tuple[Attack, float], ...] = (
     (plain, 1.0), (jpeg, 3.0), (gaussian_blur, 1.0), (mean_filter, 0.7), (median_filter, 1.2),
-    (rescale, 1.2), (gamma, 1.0), (equalise, 1.5), (brightness_contrast, 1.0), (gaussian_noise, 1.2),
-    (speckle, 0.6), (salt_and_pepper, 0.6), (shift_scale, 1.0), (blacken, 0.8),
+    (rescale, 1.2), (gamma, 1.0), (equalise, 1.5), (brightness_contrast, 1.0),
+    (gaussian_noise, 1.2), (speckle, 0.6), (salt_and_pepper, 0.6), (shift_scale, 1.0),
+    (blacken, 0.8),
 )  # fmt: skip
 
 

@@ -93,14 +93,27 @@ def main() -> None:
 
 def write_card(out: Path, recipe: dict, step: int) -> None:
     """Write ``card.toml``: shapes, recipe and the SHA-256 of every file."""
+    low, high = recipe["psnr_db"]
     lines = [
         "# Machine-read model card; MODEL_CARD.md is the one for people. Written by export_w1.py.",
-        "[model]", 'name = "w1"', 'version = "1"', f"side = {N}", f"code_bits = {recipe['code_bits']}",
-        f"grid = {GRID}", f"levels = {LEVELS}", f"amplitude = {AMPLITUDE}", f"turns = {STEPS}", "",
-        "[training]", f"steps = {step}", f"batch = {recipe['batch']}",
-        f"psnr_db = [{recipe['psnr_db'][0]}, {recipe['psnr_db'][1]}]", f"seed = {recipe['seed']}", "",
+        "[model]",
+        'name = "w1"',
+        'version = "1"',
+        f"side = {N}",
+        f"code_bits = {recipe['code_bits']}",
+        f"grid = {GRID}",
+        f"levels = {LEVELS}",
+        f"amplitude = {AMPLITUDE}",
+        f"turns = {STEPS}",
+        "",
+        "[training]",
+        f"steps = {step}",
+        f"batch = {recipe['batch']}",
+        f"psnr_db = [{low}, {high}]",
+        f"seed = {recipe['seed']}",
+        "",
         "[files]",
-    ]  # fmt: skip
+    ]
     for name in ("patterns.npy", "e1.onnx", "d1.onnx"):
         lines.append(f'"{name}" = "{hashlib.sha256((out / name).read_bytes()).hexdigest()}"')
     (out / "card.toml").write_text("\n".join(lines) + "\n", "utf-8")

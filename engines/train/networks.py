@@ -84,7 +84,10 @@ class Strength(nn.Module):
 
 
 def usable(x: Tensor) -> Tensor:
-    """Return 1 for cells that can hold a mark, 0 for flat or saturated ones, ``(batch, 1, 16, 16)``."""
+    """Return 1 where a cell can hold a mark, 0 where it is flat or saturated.
+
+    ``(batch, 1, 16, 16)``.
+    """
     side = N // GRID
     inside = ((x > 0.05) & (x < 0.95)).float()
     mean = F.avg_pool2d(x, side)

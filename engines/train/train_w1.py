@@ -1,10 +1,11 @@
 """Train W1: carrier patterns, decoder D1 and encoder E1 together.
 
-    python train_w1.py pack --data DATA --out pack.npz       # once
-    python train_w1.py train --pack pack.npz --out run       # about an hour on one core
+    python pack.py --data DATA --out pack.npz                # once
+    python train_w1.py --pack pack.npz --out run             # about 40 minutes on one core
+    python export_w1.py run/last.pt --out ..                 # what the node reads
 
 `run/last.pt` is written every 250 steps with everything needed to go on (`--resume`), and
-holds the recipe it was made with. `export_w1.py` turns it into what the node reads.
+holds the recipe it was made with.
 """
 
 from __future__ import annotations
@@ -56,11 +57,16 @@ def to_n(x: torch.Tensor) -> torch.Tensor:
     return F.adaptive_avg_pool2d(x, (N, N))
 
 
+def seen(picture: np.ndarray) -> np.ndarray:
+    """Return an 8-bit picture of any size as D1 sees it, ``(n, n)``, 0..255."""
+    return cv2.resize(picture.astype(np.float32), (N, N), interpolation=cv2.INTER_AREA)
+
+
 def attacked(marked: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Attack the 8-bit pictures of `marked`; gradients pass straight through, at ``n x n``."""
     pictures = (marked.detach().clamp(0, 1) * 255).round().to(torch.uint8).numpy()[:, 0]
     hit = [attacks.draw(p, rng) for p in pictures]
-    small = [cv2.resize(p.astype(np.float32), (N, N), interpolation=cv2.INTER_AREA) for p in hit]
+    small = [seen(p) for p in hit]
     y = torch.from_numpy(np.stack(small)[:, None] / 255.0).float()
     through = to_n(marked)
     return through + (y - through).detach()
@@ -122,8 +128,7 @@ def evaluate(encoder, decoder, frames, code_bits, psnr_db) -> dict[str, tuple[fl
             ssim += [similarity(shown[i : i + 1], x[i : i + 1]).item() for i in range(len(x))]
             for name, attack in suite.items():
                 pictures = [attack(p) for p in (shown[:, 0] * 255).round().to(torch.uint8).numpy()]
-                small = np.stack([cv2.resize(p.astype(np.float32), (N, N), interpolation=cv2.INTER_AREA)
-                                  for p in pictures])  # fmt: skip
+                small = np.stack([seen(p) for p in pictures])
                 soft = decoder(torch.from_numpy(small[:, None] / 255).float(), patterns, norms)
                 right[name] += ((soft * bits) > 0).float().mean(1).tolist()
     for name, values in right.items():
@@ -198,14 +203,22 @@ def train(args: argparse.Namespace) -> None:
         schedule.step()
         running = 0.98 * running + 0.02 * ((soft * bits) > 0).float().mean().item()
         if step % 25 == 0:
-            print(f"{step} loss {loss.item():.4f} bits {running / (1 - 0.98 ** (step - first + 1)):.4f} "
-                  f"ssim {1 - unlike.item():.4f} {(time.time() - started) / (step - first + 1):.2f} s/step",
-                  flush=True)  # fmt: skip
+            done = step - first + 1
+            print(
+                f"{step} loss {loss.item():.4f} bits {running / (1 - 0.98**done):.4f} "
+                f"ssim {1 - unlike.item():.4f} {(time.time() - started) / done:.2f} s/step",
+                flush=True,
+            )
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            torch.save({"decoder": decoder.state_dict(), "encoder": encoder.state_dict(),
-                        "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
-                        "step": step + 1, "recipe": {**RECIPE, "code_bits": code_bits, "steps": steps}},
-                       args.out / "last.pt")  # fmt: skip
+            state = {
+                "decoder": decoder.state_dict(),
+                "encoder": encoder.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+                "step": step + 1,
+                "recipe": {**RECIPE, "code_bits": code_bits, "steps": steps},
+            }
+            torch.save(state, args.out / "last.pt")
         if (step + 1) % test_every == 0:
             target = low + ramp * (high - low)
             figures = evaluate(encoder, decoder, held_out, code_bits, target)

@@ -157,13 +157,14 @@ def test_a_missing_uid_loses_nothing(node, missing):
     assert verdict(node, delivered(node, uid)).verdict == "authentic"
 
 
-def test_a_request_without_uid_is_refused_not_crashed(node):
-    before = len(node.jobs())
-    status = harness.send_bytes(
-        node, encoded(ct()), sop_class=CT, sop_instance_uid="", syntax=ExplicitVRLittleEndian
-    )
-    assert status != 0x0000
-    assert len(node.jobs()) == before
+def test_a_data_set_of_odd_length_is_held_because_no_peer_takes_it(node):
+    uid = generate_uid()
+    odd = struct.pack("<HH2sH3s", 0x7FF1, 0x0010, b"LO", 3, b"odd")
+    data_set = encoded(ct(uid)) + odd
+    job = send(node, data_set, uid)
+    assert job.state == "held"
+    assert "odd number of bytes" in job.reason
+    assert job.result.exists()
 
 
 @pytest.mark.parametrize("uid", ["../../x", "/etc/x", "1.2.3\\4"])

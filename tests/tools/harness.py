@@ -20,9 +20,10 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pynetdicom import AE, _config
 
 from dicom_node.config import load
-from dicom_node.dimse import FileMeta, StoreAssociation, read_file_meta
+from dicom_node.dimse import FileMeta, StoreAssociation, encode_file_meta, read_file_meta
 from dicom_node.instance.frames import open_instance
 from dicom_node.keys import KeyRing
 from dicom_node.spool import Spool
@@ -264,16 +265,19 @@ def _value(ds, tag):
 
 
 def send_bytes(node, data_set, *, sop_class, sop_instance_uid, syntax):
-    """Send data set bytes as they are, under the UIDs of the command; return the status."""
-    meta = FileMeta(sop_class, sop_instance_uid, syntax, 0)
-    association = StoreAssociation.open(
-        "node", ("127.0.0.1", node.port), called_ae=node.config.node.ae_title,
-        calling_ae="MODALITY", pairs=[(sop_class, syntax)], timeout_s=30,
-    )  # fmt: skip
+    """Send data set bytes as they are with pynetdicom, under UIDs of their own; return the status."""
+    path = node.folder / "to-send.dcm"
+    path.write_bytes(encode_file_meta(sop_class, sop_instance_uid, syntax, "") + data_set)
+    ae = AE("MODALITY")
+    ae.add_requested_context(sop_class, syntax)
+    assoc = ae.associate("127.0.0.1", node.port)
+    assert assoc.is_established
+    before, _config.STORE_SEND_CHUNKED_DATASET = _config.STORE_SEND_CHUNKED_DATASET, True
     try:
-        return association.store(io.BytesIO(data_set), meta).status
+        return assoc.send_c_store(path).get("Status")
     finally:
-        association.release()
+        _config.STORE_SEND_CHUNKED_DATASET = before
+        assoc.release()
 
 
 def data_set_bytes(path):
