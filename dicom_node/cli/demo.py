@@ -23,6 +23,7 @@ from dicom_node.cli.common import (
     config_of,
     print_json,
 )
+from dicom_node.errors import ConfigError
 
 if TYPE_CHECKING:
     from dicom_node.demo.story import Row
@@ -56,7 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
     from dicom_node.demo.story import Story
 
     settings = config_of(arguments).watermark
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {arguments.out}: {error.strerror}; name another") from error
     folder = Path(tempfile.mkdtemp(prefix="dicom-node-demo-"))
     held = False
     rows: list[Row] = []

@@ -16,7 +16,7 @@ from dicom_node.config import environment
 from dicom_node.errors import NodeError
 
 _POLL_S = 0.05
-_STOP_S = 15.0
+_STOP_S = 30.0  # the node may take 20 s to drain
 
 
 class StepFailed(NodeError):
@@ -69,15 +69,19 @@ class Child:
         """Return what it has printed so far."""
         return self.log.read_text("utf-8", "replace")
 
-    def stop(self) -> None:
-        """Ask it to end; end it and whatever it started if it does not."""
-        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
-            self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # then it is killed
-            self._process.wait(_STOP_S)
-        with contextlib.suppress(ProcessLookupError):  # its session, too, is empty by now
+    def stop(self) -> int:
+        """Ask it to end, kill it if it does not, with whatever it started; return its exit code."""
+        deadline = time.monotonic() + _STOP_S
+        self._process.terminate()
+        while self._process.returncode is None:
+            # Looked at but not reaped: until then nobody else can get the number of its group.
+            ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+                continue
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+            self._process.wait()
+        return self._process.returncode
 
 
 def wait_until(

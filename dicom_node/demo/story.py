@@ -272,7 +272,9 @@ class Story:
     def _stop_node(self) -> tuple[str, str]:
         with Spool(self._config.spool) as spool:
             left = spool.backlog()
-        self._node_child.stop()
+        code = self._node_child.stop()
+        if code:
+            raise StepFailed(f"the node ended with exit code {code}")
         if left:
             raise StepFailed(f"{left} instances are still in the spool")
         return "drained, nothing left in the spool", ""

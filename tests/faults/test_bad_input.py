@@ -157,6 +157,14 @@ def test_a_missing_uid_loses_nothing(node, missing):
     assert verdict(node, delivered(node, uid)).verdict == "authentic"
 
 
+def test_a_request_without_uid_is_refused_not_crashed(node):
+    before = len(node.jobs())
+    with harness.association(node) as send_one:
+        assert send_one(ct(), sop_instance_uid="") != 0x0000
+        assert send_one(ct()) == 0x0000
+    assert len(node.settled()) == before + 1
+
+
 def test_a_data_set_of_odd_length_is_held_because_no_peer_takes_it(node):
     uid = generate_uid()
     odd = struct.pack("<HH2sH3s", 0x7FF1, 0x0010, b"LO", 3, b"odd")

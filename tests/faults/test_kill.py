@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.peer, pytest.mark.slow]
 
 ROUNDS = int(os.environ.get("DICOM_NODE_KILL_ROUNDS", "20"))
 SEED = int(os.environ.get("DICOM_NODE_KILL_SEED", "7"))
+BACKLOG = 12
 VICTIMS = ("receive-0", "mark-0", "forward-pacs", "supervisor", "all")
 
 
@@ -41,10 +42,14 @@ class Modality(threading.Thread):
 
     def run(self):
         try:
-            for number in itertools.count():
-                if self.over.is_set():
-                    return
-                self._send(number)
+            with self.node.spool() as spool:
+                for number in itertools.count():
+                    # Enough to keep every process busy, not more than can be marked in the end.
+                    while spool.backlog() > BACKLOG and not self.over.is_set():
+                        time.sleep(0.05)
+                    if self.over.is_set():
+                        return
+                    self._send(number)
         except BaseException as error:  # noqa: BLE001 - raised again by the test
             self.failure = error
 

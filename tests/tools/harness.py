@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -265,7 +266,7 @@ def _value(ds, tag):
 
 
 def send_bytes(node, data_set, *, sop_class, sop_instance_uid, syntax):
-    """Send data set bytes as they are with pynetdicom, under UIDs of their own; return the status."""
+    """Let pynetdicom send data set bytes as they are, under any UIDs; return the status."""
     path = node.folder / "to-send.dcm"
     path.write_bytes(encode_file_meta(sop_class, sop_instance_uid, syntax, "") + data_set)
     ae = AE("MODALITY")
@@ -353,17 +354,24 @@ def encoded(ds, *, implicit=False, little=True):
 
 @contextlib.contextmanager
 def association(node):
-    """Keep one association open; yields ``send(ds) -> status``."""
+    """Keep one association open; yields ``send(ds, sop_instance_uid=None) -> status``."""
     opened = StoreAssociation.open(
         "node", ("127.0.0.1", node.port), called_ae=node.config.node.ae_title,
         calling_ae="MODALITY", pairs=[(CT, ExplicitVRLittleEndian)], timeout_s=30,
     )  # fmt: skip
 
-    def send(ds):
-        meta = FileMeta(CT, str(ds.SOPInstanceUID), ExplicitVRLittleEndian, 0)
+    def send(ds, sop_instance_uid=None):
+        uid = str(ds.SOPInstanceUID) if sop_instance_uid is None else sop_instance_uid
+        meta = FileMeta(CT, uid, ExplicitVRLittleEndian, 0)
         return opened.store(io.BytesIO(encoded(ds)), meta).status
 
     try:
         yield send
     finally:
         opened.release()
+
+
+def delete(orthanc, path):
+    """Remove something from an Orthanc."""
+    request = urllib.request.Request(f"http://127.0.0.1:{orthanc.http}{path}", method="DELETE")
+    urllib.request.urlopen(request, timeout=10).close()
