@@ -38,13 +38,15 @@ from dicom_node.keys import KeyRing, KeySet
 from dicom_node.planes import bounds_of, polarity, robust_part, split, with_host, with_robust_part
 from dicom_node.restoring import UNDO_CONTEXT, RestoreOutcome, original_frame, restore
 from dicom_node.watermark import integrity, quality
-from dicom_node.watermark.integrity import FrameRecord
+from dicom_node.watermark.integrity import FrameRecord, KnownDigest
 from dicom_node.watermark.robust import RobustWatermark
 
 __all__ = ["MarkOutcome", "Marker", "RestoreOutcome", "restore"]
 
 Action = Literal["marked", "sealed", "untouched", "held", "rejected"]
 _AS_RECEIVED = "passed on as received"
+# Of an instance with up to so many samples (2 x 32 MiB), the frames are kept until read back.
+_KEPT_SAMPLES = 8 << 20
 _STRENGTHS = ("profile", "robust", "none")  # of W1, tried in turn where a frame does not read back
 
 
@@ -93,6 +95,7 @@ class _Work:
     messages: list[str] = field(default_factory=list)
     blocks: list[bytes] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
+    kept: list[tuple[StoredFrame, KnownDigest]] = field(default_factory=list)
     psnr_db: float | None = None
     ssim: float | None = None
     largest_change: int = 0
@@ -105,6 +108,18 @@ class _Work:
         self.largest_change = max(self.largest_change, change)
         self.smallest = min(self.smallest, int(after.values.min()))
         self.largest = max(self.largest, int(after.values.max()))
+
+    def is_original(self, index: int, restored: StoredFrame, host_index: int | None) -> bool:
+        """Whether a frame came back exactly: compared where it was kept, else by its digest."""
+        if self.kept:
+            frame = self.kept[index][0]
+            return np.array_equal(frame.values, restored.values) and (
+                np.array_equal(frame.high_bits, restored.high_bits)
+                if frame.high_bits is not None and restored.high_bits is not None
+                else frame.high_bits is restored.high_bits
+            )
+        again = split(restored, host_index)
+        return integrity.frame_digest(again.host, again.side) == self.digests[index]
 
     def compare(
         self, display: Display, index: int, cover: NDArray[np.float32], after: StoredFrame
@@ -256,6 +271,8 @@ class Marker:
         work.messages.append(message.hex())
         work.blocks.append(sealed.header_block)
         work.digests.append(digest)
+        if instance.frame_count * frame.values.size <= _KEPT_SAMPLES:
+            work.kept.append((frame, sealed.carried))
         if self._measure:
             work.compare(display, index, cover, after)
         return after
@@ -298,13 +315,13 @@ class Marker:
                     planes.host, planes.side, bounds_of(written), ring=self._ring,
                     sop_instance_uid=instance.sop_instance_uid, frame_number=index + 1,
                     header_block=blocks[index] if blocks else b"",
+                    known=work.kept[index][1] if work.kept else None,
                 )  # fmt: skip
                 where = f"frame {index + 1} of {instance.sop_instance_uid}"
                 if check.status != "valid" or not check.bound:
                     raise ReadBackError(f"{where}: the integrity mark does not read back")
                 restored = original_frame(written, frame, check, self._engine)
-                again = split(restored, written.host_index)
-                if integrity.frame_digest(again.host, again.side) != work.digests[index]:
+                if not work.is_original(index, restored, written.host_index):
                     raise ReadBackError(f"{where}: the original does not come back exactly")
                 if work.messages[index]:
                     shown = np.rint(display.image(frame, index) * 255) * np.float32(1 / 255)

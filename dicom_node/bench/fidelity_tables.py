@@ -45,13 +45,16 @@ def _goals(result: Result, by_modality: dict[str, list[FrameResult]]) -> Table:
         name: str, goal: str, figure: Callable[[Frames], float], least: float, text: str
     ) -> None:
         overall = figure(frames)
-        middle = mean(figure(some) for some in by_modality.values())
+        middle = _mean(_finite(figure(some) for some in by_modality.values()))
         held = "yes" if overall >= least else "no"
         table.add(name, goal, text.format(overall), text.format(middle), held)
 
     row("mean PSNR in the window, dB", "43", _psnr, 43.0, "{:.2f}")
     worst = min(_finite(frame.quality.psnr_db for frame in frames), default=float("inf"))
     table.add("worst frame, dB", "40", f"{worst:.2f}", "", "yes" if worst >= 40 else "no")
+    robust = [frame for frame in frames if frame.message]
+    with_w1 = f"{_psnr(robust):.2f}"
+    table.add("mean PSNR of frames with a robust mark, dB", "", with_w1, "", "")
     row("mean SSIM", "0.985", _ssim, 0.985, "{:.4f}")
     for attack in ATTACKS:
         goal = f"{attack.target:.0%}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pydicom.dataset import Dataset
 from pynetdicom import AE
@@ -27,6 +29,7 @@ MODALITY_AE = "MODALITY"
 VERIFICATION = "1.2.840.10008.1.1"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
+_T = TypeVar("_T")
 _PENDING = (0xFF00, 0xFF01)
 _ANSWER_S = 60.0
 
@@ -42,6 +45,10 @@ class Peer:
 
 def answers_echo(peer: Peer) -> bool:
     """Say whether `peer` accepts an association and answers C-ECHO with success."""
+    return _aside(lambda: _echo(peer))
+
+
+def _echo(peer: Peer) -> bool:
     apply_dimse_settings()
     ae = AE("AUDITOR")
     ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = 2.0
@@ -107,6 +114,9 @@ class Auditor:
 
     def find_instances(self, pacs: Peer, study_uid: str, series_uid: str) -> set[str]:
         """Return the SOP Instance UIDs that the PACS lists for a series (C-FIND, IMAGE level)."""
+        return _aside(lambda: self._find(pacs, study_uid, series_uid))
+
+    def _find(self, pacs: Peer, study_uid: str, series_uid: str) -> set[str]:
         query = Dataset()
         query.QueryRetrieveLevel = "IMAGE"
         query.StudyInstanceUID, query.SeriesInstanceUID = study_uid, series_uid
@@ -129,9 +139,13 @@ class Auditor:
         StepFailed
             If it ends otherwise than with success of every sub-operation.
         """
+        before = len(self._received)
+        _aside(lambda: self._move(pacs, study_uid))
+        return self._received[before:]
+
+    def _move(self, pacs: Peer, study_uid: str) -> None:
         query = Dataset()
         query.QueryRetrieveLevel, query.StudyInstanceUID = "STUDY", study_uid
-        before = len(self._received)
         with self._associate(pacs, STUDY_ROOT_MOVE) as assoc:
             last = Dataset()
             for status, _ in assoc.send_c_move(query, self.me.ae_title, STUDY_ROOT_MOVE):
@@ -139,7 +153,6 @@ class Auditor:
         if last.get("Status") != 0x0000:
             failed = last.get("NumberOfFailedSuboperations", "?")
             raise StepFailed(f"C-MOVE ended with {_status(last)}, {failed} instances failed")
-        return self._received[before:]
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -184,6 +197,24 @@ class Auditor:
             yield assoc
         finally:
             assoc.release()
+
+
+def _aside(work: Callable[[], _T]) -> _T:
+    """Run `work` in a daemon thread and return what it returns or raise what it raises.
+
+    pynetdicom's threads take after the one that starts them: interrupted half-way, an association
+    would otherwise keep this process from ending.
+    """
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result()
 
 
 def _status(answer: Dataset) -> str:

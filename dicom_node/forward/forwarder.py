@@ -51,6 +51,8 @@ IDLE_RELEASE_S = 4.0
 _STOP_CHECK_S = 0.25
 _RENEW_EVERY_S = 30.0
 _MIN_LEASE_S = 180.0
+# 2 ** 2 times the first delay is the longest pause of a destination that answers.
+_REACHABLE_FAILURES = 3
 
 
 class Pause:
@@ -62,16 +64,20 @@ class Pause:
         self._failures = 0
         self._until = 0.0
 
-    def failed(self) -> float:
+    def failed(self, *, reachable: bool = False) -> float:
         """Count a failure of the destination; return the delay in seconds.
 
-        Lanes that fail while the pause already runs found the same fault: it counts once.
+        Lanes that fail while the pause already runs found the same fault: it counts once. Where the
+        destination was reachable, the fault may be the instance's: the pause stays short, so that
+        one instance it never takes does not delay all others for minutes.
         """
         with self._lock:
             left = self._until - time.monotonic()
             if left > 0:
                 return left
             self._failures += 1
+            if reachable:
+                self._failures = min(self._failures, _REACHABLE_FAILURES)
             delay = self._backoff.delay_s(self._failures)
             self._until = time.monotonic() + delay
             return delay
@@ -154,7 +160,8 @@ class Lane(threading.Thread):
                 with _opened(delivery.path) as (file, meta):
                     response = self._send(delivery, file, meta)
             except (AssociationRejected, AssociationLost) as error:
-                self._retry(delivery, error, self._pause.failed())
+                reachable = isinstance(error, AssociationLost)
+                self._retry(delivery, error, self._pause.failed(reachable=reachable))
             except LeaseLost:
                 raise
             except NodeError as error:
@@ -198,7 +205,7 @@ class Lane(threading.Thread):
             self._destination.name, delivery.sop_instance_uid, response.status, response.comment
         )
         if verdict is Verdict.TRANSIENT:
-            self._retry(delivery, failed, self._pause.failed(), response.status)
+            self._retry(delivery, failed, self._pause.failed(reachable=True), response.status)
         else:
             self._pause.succeeded()
             self._hold(delivery, failed, response.status)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dicom_node.errors import PixelError
 from dicom_node.instance.source import ByteSource
@@ -22,8 +22,7 @@ _LONG_VR = frozenset(
 _MAX_DEPTH = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(NamedTuple):
     """Place of one data element, offsets in bytes of its source.
 
     Attributes

@@ -20,6 +20,7 @@ from dicom_node.watermark.framing import (
     COMPACT_MAC_BYTES,
     MIN_SIDE_PX,
     Canvas,
+    KnownDigest,
     Side,
     frame_digest,
     frame_key,
@@ -51,8 +52,8 @@ from dicom_node.watermark.tiles import (
 )
 
 __all__ = [
-    "Bounds", "Box", "Capacity", "FrameRecord", "IntegrityCheck", "IntegrityMark", "OpenedRecord",
-    "capacity", "check", "embed", "frame_digest",
+    "Bounds", "Box", "Capacity", "FrameRecord", "IntegrityCheck", "IntegrityMark", "KnownDigest",
+    "OpenedRecord", "capacity", "check", "embed", "frame_digest",
 ]  # fmt: skip
 
 _FULL, _DIGEST_ONLY, _COMPACT = 0, 1, 2
@@ -87,12 +88,15 @@ class IntegrityMark:
         Nominal tile side; 0: the frame is one tile.
     header_block
         b"" unless part of the record had to leave the pixels.
+    carried
+        The frame that W2 went into, with its digest: what `check` is to recover.
     """
 
     marked: Frame
     profile: Profile
     tile_px: int
     header_block: bytes
+    carried: KnownDigest
 
 
 def embed(
@@ -200,13 +204,16 @@ class _Embedding:
             parts.black[tiles], parts.white[tiles] = carriers.black, carriers.white
         marked = self.canvas.gap.from_k(join(parts))
         if self.canvas.fixed is not None:
-            marked = np.where(self.canvas.fixed, self.canvas.host, marked)
+            np.copyto(marked, self.canvas.host, where=self.canvas.fixed)
         # The reader finds the lattice by itself; a frame where it would find another is no use.
         if find_gap(marked, padding_of(marked, self.canvas.bounds), self.canvas.grid(0)) != (
             self.canvas.gap
         ):
             return None
-        return IntegrityMark(marked, self.profile, SIZES_PX[self.grid.size_code], header_block)
+        carried = KnownDigest(self.canvas.host, self.canvas.side, self.i1_digest)
+        return IntegrityMark(
+            marked, self.profile, SIZES_PX[self.grid.size_code], header_block, carried
+        )
 
     @property
     def _keep_i1(self) -> bool:

@@ -30,6 +30,7 @@ _FIELDS = (("threshold", 5), ("mode", 2), ("limit", 5), ("spared", 2), ("layers"
            ("share_bytes", 14), ("data_tiles", 8), ("size_code", 3), ("kind", 2))  # fmt: skip
 _CHECK_BITS = 10
 HEADER_BITS = sum(width for _, width in _FIELDS) + _CHECK_BITS
+_BIT_WEIGHTS = np.uint64(1) << np.arange(HEADER_BITS - 1, -1, -1).astype(np.uint64)
 # Only tiles with a map or a second layer have these: bytes of the map, or bits in the second layer.
 EXTENSION_BITS = 32
 MAX_SHARE_BYTES = (1 << 14) - 1
@@ -174,31 +175,61 @@ def header_bits(plan: Plan) -> list[Bits]:
     return out
 
 
+def headers_pass(parts: Lattices) -> NDArray[np.bool_]:
+    """Return which tiles have a header that passes its check, extensions not looked at.
+
+    `parts` may be the tops of tiles: where a top has pixels enough, it says what the tile would.
+    """
+    if parts.white[0].size < HEADER_BITS:
+        return np.zeros(parts.count, np.bool_)
+    good = passes(_first_bits(parts), parts.grid.size_code)
+    good &= free_white(parts) >= HEADER_BITS
+    return good
+
+
+def passes(bits: Bits, size_code: int) -> NDArray[np.bool_]:
+    """Return which rows of `bits` ``(tiles, HEADER_BITS)`` are a header of that tile size."""
+    return _fields(bits, size_code)[1]
+
+
 def read_headers(parts: Lattices) -> tuple[Plan, NDArray[np.bool_]]:
     """Return the parameters that the tiles claim, and which of them are well formed."""
-    plan = Plan.blank(parts.count)
-    capacity = free_white(parts)
     if parts.white[0].size < HEADER_BITS:
-        return plan, np.zeros(parts.count, np.bool_)
+        return Plan.blank(parts.count), np.zeros(parts.count, np.bool_)
+    plan, good = _fields(_first_bits(parts), parts.grid.size_code)
+    good &= free_white(parts) >= HEADER_BITS
+    hosts = parts.black[0].size
+    extended = np.flatnonzero(good & ((plan.layers == 1) | (plan.spared == BY_MAP)))
+    if extended.size:
+        capacity = free_white(parts)
+        for tile in extended:
+            good[tile] = _read_extension(parts, plan, int(tile), int(capacity[tile]), hosts)
+    for name in _NAMES:
+        getattr(plan, name)[~good] = 0
+    return plan, good
+
+
+def _first_bits(parts: Lattices) -> Bits:
     white = parts.white.reshape(parts.count, -1)
     bits = np.take_along_axis(white, region(parts, HEADER_BITS), axis=1) & 1
-    word = np.zeros(parts.count, np.uint64)
-    for i in range(HEADER_BITS):
-        word = (word << np.uint64(1)) | bits[:, i].astype(np.uint64)
+    return bits.astype(np.uint8)
+
+
+def _fields(bits: Bits, size_code: int) -> tuple[Plan, NDArray[np.bool_]]:
+    """Take header bits apart; return what they say, and which of them are a header at all."""
+    plan = Plan.blank(bits.shape[0])
+    word = bits.astype(np.uint64) @ _BIT_WEIGHTS
     check = word & np.uint64((1 << _CHECK_BITS) - 1)
     word >>= np.uint64(_CHECK_BITS)
-    good = (capacity >= HEADER_BITS) & (check == _check(word))
+    good = np.asarray(check == _check(word))
+    if not good.any():
+        return plan, good
     for name, width in reversed(_FIELDS):
         getattr(plan, name)[:] = (word & np.uint64((1 << width) - 1)).astype(np.int64)
         word >>= np.uint64(width)
     good &= (plan.threshold < len(THRESHOLDS)) & (plan.mode <= DOWN) & (plan.spared <= BY_MAP)
-    good &= (plan.size_code == parts.grid.size_code) & (plan.kind <= 2)
+    good &= (plan.size_code == size_code) & (plan.kind <= 2)
     good &= (plan.layers == 0) | (plan.spared == ALL)
-    hosts = parts.black[0].size
-    for tile in np.flatnonzero(good & ((plan.layers == 1) | (plan.spared == BY_MAP))):
-        good[tile] = _read_extension(parts, plan, int(tile), int(capacity[tile]), hosts)
-    for name in _NAMES:
-        getattr(plan, name)[~good] = 0
     return plan, good
 
 

@@ -295,6 +295,8 @@ def find_gap(plane: Frame, padded: NDArray[np.bool_] | None, grid: Grid) -> Latt
 
     The majority decides, so that a local change to a marked frame does not hide it in the others.
     """
+    if _mostly_unit(plane, padded, grid):
+        return UNIT
     flat = np.asarray(split(plane, grid), np.int32).reshape(grid.count, -1)
     use = None if padded is None else ~split(padded, grid).reshape(grid.count, -1).astype(np.bool_)
     if grid.spare != (0, 0):
@@ -317,6 +319,35 @@ def find_gap(plane: Frame, padded: NDArray[np.bool_] | None, grid: Grid) -> Latt
     gap = int(kinds[counts.argmax()])
     residues, counts = np.unique((first % gap)[gaps > 0], return_counts=True)
     return Lattice1D(gap, int(residues[counts.argmax()]))
+
+
+@lru_cache(maxsize=32)
+def _sampled_places(grid: Grid) -> NDArray[np.intp]:
+    """Return where about every 61st pixel of each tile stands in the frame, ``(tiles, n)``."""
+    inside = np.arange(0, grid.tile_rows * grid.tile_columns, 67)
+    rows, columns = np.divmod(inside, grid.tile_columns)
+    tile = np.arange(grid.count)
+    top = tile // grid.across * grid.tile_rows
+    left = tile % grid.across * grid.tile_columns
+    return np.asarray((top[:, None] + rows) * grid.columns + left[:, None] + columns)
+
+
+def _mostly_unit(plane: Frame, padded: NDArray[np.bool_] | None, grid: Grid) -> bool:
+    """Whether a few pixels show already that most tiles lie on no lattice: nearly every image.
+
+    More than half of the tiles, so that no look at all pixels could come to another majority.
+    """
+    if grid.spare != (0, 0):
+        return False
+    places = _sampled_places(grid)
+    some = np.take(plane, places)
+    first = some[:, :1]
+    if padded is not None:
+        out = np.take(padded, places)
+        first = np.take_along_axis(some, out.argmin(axis=1)[:, None], axis=1)
+        some = np.where(out, first, some)
+    gaps = np.gcd.reduce(some - first, axis=1)
+    return 2 * int(np.count_nonzero(gaps == 1)) > grid.count
 
 
 def exact_gap(plane: Frame, padded: NDArray[np.bool_] | None) -> Lattice1D:

@@ -25,7 +25,7 @@ RECIPE = {
     "code_bits": 160,
     "batch": 12,
     "steps": 2800,
-    "psnr_db": (38.0, 44.0),  # the budget goes from the first to the second over `ramp`
+    "psnr_db": (36.0, 41.5),  # at n x n; enlarging it to the frame costs the residual 3 dB
     "ramp": 0.3,
     "patterns_lr": 1e-2,
     "network_lr": 2e-3,
@@ -85,7 +85,7 @@ def budget(psnr_db: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """Return the residual's rms for a PSNR, less where little of the frame can hold it."""
     share = (grid > 0).float().mean((1, 2, 3)).clamp_min(1 / GRID**2)
     whole = 10 ** (-psnr_db / 20)
-    return torch.minimum(whole, 0.015 * share.sqrt())[:, None]
+    return torch.minimum(whole, 0.02 * share.sqrt())[:, None]
 
 
 def mark(encoder, x, bits, psnr_db, patterns, norms, *, cut=False):

@@ -144,12 +144,26 @@ class RunningNode:
     def ring(self):
         return KeyRing.open(self.config.keys.directory)
 
-    def settled(self, timeout_s=60):
-        """Wait until no job is on its way any more; return all jobs."""
+    def settled(self, timeout_s=60, refusals=None):
+        """Wait until no job is on its way any more; return all jobs.
+
+        With `refusals`, an instance the PACS has failed to take so often counts as settled.
+        """
         with self.spool() as spool:
 
+            def on_its_way(job):
+                if job.state in SETTLED:
+                    return False
+                waiting = [d for d in spool.deliveries(job.id) if d.state in ("waiting", "sending")]
+                return not (refusals and waiting and all(d.attempts >= refusals for d in waiting))
+
             def done():
-                return not any(n for state, n in spool.tally().items() if state not in SETTLED)
+                tally = spool.tally()
+                if not any(n for state, n in tally.items() if state not in SETTLED):
+                    return True
+                if refusals is None or tally["received"] or tally["marking"]:
+                    return False
+                return not any(map(on_its_way, spool.jobs(state="marked")))
 
             wait_for(done, timeout_s, lambda: f"{spool.tally()}\n{self.output[-4000:]}")
             return spool.jobs()

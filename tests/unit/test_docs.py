@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -142,4 +141,8 @@ def test_the_model_card_names_the_files_of_the_machine_read_one() -> None:
     text = (ROOT / "engines" / "MODEL_CARD.md").read_text("utf-8")
     for file in card["files"]:
         assert f"`{file}`" in text
-    assert json.dumps(card["model"]["code_bits"]) in text
+    side = card["model"]["side"]
+    assert f"{card['model']['code_bits']} carrier patterns, {side} \u00d7 {side}" in text
+    design = (ROOT / "docs" / "DESIGN.md").read_text("utf-8")
+    assert f"n = {side}?" in design
+    assert f"BCH({card['model']['code_bits']}, 96)" in design

@@ -83,3 +83,8 @@ def test_no_group_of_the_test_set_was_trained_on(shared: Path) -> None:
 
 def _held_out() -> set[str]:
     return set(frames._rules()["pictures"]["held_out"])
+
+
+def test_pictures_of_the_test_set_are_held_out_of_training() -> None:
+    file = Path(__file__).resolve().parents[3] / "engines" / "train" / "held_out.txt"
+    assert _held_out() <= set(file.read_text("utf-8").split())
