@@ -43,7 +43,7 @@ $(VENV)/.installed: pyproject.toml $(SOURCES)
 	    apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet '.[dev]'
+	$(BIN)/python -m pip install --quiet '.[dev,demo]'
 	touch $@
 
 # The peers are real ones; without root their tests are skipped, and that is said.

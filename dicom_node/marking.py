@@ -122,10 +122,15 @@ class _Work:
         return integrity.frame_digest(again.host, again.side) == self.digests[index]
 
     def compare(
-        self, display: Display, index: int, cover: NDArray[np.float32], after: StoredFrame
+        self,
+        display: Display,
+        index: int,
+        cover: NDArray[np.float32],
+        before: StoredFrame,
+        after: StoredFrame,
     ) -> None:
-        """Keep the worst frame's display-window quality."""
-        shown = display.image(after, index)
+        """Keep the worst frame's display-window quality, in the window of the cover."""
+        shown = display.image(after, index, like=before)
         psnr_db, ssim = quality.psnr_db(cover, shown), quality.ssim(cover, shown)
         self.psnr_db = psnr_db if self.psnr_db is None else min(self.psnr_db, psnr_db)
         self.ssim = ssim if self.ssim is None else min(self.ssim, ssim)
@@ -274,7 +279,7 @@ class Marker:
         if instance.frame_count * frame.values.size <= _KEPT_SAMPLES:
             work.kept.append((frame, sealed.carried))
         if self._measure:
-            work.compare(display, index, cover, after)
+            work.compare(display, index, cover, frame, after)
         return after
 
     def _finish(

@@ -11,6 +11,9 @@ from dicom_node.errors import EngineError
 from dicom_node.inference.base import Float32
 from dicom_node.inference.catalogue import Card, load_patterns, patterns_id
 
+# The published wheels carry an uploader; a node in a hospital sends nothing it was not told to.
+ort.disable_telemetry_events()
+
 
 class OnnxEngine:
     """Both networks of W1 in ONNX Runtime.

@@ -91,14 +91,20 @@ class Display:
             self._inverted = True
         self._seen: tuple[int, float, float] | None = None
 
-    def image(self, frame: StoredFrame, index: int) -> Float:
+    def image(self, frame: StoredFrame, index: int, *, like: StoredFrame | None = None) -> Float:
         """Return display values of the frame at `index`, float32 ``(rows, columns)`` in [0, 1].
 
         Colour is shown as its luma (BT.601, full range); padding pixels are 0.
+
+        Parameters
+        ----------
+        like
+            Where the header has no window, percentiles of the frame stand in for it; with `like`
+            they are that frame's, so that two versions of a frame are shown alike.
         """
         if self._instance.samples == 3:
             return self._luma(frame.values)
-        shown = self._shown(frame.values, index)
+        shown = self._shown(frame.values, index, (like or frame).values)
         if self._inverted:
             np.subtract(1, shown, out=shown)
         if self._instance.padding is not None:
@@ -147,7 +153,7 @@ class Display:
             return np.clip(luma, 0, 1, out=luma)
         return values[..., 0].astype(np.float32) * scale
 
-    def _shown(self, stored: NDArray[np.int32], index: int) -> Float:
+    def _shown(self, stored: NDArray[np.int32], index: int, like: NDArray[np.int32]) -> Float:
         transform = self._transform(index)
         slope, intercept = 1.0, 0.0
         values: NDArray[Any] = stored
@@ -159,13 +165,15 @@ class Display:
         if isinstance(voi, Lut):
             return voi(values * slope + intercept)
         if isinstance(voi, Window) and voi.function == "SIGMOID":
-            modality = values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-            curve: Float = 1 / (1 + np.exp(-4 * (modality - voi.center) / voi.width))
+            wide = values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+            curve: Float = 1 / (1 + np.exp(-4 * (wide - voi.center) / voi.width))
             return curve
         if isinstance(voi, Window):
             low, high = voi.ends
         else:
-            ends = sorted(end * slope + intercept for end in self._percentiles(values, stored))
+            modality = transform.modality
+            seen = modality(like) if isinstance(modality, Lut) else like
+            ends = sorted(end * slope + intercept for end in self._percentiles(seen, like))
             low, high = ends[0], max(ends[1], ends[0] + transform.slope)
             self._seen = (index, low, high)
         width = max(high - low, _LEAST)

@@ -141,8 +141,13 @@ def embed(
 
 
 def _validate(host: Frame, side: Side | None, bounds: Bounds) -> None:
-    if host.ndim != 2 or min(host.shape) < MIN_SIDE_PX or host.dtype != np.int32:
-        raise WatermarkError(f"a frame to mark is int32 and at least {MIN_SIDE_PX} x {MIN_SIDE_PX}")
+    if host.ndim != 2 or host.dtype != np.int32:
+        raise WatermarkError("a frame to mark is int32 and has two axes")
+    if min(host.shape) < MIN_SIDE_PX:
+        rows, columns = host.shape
+        raise CapacityError(
+            f"{rows} x {columns} pixels cannot hold a mark: at least {MIN_SIDE_PX} x {MIN_SIDE_PX}"
+        )
     if side is not None and (side.shape[:2] != host.shape or side.ndim != 3):
         raise WatermarkError(f"side samples {side.shape} do not fit a frame of {host.shape}")
     if int(host.min()) >= bounds.low and int(host.max()) <= bounds.high:

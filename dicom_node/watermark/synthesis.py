@@ -29,6 +29,7 @@ Float32 = NDArray[np.float32]
 
 CARRIER_LIMIT = 1023
 CREST = 2.6
+_BAND = 64
 _HEAD = struct.Struct("<4sBHBHB")  # patterns, grid side, carrier scale, scale
 
 
@@ -153,16 +154,22 @@ def apply(
     low, high, padding
         Stored range and padding range, inclusive.
     """
-    if padding is None and _all_may_change(host, delta, low, high):
-        return host + _spread(delta, host), np.empty(0, np.int64)
-    changes = _spread(_may_change(host, delta, low, high), host)
-    marked = np.where(changes, host + _spread(delta, host), host)
+    marked: Int32 = host + _spread(delta, host)
+    reach = reach_of(delta)
+    inside = int(host.min()) >= low + reach and int(host.max()) <= high - reach
+    if padding is None and inside:
+        return marked, np.empty(0, np.int64)
+    kept = _any(~_between(host, low + reach, high - reach), delta)
     if padding is not None:
-        becomes = (marked >= padding[0]) & (marked <= padding[1])
-        was = (host >= padding[0]) & (host <= padding[1])
-        marked = np.where(_spread(_any(becomes | was), host), host, marked)
-    wrong = _any(_invert(marked, delta, low, high, padding) != host)
-    return marked, np.flatnonzero(wrong)
+        kept |= _any(_between(marked, *padding), delta)
+        kept |= _any(_between(host, *padding), delta)
+    np.copyto(marked, host, where=_spread(kept, host))
+    # A changed sample satisfies the inverse rule; of the others, only trying it out can tell.
+    places = np.flatnonzero(kept)
+    samples = host.reshape(delta.size, *host.shape[2:])[places]
+    there = delta.reshape(-1)[places]
+    back = _invert(samples, there, low, high, padding, reach)
+    return marked, places[_any(back != samples, there)]
 
 
 def remove(
@@ -170,7 +177,7 @@ def remove(
     exceptions: NDArray[np.int64],
 ) -> Int32:  # fmt: skip
     """Return the host that :func:`apply` was given."""
-    host = _invert(marked, delta, low, high, padding)
+    host = _invert(marked, delta, low, high, padding, reach_of(delta))
     if exceptions.size:
         if int(exceptions[-1]) >= delta.size:
             raise WatermarkError("the record of the robust mark does not fit this frame")
@@ -180,16 +187,21 @@ def remove(
 
 
 def _invert(
-    marked: Int32, delta: Int32, low: int, high: int, padding: tuple[int, int] | None
+    marked: Int32, delta: Int32, low: int, high: int, padding: tuple[int, int] | None, reach: int
 ) -> Int32:  # fmt: skip
+    """Undo `delta` by the rule alone; `reach` is that of the whole frame."""
     before: Int32 = marked - _spread(delta, marked)
-    if padding is None and _all_may_change(before, delta, low, high):
+    if not before.size:
         return before
-    changed = _may_change(before, delta, low, high)
+    kept = None
+    if int(before.min()) < low + reach or int(before.max()) > high - reach:
+        kept = _any(~_between(before, low + reach, high - reach), delta)
     if padding is not None:
-        changed &= ~_any((marked >= padding[0]) & (marked <= padding[1]))
-    host: Int32 = np.where(_spread(changed, marked), before, marked)
-    return host
+        padded = _any(_between(marked, *padding), delta)
+        kept = padded if kept is None else kept | padded
+    if kept is not None:
+        np.copyto(before, marked, where=_spread(kept, marked))
+    return before
 
 
 def reach_of(delta: Int32) -> int:
@@ -197,34 +209,54 @@ def reach_of(delta: Int32) -> int:
     return max(int(delta.max(initial=0)), -int(delta.min(initial=0))) + 1
 
 
-def _all_may_change(host: Int32, delta: Int32, low: int, high: int) -> bool:
-    reach = reach_of(delta)
-    return int(host.min()) >= low + reach and int(host.max()) <= high - reach
+def _between(values: Int32, low: int, high: int) -> NDArray[np.bool_]:
+    """Return which values are in ``low..high``: one comparison, because what is below wraps."""
+    if high < low:
+        return np.zeros(values.shape, np.bool_)
+    shifted = np.subtract(values, np.int32(low), dtype=np.int32).view(np.uint32)
+    return np.asarray(shifted <= np.uint32(high - low))
 
 
-def _may_change(host: Int32, delta: Int32, low: int, high: int) -> NDArray[np.bool_]:
-    reach = reach_of(delta)
-    inside = (host >= low + reach) & (host <= high - reach)
-    return inside if host.ndim == 2 else np.logical_and.reduce(inside, axis=2)
-
-
-def _any(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return flags if flags.ndim == 2 else np.logical_or.reduce(flags, axis=2)
+def _any(flags: NDArray[np.bool_], delta: Int32) -> NDArray[np.bool_]:
+    """Return which pixels have a flag on any sample; `delta` has an entry a pixel."""
+    return flags if flags.ndim == delta.ndim else np.logical_or.reduce(flags, axis=-1)
 
 
 def _spread(plane: NDArray[Any], like: Int32) -> NDArray[Any]:
-    return plane if like.ndim == 2 else plane[..., None]
+    return plane if plane.ndim == like.ndim else plane[..., None]
 
 
 def _up(small: Float32, rows: int, columns: int) -> Float32:
     """Return `small` resampled bilinearly to ``(rows, columns)``; weights in 64ths, halves up."""
-    tall: Float32 = _weights(small.shape[0], rows) @ small
-    tall += np.float32(32)
-    np.floor(np.multiply(tall, np.float32(1 / 64), out=tall), out=tall)
-    wide: Float32 = tall @ _weights(small.shape[1], columns).T
-    wide += np.float32(32)
-    np.floor(np.multiply(wide, np.float32(1 / 64), out=wide), out=wide)
+    tall: Float32 = np.empty((rows, small.shape[1]), np.float32)
+    for target, source, weights in _bands(small.shape[0], rows):
+        np.matmul(weights, small[source], out=tall[target])
+    tall += np.float32(0.5)
+    np.floor(tall, out=tall)
+    wide: Float32 = np.empty((rows, columns), np.float32)
+    for target, source, weights in _bands(small.shape[1], columns):
+        np.matmul(tall[:, source], weights.T, out=wide[:, target])
+    wide += np.float32(0.5)
+    np.floor(wide, out=wide)
     return wide
+
+
+@lru_cache(maxsize=64)
+def _bands(source: int, target: int) -> tuple[tuple[slice, slice, Float32], ...]:
+    """Cut the weights (of 1) into blocks of target samples, each with the source it sees.
+
+    The matrix is nearly all zeros: in blocks the same sums take a third of the time. They are
+    exact in any order, being whole numbers of 64ths below 2**24.
+    """
+    whole = _weights(source, target) * np.float32(1 / 64)
+    bands = []
+    for first in range(0, target, _BAND):
+        block = whole[first : first + _BAND]
+        seen = np.flatnonzero(block.any(axis=0))
+        low, high = int(seen[0]), int(seen[-1]) + 1
+        weights = np.ascontiguousarray(block[:, low:high])
+        bands.append((slice(first, first + len(block)), slice(low, high), weights))
+    return tuple(bands)
 
 
 @lru_cache(maxsize=16)

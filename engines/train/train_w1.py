@@ -29,7 +29,7 @@ RECIPE = {
     "ramp": 0.3,
     "patterns_lr": 1e-2,
     "network_lr": 2e-3,
-    "ssim_weight": 8.0,
+    "ssim_weight": 3.0,
     "seed": 1,
 }
 

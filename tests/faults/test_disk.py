@@ -34,6 +34,13 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
+@pytest.fixture
+def scp(tmp_path):
+    one = harness.StoreSCP(tmp_path)
+    yield one
+    one.child.kill()
+
+
 def saved(path, uid=None, *, size=64, seed=0):
     return harness.save(ct(uid, size=size, seed=seed), path)
 
@@ -93,9 +100,8 @@ def test_an_association_open_while_the_disk_fills_is_answered_a700(
 
 
 @pytest.mark.timeout(400)
-def test_a_really_full_disk_loses_nothing_acknowledged(running_node, pacs, small_disk, tmp_path):
+def test_a_really_full_disk_loses_nothing_acknowledged(running_node, scp, small_disk, tmp_path):
     # The PACS is down: what comes stays, until the disk is full to the last block.
-    scp = harness.StoreSCP(tmp_path)
     scp.child.kill()
     node = running_node(
         [{"port": scp.port, "ae_title": "STORESCP"}],
@@ -115,7 +121,7 @@ def test_a_really_full_disk_loses_nothing_acknowledged(running_node, pacs, small
     assert 0 < len(taken) < len(uids), "the disk did not fill"
     assert shutil.disk_usage(small_disk).free < _MIB
     assert node.child.process.poll() is None, node.output[-3000:]
-    restart(scp)
+    scp.restart()
     jobs = delivered_all(node)
     assert {job.sop_instance_uid for job in jobs if job.state == "delivered"} >= taken
     stored = scp.stored()
@@ -125,13 +131,6 @@ def test_a_really_full_disk_loses_nothing_acknowledged(running_node, pacs, small
         assert check_instance(stored[uid][0], ring, engine).verdict == "authentic"
     path = saved(tmp_path / "after.dcm")
     harness.wait_for(lambda: harness.storescu(node, path).returncode == 0)
-
-
-def restart(scp):
-    scp.child = harness.Child(
-        [harness.tool("storescp"), "+xa", "-pm", "+B", "+uf", "-od", scp.folder, scp.port],
-        scp.folder.parent / "storescp.log",
-    )
 
 
 def delivered_all(node):

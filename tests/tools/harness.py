@@ -308,11 +308,13 @@ class StoreSCP:
     def __init__(self, folder):
         self.folder = folder / "storescp"
         self.folder.mkdir(parents=True)
+        self.log = folder / "storescp.log"
         self.port = free_port()
-        self.child = Child(
-            [tool("storescp"), "+xa", "-pm", "+B", "+uf", "-od", self.folder, self.port],
-            folder / "storescp.log", {"TCP_NODELAY": "1"},
-        )  # fmt: skip
+        self.restart()
+
+    def restart(self):
+        options = ["+xa", "-pm", "+B", "+uf", "-od", self.folder]
+        self.child = Child([tool("storescp"), *options, self.port], self.log, {"TCP_NODELAY": "1"})
         wait_for(self._up, message=lambda: self.child.output)
 
     def _up(self):
@@ -389,3 +391,10 @@ def delete(orthanc, path):
     """Remove something from an Orthanc."""
     request = urllib.request.Request(f"http://127.0.0.1:{orthanc.http}{path}", method="DELETE")
     urllib.request.urlopen(request, timeout=10).close()
+
+
+def post(orthanc, path, body):
+    """Post text to an Orthanc and return what it answers."""
+    request = urllib.request.Request(f"http://127.0.0.1:{orthanc.http}{path}", body.encode())
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read())

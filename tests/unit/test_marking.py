@@ -195,7 +195,7 @@ def test_a_tampered_instance_that_comes_again_is_never_signed_anew(
     assert outcome.action == "untouched"
     assert "passed on as received" in outcome.reason
     assert again.read_bytes() == path.read_bytes()
-    assert check_instance(again, ring, engine).verdict not in ("authentic", "content-preserved")
+    assert check_instance(again, ring, engine).verdict != "authentic"
 
 
 def test_a_replaced_first_frame_is_not_signed_anew(shared, marker, ring, engine, tmp_path):
