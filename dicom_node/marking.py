@@ -35,7 +35,15 @@ from dicom_node.instance.model import StoredFrame
 from dicom_node.instance.seal import SealCheck
 from dicom_node.instance.writer import FrameWriter
 from dicom_node.keys import KeyRing, KeySet
-from dicom_node.planes import bounds_of, polarity, robust_part, split, with_host, with_robust_part
+from dicom_node.planes import (
+    Int32,
+    bounds_of,
+    polarity,
+    robust_part,
+    split,
+    with_host,
+    with_robust_part,
+)
 from dicom_node.restoring import UNDO_CONTEXT, RestoreOutcome, original_frame, restore
 from dicom_node.watermark import integrity, quality
 from dicom_node.watermark.integrity import FrameRecord, KnownDigest
@@ -45,8 +53,8 @@ __all__ = ["MarkOutcome", "Marker", "RestoreOutcome", "restore"]
 
 Action = Literal["marked", "sealed", "untouched", "held", "rejected"]
 _AS_RECEIVED = "passed on as received"
-# Of an instance with up to so many samples (2 x 32 MiB), the frames are kept until read back.
-_KEPT_SAMPLES = 8 << 20
+# Of an instance with up to so many samples (24 MiB), the frames are kept until read back.
+_KEPT_SAMPLES = 2 << 20
 _STRENGTHS = ("profile", "robust", "none")  # of W1, tried in turn where a frame does not read back
 
 
@@ -88,6 +96,15 @@ class MarkOutcome:
     stage_s: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What reading a frame back has to find, so that equal things need not be computed again."""
+
+    original: StoredFrame
+    carried: KnownDigest
+    residual: tuple[bytes, Int32] | None
+
+
 @dataclass
 class _Work:
     """What is remembered of the frames while they stream through."""
@@ -95,7 +112,7 @@ class _Work:
     messages: list[str] = field(default_factory=list)
     blocks: list[bytes] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
-    kept: list[tuple[StoredFrame, KnownDigest]] = field(default_factory=list)
+    kept: list[_Kept] = field(default_factory=list)
     psnr_db: float | None = None
     ssim: float | None = None
     largest_change: int = 0
@@ -112,7 +129,7 @@ class _Work:
     def is_original(self, index: int, restored: StoredFrame, host_index: int | None) -> bool:
         """Whether a frame came back exactly: compared where it was kept, else by its digest."""
         if self.kept:
-            frame = self.kept[index][0]
+            frame = self.kept[index].original
             return np.array_equal(frame.values, restored.values) and (
                 np.array_equal(frame.high_bits, restored.high_bits)
                 if frame.high_bits is not None and restored.high_bits is not None
@@ -252,7 +269,7 @@ class Marker:
         digest = integrity.frame_digest(original.host, original.side)
         with _timed(stages, "w1"):
             cover = display.image(frame, index)
-            inner, message, restoration = frame, b"", b""
+            inner, message, restoration, residual = frame, b"", b"", None
             if strength != "none":
                 part = robust_part(frame, instance)
                 step = display.step(index) * polarity(part, cover)
@@ -263,6 +280,8 @@ class Marker:
                 if mark.record is not None:
                     inner = with_robust_part(frame, instance, mark.marked)
                     message, restoration = mark.message, mark.record.to_bytes()
+                    if mark.residual is not None:
+                        residual = (restoration, mark.residual)
         with _timed(stages, "w2"):
             planes = split(inner, host_index)
             record = FrameRecord(
@@ -277,7 +296,7 @@ class Marker:
         work.blocks.append(sealed.header_block)
         work.digests.append(digest)
         if instance.frame_count * frame.values.size <= _KEPT_SAMPLES:
-            work.kept.append((frame, sealed.carried))
+            work.kept.append(_Kept(frame, sealed.carried, residual))
         if self._measure:
             work.compare(display, index, cover, frame, after)
         return after
@@ -315,17 +334,19 @@ class Marker:
             display, block = display_of(written), read_block(written.header)
             blocks = block.frames if block and block.frames else ()
             for index, frame in enumerate(written.frames()):
+                kept = work.kept[index] if work.kept else None
                 planes = split(frame, written.host_index)
                 check = integrity.check(
                     planes.host, planes.side, bounds_of(written), ring=self._ring,
                     sop_instance_uid=instance.sop_instance_uid, frame_number=index + 1,
                     header_block=blocks[index] if blocks else b"",
-                    known=work.kept[index][1] if work.kept else None,
+                    known=kept.carried if kept else None,
                 )  # fmt: skip
                 where = f"frame {index + 1} of {instance.sop_instance_uid}"
                 if check.status != "valid" or not check.bound:
                     raise ReadBackError(f"{where}: the integrity mark does not read back")
-                restored = original_frame(written, frame, check, self._engine)
+                known = kept.residual if kept else None
+                restored = original_frame(written, frame, check, self._engine, known)
                 if not work.is_original(index, restored, written.host_index):
                     raise ReadBackError(f"{where}: the original does not come back exactly")
                 if work.messages[index]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.bench.attacks import ATTACKS, Picture
-from dicom_node.bench.frames import MAX_PIXELS, Sample, steady
+from dicom_node.bench.frames import MAX_PIXELS, Sample
 from dicom_node.bench.measures import (
     CapacityPoint,
     Quality,
@@ -170,9 +170,8 @@ class _Bench:
         header_block: bytes,
     ) -> FrameResult:  # fmt: skip
         before, after = cover.frame(index), marked.frame(index)
-        own = display_of(cover)
-        shown = own.image(before, index)
-        display = steady(own, index)
+        display = display_of(cover)
+        shown = display.image(before, index)
         planes = split(after, marked.host_index)
         check = integrity.check(
             planes.host, planes.side, bounds_of(marked), ring=self._ring,

@@ -20,7 +20,6 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dicom_node.errors import ConfigError, PixelError
-from dicom_node.instance.display import Display, Window
 from dicom_node.instance.frames import open_instance
 
 MAX_PIXELS = 1 << 28
@@ -90,21 +89,6 @@ def select(folders: Sequence[Path], *, limit: int | None = None) -> list[Sample]
         named = ", ".join(map(str, folders))
         raise ConfigError(f"{named}: no frame of at least {_LEAST_SIDE_PX} pixels to measure")
     return samples if limit is None else list(_limited(samples, limit))
-
-
-def steady(display: Display, index: int) -> Display:
-    """Return `display` with its window held where it is, for frame `index`, already shown.
-
-    Where the header has no window, percentiles of the pixels stand in for it; a marked frame must
-    be compared with its cover in the cover's window.
-    """
-    seen = display._seen
-    if seen is None or seen[0] != index:
-        return display
-    _, low, high = seen
-    window = Window((low + high) / 2, high - low, "LINEAR_EXACT")
-    transform = replace(display._transform(index), voi=window)
-    return Display(display._instance, (transform,))
 
 
 def wrap_picture(path: Path, out: Path) -> Path:

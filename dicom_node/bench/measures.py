@@ -60,8 +60,9 @@ class CapacityPoint:
 def quality_of(
     instance: Instance, display: Display, index: int, cover: StoredFrame, marked: StoredFrame
 ) -> Quality:
-    """Compare a frame with its cover, both shown by `display`."""
-    shown, after = display.image(cover, index), display.image(marked, index)
+    """Compare a frame with its cover, both in the window of the cover."""
+    shown = display.image(cover, index)
+    after = display.image(marked, index, like=cover)
     difference = marked.values.astype(np.int64) - cover.values
     error = float(np.mean(np.square(difference, dtype=np.float64)))
     peak = instance.high - instance.low

@@ -152,7 +152,9 @@ def changed_tags(before: Dataset, after: Dataset) -> Iterator[int]:
     """Yield the tags that were added, removed or given another value, in order."""
     old = {int(tag): item for tag, item in before.items()}
     new = {int(tag): item for tag, item in after.items()}
-    for tag in sorted({*old, *new}):
+    # Copies of one header share the elements nobody touched: those need no second look.
+    moved = [tag for tag, item in new.items() if old.get(tag) is not item]
+    for tag in sorted([*moved, *(old.keys() - new.keys())]):
         if tag not in old or tag not in new or not _same(old[tag], new[tag], before, after):
             yield tag
 

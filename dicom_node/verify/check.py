@@ -83,7 +83,7 @@ def _check(instance: Instance, ring: KeyRing, engine: RobustEngine) -> InstanceV
         upright = check.status == "valid"
         robust = _read_robust(watermark, display, frame, index, secret, upright=upright)
         found.frames.append(_frame_verdict(index + 1, check, robust))
-        _take_record(found, check, instance, ring)
+        _take_record(found, check, instance, ring, sealed)
     return _verdict(instance, found, sealed)
 
 
@@ -130,9 +130,12 @@ def _read_robust(
 
 
 def _take_record(
-    found: _Findings, check: IntegrityCheck, instance: Instance, ring: KeyRing
+    found: _Findings, check: IntegrityCheck, instance: Instance, ring: KeyRing, sealed: SealCheck
 ) -> None:
-    """Compare the signed attribute digests with the header, once per record."""
+    """Compare the signed attribute digests with the header, once, where there is no seal to ask.
+
+    The seal names every attribute; the digests in the pixels only the first of a few.
+    """
     record = check.record
     if record is None or not check.signature_valid:
         return
@@ -140,7 +143,8 @@ def _take_record(
     if not record.belongs_to(instance.sop_instance_uid, record.frame_number):
         found.changed.add("SOPInstanceUID")
     keys = ring.get(record.key_id)
-    if found.record is None and keys is not None and keys.has_secrets:
+    asked = found.record is not None or sealed.signature_valid
+    if not asked and keys is not None and keys.has_secrets:
         found.changed |= set(
             seal.changed_attributes(instance.read_header(), record.attribute_digests, keys.mac_key)
         )
@@ -154,7 +158,7 @@ def _verdict(instance: Instance, found: _Findings, sealed: SealCheck) -> Instanc
         said = max(found.counts)
         reason = f"the marks speak of {said} frames, there are {instance.frame_count}"
         verdict = worst([verdict, "tampered"])
-    elif found.counts and verdict == "unmarked":
+    elif verdict == "unmarked" and any(frame.integrity != "absent" for frame in found.frames):
         verdict, reason = "tampered", "some frames carry our marks, others none"
     elif verdict == "unmarked" and sealed.signature_valid:
         # Too small to carry marks: the seal covers the pixels instead.

@@ -15,15 +15,20 @@ from dicom_node.watermark.parameters import HEADER_BITS, Plan, free_white, heade
 from dicom_node.watermark.payload import MAC_BYTES
 from dicom_node.watermark.reversible import Span
 from dicom_node.watermark.tiles import (
+    UNIT,
     Bounds,
     Box,
     Frame,
     Grid,
     Lattice1D,
     Lattices,
+    between,
+    exact_gap,
+    find_gap,
     grid_of,
     inside_of,
     lattices,
+    mostly_unit,
     split,
 )
 
@@ -228,18 +233,34 @@ class Canvas:
         return inside_all(same, grid)
 
 
-def between(values: Frame, low: int, high: int) -> NDArray[np.bool_]:
-    """Return which of int32 `values` are in ``low..high``: one comparison, the sign wraps round."""
-    shifted = np.subtract(values, np.int32(low), dtype=np.int32).view(np.uint32)
-    return np.asarray(shifted <= np.uint32(high - low))
-
-
 def padding_of(host: Frame, bounds: Bounds) -> NDArray[np.bool_] | None:
     """Return which pixels are padding; None where none is."""
     if bounds.padding is None:
         return None
     padded = between(host, *sorted(bounds.padding))
     return padded if padded.any() else None
+
+
+def gap_of(host: Frame, bounds: Bounds) -> Lattice1D:
+    """Return the value lattice a reader finds; see `find_gap`."""
+    grid = grid_of(host.shape[0], host.shape[1], 0)
+    padding = None
+    if bounds.padding is not None:
+        first, last = sorted(bounds.padding)
+        padding = (first, last)
+    if mostly_unit(host, padding, grid):
+        return UNIT
+    return find_gap(host, padding_of(host, bounds), grid)
+
+
+def host_gap(host: Frame, bounds: Bounds) -> Lattice1D:
+    """Return the value lattice of a frame to mark; see `exact_gap`."""
+    some = host.reshape(-1)[:: max(1, host.size // 509)]
+    if bounds.padding is not None:
+        some = some[~between(some, *sorted(bounds.padding))]
+    if some.size and int(np.gcd.reduce(some - some[0])) == 1:
+        return UNIT
+    return exact_gap(host, padding_of(host, bounds))
 
 
 def inside_all(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.bool_]:

@@ -24,6 +24,8 @@ from dicom_node.watermark.framing import (
     Side,
     frame_digest,
     frame_key,
+    gap_of,
+    host_gap,
     padding_of,
     spoken,
     tile_digests,
@@ -47,7 +49,6 @@ from dicom_node.watermark.tiles import (
     Grid,
     Lattices,
     exact_gap,
-    find_gap,
     join,
 )
 
@@ -119,8 +120,7 @@ def embed(
         If not even the compact profile fits.
     """
     _validate(host, side, bounds)
-    padded = padding_of(host, bounds)
-    found = exact_gap(host, padded)
+    found = host_gap(host, bounds)
     i1_digest = frame_digest(host, side)
     for gap in (found, UNIT) if found.step > 1 else (UNIT,):
         canvas = Canvas(host, side, bounds, gap)
@@ -211,9 +211,7 @@ class _Embedding:
         if self.canvas.fixed is not None:
             np.copyto(marked, self.canvas.host, where=self.canvas.fixed)
         # The reader finds the lattice by itself; a frame where it would find another is no use.
-        if find_gap(marked, padding_of(marked, self.canvas.bounds), self.canvas.grid(0)) != (
-            self.canvas.gap
-        ):
+        if gap_of(marked, self.canvas.bounds) != self.canvas.gap:
             return None
         carried = KnownDigest(self.canvas.host, self.canvas.side, self.i1_digest)
         return IntegrityMark(

@@ -111,9 +111,15 @@ def _room(
     values: NDArray[np.int32], free: NDArray[np.bool_] | None, span: Span
 ) -> tuple[Ints, Ints]:
     """Return how far all free pixels of each tile may rise, and fall."""
-    if free is None and not span.has_hole:
-        return span.high - values.max(axis=1).astype(np.int64), values.min(axis=1) - span.low
     far = np.int32(1 << 30)
+    taken = free is not None
+    highest = (np.where(free, values, -far) if taken else values).max(axis=1).astype(np.int64)
+    lowest = (np.where(free, values, far) if taken else values).min(axis=1).astype(np.int64)
+    if not span.has_hole or int(lowest.min()) > span.hole_high:
+        # The usual padding lies below all else: it is where the range ends.
+        floor = max(span.low, span.hole_high + 1) if span.has_hole else span.low
+        none = lowest == far
+        return np.where(none, far, span.high - highest), np.where(none, far, lowest - floor)
     up, down = span.room_up(values), span.room_down(values)
     if free is not None:
         up, down = np.where(free, up, far), np.where(free, down, far)
@@ -303,23 +309,31 @@ def _choose_second(
     }
     done = np.zeros(parts.count, np.bool_)
     enough = free_white(parts) >= HEADER_BITS + EXTENSION_BITS
-    for step, t in enumerate(THRESHOLDS[:steps]):
-        # One mode a tile: both sides where there is room for both.
-        modes = np.select([np.minimum(up, down) >= t, up >= t, down >= t], _MODES, -1)
+    t = np.array(THRESHOLDS[:steps])[None, :]
+    # One mode a tile: both sides where there is room for both.
+    rises, falls = up[:, None] >= t, down[:, None] >= t
+    modes = np.where(rises & falls, BOTH, np.where(rises, UP, np.where(falls, DOWN, -1)))
+    offers = {mode: carriers[mode].cumsum(axis=1) for mode in _MODES}
+    # White offers about what black does; only then is it worth trying.
+    worth = {
+        mode: (modes == mode) & (offers[mode] >= 0.48 * need) & enough[:, None] for mode in _MODES
+    }
+    for step in range(steps):
         for mode in _MODES:
-            first = carriers[mode][:, : step + 1].sum(axis=1)
-            # White offers about what black does; only then is it worth trying.
-            rest = np.flatnonzero(~done & enough & (modes == mode) & (first >= 0.48 * need))
+            rest = np.flatnonzero(worth[mode][:, step] & ~done)
             if not rest.size:
                 continue
-            second = np.maximum(need - first[rest], 0)
+            first = offers[mode][rest, step]
+            second = np.maximum(need - first, 0)
             its = Plan.blank(rest.size)
             its.threshold[:], its.mode[:], its.limit[:] = step, mode, CLASSES - 1
             its.layers[:], its.second_bits[:] = 1, second
-            offered = _second_capacity(parts.subset(rest), its, first[rest])
+            offered = _second_capacity(parts.subset(rest), its, first)
             fits = offered >= second * _SECOND_RESERVE + _SECOND_RESERVE_BITS
             plan.put(rest[fits], its.subset(np.flatnonzero(fits)))
             done[rest[fits]] = True
+        if done.all():
+            break
     return done
 
 

@@ -44,7 +44,7 @@ from dicom_node.watermark.parameters import (
     in_region,
     unpack_map,
 )
-from dicom_node.watermark.tiles import Lattices, beside
+from dicom_node.watermark.tiles import Lattices, beside, between
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,14 @@ class Span:
 
     def outside(self, values: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Which pixels are out of range or in the hole."""
-        out = (values < self.low) | (values > self.high)
+        if values.size and int(values.min()) >= self.low and int(values.max()) <= self.high:
+            out = np.zeros(values.shape, np.bool_) if not self.has_hole else None
+        else:
+            out = (values < self.low) | (values > self.high)
         if self.has_hole:
-            out |= (values >= self.hole_low) & (values <= self.hole_high)
-        return out
+            hole = between(values, self.hole_low, self.hole_high)
+            out = hole if out is None else out | hole
+        return np.asarray(out)
 
 
 def level(magnitude: NDArray[np.int32]) -> NDArray[np.int32]:

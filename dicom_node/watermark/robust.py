@@ -24,8 +24,9 @@ from dicom_node.watermark.synthesis import Int32, RobustRecord
 
 TAG_BYTES = 4
 MIN_AGREEMENT = 0.35  # cosine between soft bits and code word below which no tag is believed
-ENOUGH = 0.45  # margin wanted of the second-weakest percent of the bits, in rms of the soft bits
-EDGE_GREY_LEVELS = 9  # about the largest change of a frame: nearer the range's ends nothing is done
+ENOUGH = 0.1  # margin wanted of the second-weakest percent of the bits, in rms of the soft bits
+BLUR_SIGMA_PX = 1.4  # what cv2.GaussianBlur takes for a 7 x 7 window
+EDGE_GREY_LEVELS = 3  # nearer the ends of the stored range hardly anything is changed
 MIN_SIDE_PX = 48  # a smaller frame has too few samples for 160 bits
 NOTHING = np.empty(0, np.int64)
 
@@ -76,12 +77,16 @@ class RobustKey(Protocol):
 
 @dataclass(frozen=True)
 class RobustMark:
-    """One frame with W1 in it; `record` is None where the frame can carry none (`reason`)."""
+    """One frame with W1 in it; `record` is None where the frame can carry none (`reason`).
+
+    `residual` is what `record` describes, ``(rows, columns)``.
+    """
 
     marked: Int32
     message: bytes
     record: RobustRecord | None
     reason: str = ""
+    residual: Int32 | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,9 @@ class RobustWatermark:
         assert best is not None  # every profile has a budget
         _, record, delta = best
         marked, exceptions = synthesis.apply(host, delta, low, high, padding)
-        return RobustMark(marked, message, replace(record, exceptions=exceptions))
+        return RobustMark(
+            marked, message, replace(record, exceptions=exceptions), residual=delta
+        )
 
     def remove(
         self, marked: Int32, record: RobustRecord, *, low: int, high: int,
@@ -246,11 +253,11 @@ class RobustWatermark:
         levels = np.clip(amplitudes[0], -31, 31).astype(np.int8)
         if cover.step < 0:
             levels = (-levels).astype(np.int8)
-        carrier_scale = synthesis.carrier_scale(levels, self.engine.patterns)
-        shape = synthesis.residual_shape(
-            levels, grid, carrier_scale, self.engine.patterns, *cover.display.shape
-        )
-        squared = np.square(shape, dtype=np.float32)[cover.seen]
+        carrier = synthesis.carrier_of(levels, self.engine.patterns)
+        carrier_scale = synthesis.carrier_scale(carrier)
+        shape = synthesis.residual_shape(carrier, grid, carrier_scale, *cover.display.shape)
+        squared = np.square(shape, dtype=np.float32)
+        squared *= cover.seen
         size = float(np.sqrt(squared.sum(dtype=np.float64) / cover.display.size))
         if share == 0.0 or size == 0.0:
             return None
@@ -262,10 +269,15 @@ class RobustWatermark:
         return record, synthesis.scale(shape, gain, shift)
 
     def _margin(self, cover: _Cover, delta: Int32, word: Float32) -> float:
-        """Return how safely the word reads back: 1 or more is enough, 0 or less is wrong."""
+        """Return how safely the word reads back: 1 or more is enough, 0 or less is wrong.
+
+        Judged through a 7 x 7 blur of the frame, the attack that takes most from a small one.
+        """
         shown = delta * np.float32(1 / (256 * cover.step))
         shown *= cover.seen
         picture = np.clip(cover.small + self.resample(shown), 0, 1)
+        rows, columns = (BLUR_SIGMA_PX * self.engine.side / n for n in cover.display.shape)
+        picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), columns, sigmaY=rows), np.float32)
         soft = self.engine.decode(picture[None, None])[0] * word
         weakest = float(np.partition(soft, len(soft) // 50)[len(soft) // 50])  # the code mends 2 %
         return weakest / (ENOUGH * float(np.sqrt(np.mean(soft**2))) + 1e-9)
@@ -283,16 +295,20 @@ class RobustWatermark:
 
 def remove(
     marked: Int32, record: RobustRecord, patterns: Float32, model_id: bytes, low: int, high: int,
-    padding: tuple[int, int] | None,
+    padding: tuple[int, int] | None, *, residual: Int32 | None = None,
 ) -> Int32:  # fmt: skip
-    """Take W1 off without any network: only the record and the integer patterns are needed."""
+    """Take W1 off without any network: only the record and the integer patterns are needed.
+
+    `residual` is what the record describes, where it is at hand.
+    """
     if record.model_id != model_id:
         raise WatermarkError(
             f"the mark was made with carrier patterns {record.model_id.hex()}, this installation "
             f"has {model_id.hex()}; restore with the version that marked it"
         )
-    delta = synthesis.delta_of(record, patterns, *marked.shape[:2])
-    return synthesis.remove(marked, delta, low, high, padding, record.exceptions)
+    if residual is None:
+        residual = synthesis.delta_of(record, patterns, *marked.shape[:2])
+    return synthesis.remove(marked, residual, low, high, padding, record.exceptions)
 
 
 def _tag(hashed: bytes, key: RobustKey) -> bytes:

@@ -7,8 +7,8 @@ any order of summation), so the node that takes the mark off needs no network an
     carrier  c = clip(round(sum_k amplitude_k P_k * carrier_scale), -1023..1023)      n x n
     delta    = round(up(c) * up(g) * scale)                                 rows x columns
 
-A sample is marked where it stays at least D + 1 (D = the largest |delta| of the frame) inside
-the stored range, before and after; saturated samples therefore stay as they are.
+A sample is marked where it lies more than |delta| inside the stored range; saturated samples
+therefore stay as they are. The few that the inverse of this rule gets wrong are recorded.
 """
 
 from __future__ import annotations
@@ -91,23 +91,27 @@ class RobustRecord:
                    np.cumsum(steps, dtype=np.int64))  # fmt: skip
 
 
-def carrier_scale(amplitudes: NDArray[np.int8], patterns: Float32) -> tuple[int, int]:
+def carrier_of(amplitudes: NDArray[np.int8], patterns: Float32) -> Float32:
+    """Return ``sum_k amplitude_k P_k``, whole numbers, ``(n * n,)``."""
+    carrier: Float32 = amplitudes.astype(np.float32) @ patterns
+    return carrier
+
+
+def carrier_scale(carrier: Float32) -> tuple[int, int]:
     """Return the fixed-point scale that cuts the carrier at `CREST` standard deviations."""
-    carrier = (amplitudes.astype(np.float32) @ patterns).astype(np.float64)
-    deviation = float(np.sqrt(np.mean(np.square(carrier))))
+    deviation = float(np.sqrt(np.mean(np.square(carrier.astype(np.float64)))))
     return fixed_point(CARRIER_LIMIT / (CREST * max(deviation, 1.0)))
 
 
 def residual_shape(
-    amplitudes: NDArray[np.int8], strengths: NDArray[np.uint8], carrier_scale: tuple[int, int],
-    patterns: Float32, rows: int, columns: int,
+    carrier: Float32, strengths: NDArray[np.uint8], carrier_scale: tuple[int, int], rows: int,
+    columns: int,
 ) -> Int32:  # fmt: skip
     """Return ``up(c) * up(g)``, whole numbers ``(rows, columns)``."""
-    side = int(np.sqrt(patterns.shape[1]))
+    side = int(np.sqrt(carrier.size))
     gain, shift = carrier_scale
     # float64: the products stay below 2**53, so this is exact as well
-    carrier = (amplitudes.astype(np.float32) @ patterns).astype(np.float64)
-    small = np.floor((carrier * gain + ((1 << shift) >> 1)) / (1 << shift))
+    small = np.floor((carrier.astype(np.float64) * gain + ((1 << shift) >> 1)) / (1 << shift))
     np.clip(small, -CARRIER_LIMIT, CARRIER_LIMIT, out=small)
     shape = _up(small.reshape(side, side).astype(np.float32), rows, columns)
     shape *= _up(strengths.astype(np.float32) * np.float32(16), rows, columns)
@@ -116,9 +120,8 @@ def residual_shape(
 
 def delta_of(record: RobustRecord, patterns: Float32, rows: int, columns: int) -> Int32:
     """Return the residual in stored values, ``(rows, columns)``."""
-    shape = residual_shape(
-        record.amplitudes, record.strengths, record.carrier_scale, patterns, rows, columns
-    )
+    carrier = carrier_of(record.amplitudes, patterns)
+    shape = residual_shape(carrier, record.strengths, record.carrier_scale, rows, columns)
     return scale(shape, *record.scale)
 
 
@@ -159,7 +162,9 @@ def apply(
     inside = int(host.min()) >= low + reach and int(host.max()) <= high - reach
     if padding is None and inside:
         return marked, np.empty(0, np.int64)
-    kept = _any(~_between(host, low + reach, high - reach), delta)
+    kept = np.zeros(delta.shape, np.bool_)
+    if not inside:
+        kept = _any(~_has_room(host, delta, low, high), delta)
     if padding is not None:
         kept |= _any(_between(marked, *padding), delta)
         kept |= _any(_between(host, *padding), delta)
@@ -168,7 +173,7 @@ def apply(
     places = np.flatnonzero(kept)
     samples = host.reshape(delta.size, *host.shape[2:])[places]
     there = delta.reshape(-1)[places]
-    back = _invert(samples, there, low, high, padding, reach)
+    back = _invert(samples, there, low, high, padding)
     return marked, places[_any(back != samples, there)]
 
 
@@ -177,7 +182,7 @@ def remove(
     exceptions: NDArray[np.int64],
 ) -> Int32:  # fmt: skip
     """Return the host that :func:`apply` was given."""
-    host = _invert(marked, delta, low, high, padding, reach_of(delta))
+    host = _invert(marked, delta, low, high, padding)
     if exceptions.size:
         if int(exceptions[-1]) >= delta.size:
             raise WatermarkError("the record of the robust mark does not fit this frame")
@@ -187,15 +192,15 @@ def remove(
 
 
 def _invert(
-    marked: Int32, delta: Int32, low: int, high: int, padding: tuple[int, int] | None, reach: int
-) -> Int32:  # fmt: skip
-    """Undo `delta` by the rule alone; `reach` is that of the whole frame."""
+    marked: Int32, delta: Int32, low: int, high: int, padding: tuple[int, int] | None
+) -> Int32:
+    """Undo `delta` by the rule alone."""
     before: Int32 = marked - _spread(delta, marked)
     if not before.size:
         return before
-    kept = None
+    kept, reach = None, reach_of(delta)
     if int(before.min()) < low + reach or int(before.max()) > high - reach:
-        kept = _any(~_between(before, low + reach, high - reach), delta)
+        kept = _any(~_has_room(before, delta, low, high), delta)
     if padding is not None:
         padded = _any(_between(marked, *padding), delta)
         kept = padded if kept is None else kept | padded
@@ -205,8 +210,15 @@ def _invert(
 
 
 def reach_of(delta: Int32) -> int:
-    """Return how far from the ends of the stored range a sample must lie to be changed."""
+    """Return how far from the ends of the stored range every sample may be changed."""
     return max(int(delta.max(initial=0)), -int(delta.min(initial=0))) + 1
+
+
+def _has_room(values: Int32, delta: Int32, low: int, high: int) -> NDArray[np.bool_]:
+    """Return which samples stay inside the stored range whichever way their delta points."""
+    size = _spread(np.abs(delta), values)
+    result: NDArray[np.bool_] = (values - size > low) & (values + size < high)
+    return result
 
 
 def _between(values: Int32, low: int, high: int) -> NDArray[np.bool_]:

@@ -120,6 +120,12 @@ def split(plane: NDArray[np.generic], grid: Grid) -> NDArray[np.generic]:
     return tiles.reshape(grid.count, grid.tile_rows, grid.tile_columns, *plane.shape[2:])
 
 
+def between(values: Frame, low: int, high: int) -> NDArray[np.bool_]:
+    """Return which of int32 `values` are in ``low..high``: one comparison, the sign wraps round."""
+    shifted = np.subtract(values, np.int32(low), dtype=np.int32).view(np.uint32)
+    return np.asarray(shifted <= np.uint32(high - low))
+
+
 def inside_of(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.bool_]:
     """Return the tiles in which `mask` holds for some pixel, ``(tiles,)``."""
     return np.asarray(split(mask, grid).reshape(grid.count, -1).astype(np.bool_).any(axis=1))
@@ -295,8 +301,6 @@ def find_gap(plane: Frame, padded: NDArray[np.bool_] | None, grid: Grid) -> Latt
 
     The majority decides, so that a local change to a marked frame does not hide it in the others.
     """
-    if _mostly_unit(plane, padded, grid):
-        return UNIT
     flat = np.asarray(split(plane, grid), np.int32).reshape(grid.count, -1)
     use = None if padded is None else ~split(padded, grid).reshape(grid.count, -1).astype(np.bool_)
     if grid.spare != (0, 0):
@@ -332,18 +336,18 @@ def _sampled_places(grid: Grid) -> NDArray[np.intp]:
     return np.asarray((top[:, None] + rows) * grid.columns + left[:, None] + columns)
 
 
-def _mostly_unit(plane: Frame, padded: NDArray[np.bool_] | None, grid: Grid) -> bool:
+def mostly_unit(plane: Frame, padding: tuple[int, int] | None, grid: Grid) -> bool:
     """Whether a few pixels show already that most tiles lie on no lattice: nearly every image.
 
-    More than half of the tiles, so that no look at all pixels could come to another majority.
+    More than half of the tiles, so that `find_gap` could not come to another majority; `padding`
+    is the range of values that do not count.
     """
     if grid.spare != (0, 0):
         return False
-    places = _sampled_places(grid)
-    some = np.take(plane, places)
+    some = np.take(plane, _sampled_places(grid))
     first = some[:, :1]
-    if padded is not None:
-        out = np.take(padded, places)
+    if padding is not None:
+        out = (some >= padding[0]) & (some <= padding[1])
         first = np.take_along_axis(some, out.argmin(axis=1)[:, None], axis=1)
         some = np.where(out, first, some)
     gaps = np.gcd.reduce(some - first, axis=1)

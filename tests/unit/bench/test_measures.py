@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 
+from dicom_node.bench import frames, measures
+from dicom_node.instance.display import display_of
+from dicom_node.instance.frames import open_instance
+from dicom_node.instance.model import StoredFrame
 from dicom_node.watermark import quality
 
 
@@ -43,3 +51,19 @@ def test_psnr_of_one_grey_level_everywhere_is_48_13_db() -> None:
 def test_psnr_of_equal_frames_is_infinite() -> None:
     a = np.full((32, 32), 0.5, np.float32)
     assert quality.psnr_db(a, a) == float("inf")
+
+
+def test_a_marked_frame_is_compared_in_the_window_of_its_cover(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).integers(20, 200, (64, 64), np.uint8)
+    assert cv2.imwrite(str(tmp_path / "a.png"), values)
+    path = frames.wrap_picture(tmp_path / "a.png", tmp_path / "a.dcm")
+    with closing(open_instance(path, max_pixels=1 << 20)) as instance:
+        for keyword in ("WindowCenter", "WindowWidth"):
+            delattr(instance.header, keyword)  # so that percentiles decide
+        display, cover = display_of(instance), instance.frame(0)
+        brighter = StoredFrame(cover.values + 10)
+        found = measures.quality_of(instance, display, 0, cover, brighter)
+    # By its own percentiles the brighter frame would look the same: infinite PSNR.
+    assert found.psnr_db == pytest.approx(-20 * np.log10(10 / 180), abs=0.5)
+    assert found.largest_change == 10
+    assert found.stored_psnr_db == pytest.approx(20 * np.log10(255 / 10), abs=0.01)
