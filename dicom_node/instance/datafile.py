@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement, empty_value_for_VR
@@ -68,7 +69,7 @@ class DataFile:
     little: bool
     elements: dict[int, Element]
     _header: Dataset | None = field(default=None, init=False, repr=False)
-    _own: list[BaseTag] = field(default_factory=list, init=False, repr=False)
+    _parsed_ones: list[DataElement] = field(default_factory=list, init=False, repr=False)
 
     @property
     def pixel(self) -> Element | None:
@@ -99,10 +100,10 @@ class DataFile:
             if sum(e.end - e.start for e in places) > _HEADER_LIMIT:
                 raise PixelError(f"the header is larger than {_HEADER_LIMIT >> 20} MiB")
             self._header = self._parsed(places)
-            self._own = [tag for tag, e in self._header.items() if isinstance(e, DataElement)]
+            # Setting an attribute writes into the element that is there: none may be shared.
+            self._parsed_ones = [e for e in self._header.values() if isinstance(e, DataElement)]
         copied = dict(self._header.items())
-        for tag in self._own:
-            copied[tag] = _own_element(copied[tag])
+        copied.update((element.tag, _own_element(element)) for element in self._parsed_ones)
         return Dataset(copied)
 
     def _parsed(self, places: list[Element]) -> Dataset:
@@ -130,7 +131,9 @@ class DataFile:
                 made[tag] = parsed.get_item(tag)
                 continue
             at = element.value - run[0]
-            value = block[at : at + length] if length else empty_value_for_VR(element.vr, raw=True)
+            value: bytes | None = block[at : at + length]
+            if not length:
+                value = cast(bytes | None, empty_value_for_VR(element.vr, raw=True))
             made[tag] = RawDataElement(
                 tag, element.vr, length, value, element.value, self.implicit, self.little
             )

@@ -19,7 +19,7 @@ from dicom_node.watermark.framing import (
     Side,
     frame_digest,
     frame_key,
-    padding_of,
+    gap_of,
     spoken,
     tile_digests,
 )
@@ -33,8 +33,6 @@ from dicom_node.watermark.tiles import (
     Frame,
     Grid,
     Lattices,
-    find_gap,
-    grid_of,
     inside_of,
     join,
 )
@@ -107,10 +105,7 @@ def check(
     absent = IntegrityCheck("absent", False, None, host, (), None, 0, bound=False)
     if host.ndim != 2 or min(host.shape) < MIN_SIDE_PX:
         return absent
-    padded = padding_of(host, bounds)
-    canvas = Canvas(
-        host, side, bounds, find_gap(host, padded, grid_of(host.shape[0], host.shape[1], 0))
-    )
+    canvas = Canvas(host, side, bounds, gap_of(host, bounds))
     asked = (payload.uid_tag(sop_instance_uid), frame_number)
     best = absent
     for reading in _readings(canvas):

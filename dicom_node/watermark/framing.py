@@ -177,12 +177,11 @@ class Canvas:
         rows += rows % 2
         shape = (grid.down, grid.tile_rows, grid.columns)
         heads = Grid(grid.down * rows, grid.columns, grid.size_code, rows, grid.tile_columns)
-        cut = [
-            None if plane is None
-            else plane.reshape(shape)[:, :rows].reshape(heads.rows, heads.columns)
-            for plane in (self.host, self.fixed)
-        ]  # fmt: skip
-        parts = lattices(cut[0], cut[1], heads)
+        head = self.host.reshape(shape)[:, :rows].reshape(heads.rows, heads.columns)
+        fixed = self.fixed
+        if fixed is not None:
+            fixed = fixed.reshape(shape)[:, :rows].reshape(heads.rows, heads.columns)
+        parts = lattices(head, fixed, heads)
         return bool(headers_pass(parts).any()) or self._may_begin_lower(parts, grid)
 
     def _may_begin_lower(self, heads: Lattices, grid: Grid) -> bool:

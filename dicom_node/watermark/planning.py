@@ -112,14 +112,14 @@ def _room(
 ) -> tuple[Ints, Ints]:
     """Return how far all free pixels of each tile may rise, and fall."""
     far = np.int32(1 << 30)
-    taken = free is not None
-    highest = (np.where(free, values, -far) if taken else values).max(axis=1).astype(np.int64)
-    lowest = (np.where(free, values, far) if taken else values).min(axis=1).astype(np.int64)
+    highest = (values if free is None else np.where(free, values, -far)).max(axis=1)
+    lowest = (values if free is None else np.where(free, values, far)).min(axis=1)
     if not span.has_hole or int(lowest.min()) > span.hole_high:
         # The usual padding lies below all else: it is where the range ends.
         floor = max(span.low, span.hole_high + 1) if span.has_hole else span.low
         none = lowest == far
-        return np.where(none, far, span.high - highest), np.where(none, far, lowest - floor)
+        up, down = np.int64(span.high) - highest, lowest - np.int64(floor)
+        return np.where(none, far, up), np.where(none, far, down)
     up, down = span.room_up(values), span.room_down(values)
     if free is not None:
         up, down = np.where(free, up, far), np.where(free, down, far)

@@ -135,7 +135,9 @@ def account(node, orthanc, items, jobs, folder):
     for job in jobs:
         by_uid.setdefault(job.sop_instance_uid, []).append(job)
     for item in items:
-        found = by_uid.get(item.meta.sop_instance_uid, [])
+        # storescu asks by the UID in the data set, whatever the meta header says.
+        inside = _uid_inside(item.path) or item.meta.sop_instance_uid
+        found = by_uid.get(item.meta.sop_instance_uid) or by_uid.get(inside, [])
         if len(found) != 1:
             item.problems.append(f"{len(found)} jobs in the journal")
             continue
@@ -148,7 +150,6 @@ def account(node, orthanc, items, jobs, folder):
             item.action, item.reason = "waiting", _general(delivery.reason)
             continue
         if job.state == "delivered":
-            inside = _uid_inside(item.path) or item.meta.sop_instance_uid
             known = stored.get(item.meta.sop_instance_uid) or stored.get(inside)
             if known is None:
                 item.problems.append("delivered, but the PACS does not have it")
