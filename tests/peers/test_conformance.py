@@ -1,6 +1,7 @@
 """dciodvfy on what we send: no error that the input did not have."""
 
 import re
+import subprocess
 from datetime import UTC, datetime
 
 import harness
@@ -62,6 +63,14 @@ def errors(path):
     return {re.sub(r"Item \d+", "Item", line) for line in found}
 
 
+def complaints(path):
+    """Return how many warnings and errors dcmdump has about a file."""
+    done = subprocess.run(
+        [harness.tool("dcmdump"), path], capture_output=True, timeout=60, check=False
+    )
+    return done.stderr.count(b"\n") + 100 * done.returncode
+
+
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_what_leaves_has_no_error_that_what_came_did_not_have(kind, shared, marker, tmp_path):
     name, action, syntax = OBJECTS[kind]
@@ -73,19 +82,8 @@ def test_what_leaves_has_no_error_that_what_came_did_not_have(kind, shared, mark
     assert outcome.action == action
     assert syntax in (None, outcome.transfer_syntax_uid)
     assert errors(out) - errors(source) == set()
+    assert complaints(out) <= complaints(source)
     if action == "marked":
         back = tmp_path / "back.dcm"
         assert restore(out, back, marker.ring).exact
         assert errors(back) - errors(source) == set()
-
-
-def test_dcmdump_reads_every_output_without_a_complaint(shared, marker, tmp_path):
-    for name, _, _ in OBJECTS.values():
-        source = shared / "dicom" / name
-        if source.is_dir():
-            continue
-        marker.mark(source, tmp_path / "out.dcm", marked_at=WHEN)
-        before = harness.run_tool("dcmdump", "-q", source)
-        after = harness.run_tool("dcmdump", "-q", tmp_path / "out.dcm")
-        assert after.returncode <= before.returncode
-        assert len(after.stderr) <= len(before.stderr), (name, after.stderr)

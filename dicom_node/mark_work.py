@@ -1,0 +1,71 @@
+"""What the mark worker remembers of an instance while its frames stream through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.instance.display import Display
+from dicom_node.instance.model import StoredFrame
+from dicom_node.planes import Int32, split
+from dicom_node.watermark import integrity, quality
+from dicom_node.watermark.integrity import KnownDigest
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What reading a frame back has to find, so that equal things need not be computed again."""
+
+    original: StoredFrame
+    carried: KnownDigest
+    residual: tuple[bytes, Int32] | None
+
+
+@dataclass
+class MarkWork:
+    """What is remembered of the frames while they stream through."""
+
+    messages: list[str] = field(default_factory=list)
+    blocks: list[bytes] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    psnr_db: float | None = None
+    ssim: float | None = None
+    largest_change: int = 0
+    smallest: int = 1 << 31
+    largest: int = -(1 << 31)
+
+    def measure(self, before: StoredFrame, after: StoredFrame) -> None:
+        """Take in the extremes of one frame."""
+        change = int(np.abs(after.values - before.values).max())
+        self.largest_change = max(self.largest_change, change)
+        self.smallest = min(self.smallest, int(after.values.min()))
+        self.largest = max(self.largest, int(after.values.max()))
+
+    def is_original(self, index: int, restored: StoredFrame, host_index: int | None) -> bool:
+        """Whether a frame came back exactly: compared where it was kept, else by its digest."""
+        if self.kept:
+            frame = self.kept[index].original
+            return np.array_equal(frame.values, restored.values) and (
+                np.array_equal(frame.high_bits, restored.high_bits)
+                if frame.high_bits is not None and restored.high_bits is not None
+                else frame.high_bits is restored.high_bits
+            )
+        again = split(restored, host_index)
+        return integrity.frame_digest(again.host, again.side) == self.digests[index]
+
+    def compare(
+        self,
+        display: Display,
+        index: int,
+        cover: NDArray[np.float32],
+        before: StoredFrame,
+        after: StoredFrame,
+    ) -> None:
+        """Keep the worst frame's display-window quality, in the window of the cover."""
+        shown = display.image(after, index, like=before)
+        psnr_db, ssim = quality.psnr_db(cover, shown), quality.ssim(cover, shown)
+        self.psnr_db = psnr_db if self.psnr_db is None else min(self.psnr_db, psnr_db)
+        self.ssim = ssim if self.ssim is None else min(self.ssim, ssim)
