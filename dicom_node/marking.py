@@ -14,12 +14,13 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_node.config import WatermarkConfig
@@ -44,9 +45,9 @@ from dicom_node.planes import (
     with_robust_part,
 )
 from dicom_node.restoring import UNDO_CONTEXT, RestoreOutcome, original_frame, restore
-from dicom_node.watermark import integrity
+from dicom_node.watermark import integrity, quality
 from dicom_node.watermark.integrity import FrameRecord
-from dicom_node.watermark.robust import RobustWatermark
+from dicom_node.watermark.robust import RobustMark, RobustWatermark
 
 __all__ = ["MarkOutcome", "Marker", "RestoreOutcome", "restore"]
 
@@ -54,6 +55,8 @@ Action = Literal["marked", "sealed", "untouched", "held", "rejected"]
 _AS_RECEIVED = "passed on as received"
 # Of an instance with up to so many samples (24 MiB), the frames are kept until read back.
 _KEPT_SAMPLES = 2 << 20
+_WORST_DB = 40.0  # PSNR in the display window that both marks together leave every frame
+_W1_LEAST_DB = (0.0, 42.5, 44.5)  # budgets of W1 tried until that holds
 _STRENGTHS = ("profile", "robust", "none")  # of W1, tried in turn where a frame does not read back
 
 
@@ -207,42 +210,58 @@ class Marker:
         attribute_digests: tuple[bytes, ...], marked_at: int, work: MarkWork,
         stages: dict[str, float],
     ) -> StoredFrame:  # fmt: skip
-        bounds, host_index = bounds_of(instance), instance.host_index
-        original = split(frame, host_index)
+        """Put both marks into one frame; W1 more gently where the two together would be seen."""
+        original = split(frame, instance.host_index)
         digest = integrity.frame_digest(original.host, original.side)
+        record = FrameRecord(
+            owner=self._keys.owner, sop_instance_uid=instance.sop_instance_uid,
+            frame_number=index + 1, frame_count=instance.frame_count, marked_at=marked_at,
+            original_digest=digest, attribute_digests=attribute_digests,
+        )  # fmt: skip
         with _timed(stages, "w1"):
             cover = display.image(frame, index)
-            inner, message, restoration, residual = frame, b"", b"", None
-            if strength != "none":
-                part = robust_part(frame, instance)
-                step = display.step(index) * polarity(part, cover)
-                mark = self._robust[strength].embed(
-                    part, cover, step=step, low=bounds.low, high=bounds.high,
-                    padding=bounds.padding, key=self._keys,
+        for least_db in _W1_LEAST_DB:
+            with _timed(stages, "w1"):
+                inner, mark = self._robust_frame(
+                    instance, display, frame, index, cover, strength, least_db
+                )
+            restoration = b"" if mark is None or mark.record is None else mark.record.to_bytes()
+            with _timed(stages, "w2"):
+                planes = split(inner, instance.host_index)
+                sealed = integrity.embed(
+                    planes.host, planes.side, bounds_of(instance),
+                    replace(record, restoration=restoration), self._keys,
                 )  # fmt: skip
-                if mark.record is not None:
-                    inner = with_robust_part(frame, instance, mark.marked)
-                    message, restoration = mark.message, mark.record.to_bytes()
-                    if mark.residual is not None:
-                        residual = (restoration, mark.residual)
-        with _timed(stages, "w2"):
-            planes = split(inner, host_index)
-            record = FrameRecord(
-                owner=self._keys.owner, sop_instance_uid=instance.sop_instance_uid,
-                frame_number=index + 1, frame_count=instance.frame_count, marked_at=marked_at,
-                original_digest=digest, attribute_digests=attribute_digests,
-                restoration=restoration,
-            )  # fmt: skip
-            sealed = integrity.embed(planes.host, planes.side, bounds, record, self._keys)
-        after = with_host(inner, host_index, sealed.marked)
-        work.messages.append(message.hex())
+            after = with_host(inner, instance.host_index, sealed.marked)
+            if not restoration or _unseen(display, index, frame, after):
+                break
+        kept = None
+        if mark is not None and mark.residual is not None:
+            kept = (restoration, mark.residual)
+        work.messages.append(mark.message.hex() if mark is not None and restoration else "")
         work.blocks.append(sealed.header_block)
         work.digests.append(digest)
         if instance.frame_count * frame.values.size <= _KEPT_SAMPLES:
-            work.kept.append(Kept(frame, sealed.carried, residual))
+            work.kept.append(Kept(frame, sealed.carried, kept))
         if self._measure:
             work.compare(display, index, cover, frame, after)
         return after
+
+    def _robust_frame(
+        self, instance: Instance, display: Display, frame: StoredFrame, index: int,
+        cover: NDArray[np.float32], strength: str, least_db: float,
+    ) -> tuple[StoredFrame, RobustMark | None]:  # fmt: skip
+        """Return the frame with W1 in it; None, or a mark without a record, where it has none."""
+        if strength == "none":
+            return frame, None
+        part, bounds = robust_part(frame, instance), bounds_of(instance)
+        mark = self._robust[strength].embed(
+            part, cover, step=display.step(index) * polarity(part, cover), low=bounds.low,
+            high=bounds.high, padding=bounds.padding, key=self._keys, least_db=least_db,
+        )  # fmt: skip
+        if mark.record is None:
+            return frame, mark
+        return with_robust_part(frame, instance, mark.marked), mark
 
     def _finish(
         self, instance: Instance, writer: FrameWriter, work: MarkWork, marked_at: datetime,
@@ -388,6 +407,17 @@ def _uids_of(header: Dataset) -> tuple[str, str, str, str]:
         return value.decode("ascii", "replace").strip("\0 ") if isinstance(value, bytes) else ""
 
     return uid(0x00080016), uid(0x00080018), uid(0x0020000D), uid(0x0020000E)
+
+
+def _unseen(display: Display, index: int, before: StoredFrame, after: StoredFrame) -> bool:
+    """Whether a marked frame keeps `_WORST_DB` in the display window."""
+    change = (after.values - before.values).astype(np.float32)
+    # As if nothing were clipped and every sample were shown: cheap, and never too kind.
+    error = float(np.mean(np.square(change))) / (256 * display.step(index)) ** 2
+    if error <= 10 ** (-_WORST_DB / 10):
+        return True
+    shown = display.image(before, index), display.image(after, index, like=before)
+    return quality.psnr_db(*shown) >= _WORST_DB
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 Each scenario ends in an Orthanc of its own with an empty store, and is timed from the start of
 `storescu` to the moment that Orthanc has counted the last instance:
 
-a. `storescu` to an Orthanc that routes by a Lua script (``SendToModality``) and deletes
+a. `storescu` to an Orthanc that routes by a Lua script (``SendToModality``)
 b. `storescu` to the node with marking off
 c. `storescu` to the node with marking on
 """

@@ -148,6 +148,17 @@ class _Cover:
         return cls(small, display, step, seen)
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """What E1 chose for a frame, and the residual's shape before it is scaled to a budget."""
+
+    amplitudes: NDArray[np.int8]
+    strengths: NDArray[np.uint8]
+    carrier_scale: tuple[int, int]
+    shape: Int32
+    size: float
+
+
 class RobustWatermark:
     """Embed and detect W1 with one engine.
 
@@ -165,9 +176,13 @@ class RobustWatermark:
 
     def embed(
         self, host: Int32, display: Float32, *, step: float, low: int, high: int,
-        padding: tuple[int, int] | None, key: RobustKey,
+        padding: tuple[int, int] | None, key: RobustKey, least_db: float = 0.0,
     ) -> RobustMark:  # fmt: skip
         """Put W1 into one frame.
+
+        E1 chooses amplitudes and strengths for a middling budget; the budgets are then tried by
+        scaling what it chose. Only a frame that none of them satisfies is looked at again, with
+        the last.
 
         Parameters
         ----------
@@ -180,28 +195,27 @@ class RobustWatermark:
             Stored values in 1/256 of the window; negative where display falls as stored rises.
         low, high, padding
             Stored range and padding range, inclusive.
+        least_db
+            Budgets below this PSNR are not tried.
         """
         message = self.message(display, key)
         if min(display.shape) < MIN_SIDE_PX:
             return RobustMark(host, message, None, f"a side is below {MIN_SIDE_PX} px")
         word = _code_word(message, key)
         cover = _Cover.of(self.resample(display), display, host, step, low, high)
-        best: tuple[float, RobustRecord, Int32] | None = None
-        for budget in self._budgets:
-            made = self._residual(cover, word, budget)
-            if made is None:
-                return RobustMark(host, message, None, "the frame is flat or saturated throughout")
-            margin = self._margin(cover, made[1], word)
-            if best is None or margin > best[0]:
-                best = (margin, *made)
-            if margin >= 1.0:
-                break
-        assert best is not None  # every profile has a budget
-        _, record, delta = best
+        budgets = [b for b in self._budgets if b.psnr_db >= least_db] or [self._budgets[0]]
+        chosen = self._choose(cover, word, budgets[len(budgets) // 2])
+        if chosen is None:
+            return RobustMark(host, message, None, "the frame is flat or saturated throughout")
+        margin, record, delta = self._first_enough(cover, word, chosen, budgets)
+        if margin < 1.0 and len(budgets) > 1:
+            again = self._choose(cover, word, budgets[-1])
+            if again is not None:
+                other = self._first_enough(cover, word, again, budgets[-1:])
+                if other[0] > margin:
+                    margin, record, delta = other
         marked, exceptions = synthesis.apply(host, delta, low, high, padding)
-        return RobustMark(
-            marked, message, replace(record, exceptions=exceptions), residual=delta
-        )
+        return RobustMark(marked, message, replace(record, exceptions=exceptions), residual=delta)
 
     def remove(
         self, marked: Int32, record: RobustRecord, *, low: int, high: int,
@@ -241,15 +255,12 @@ class RobustWatermark:
         )
         return np.asarray(small, np.float32)
 
-    def _residual(
-        self, cover: _Cover, word: Float32, budget: Budget
-    ) -> tuple[RobustRecord, Int32] | None:
-        """Return what E1 chooses for one budget, and the residual; None where it finds no room."""
+    def _choose(self, cover: _Cover, word: Float32, budget: Budget) -> _Choice | None:
+        """Return what E1 chooses for a budget; None where it finds no room."""
         amplitudes, strengths = self.engine.encode(
             cover.small[None, None], word[None], np.full((1, 1), budget.rms(1.0), np.float32)
         )
         grid = np.clip(strengths[0], 0, 7).astype(np.uint8)
-        share = float(np.mean(grid > 0))
         levels = np.clip(amplitudes[0], -31, 31).astype(np.int8)
         if cover.step < 0:
             levels = (-levels).astype(np.int8)
@@ -259,14 +270,30 @@ class RobustWatermark:
         squared = np.square(shape, dtype=np.float32)
         squared *= cover.seen
         size = float(np.sqrt(squared.sum(dtype=np.float64) / cover.display.size))
-        if share == 0.0 or size == 0.0:
+        if not grid.any() or size == 0.0:
             return None
-        wanted = budget.rms(share) * 256 * abs(cover.step) / size
-        gain, shift = synthesis.fixed_point(wanted)
-        record = RobustRecord(
-            self.engine.model_id, levels, grid, carrier_scale, (gain, shift), NOTHING
-        )
-        return record, synthesis.scale(shape, gain, shift)
+        return _Choice(levels, grid, carrier_scale, shape, size)
+
+    def _first_enough(
+        self, cover: _Cover, word: Float32, choice: _Choice, budgets: Sequence[Budget]
+    ) -> tuple[float, RobustRecord, Int32]:
+        """Scale a choice to each budget in turn; return the first, or the best, that reads."""
+        best: tuple[float, RobustRecord, Int32] | None = None
+        for budget in budgets:
+            rms = budget.rms(float(np.mean(choice.strengths > 0)))
+            scale = synthesis.fixed_point(rms * 256 * abs(cover.step) / choice.size)
+            delta = synthesis.scale(choice.shape, *scale)
+            margin = self._margin(cover, delta, word)
+            if best is None or margin > best[0]:
+                record = RobustRecord(
+                    self.engine.model_id, choice.amplitudes, choice.strengths,
+                    choice.carrier_scale, scale, NOTHING,
+                )  # fmt: skip
+                best = (margin, record, delta)
+            if margin >= 1.0:
+                break
+        assert best is not None, "there is always a budget"
+        return best
 
     def _margin(self, cover: _Cover, delta: Int32, word: Float32) -> float:
         """Return how safely the word reads back: 1 or more is enough, 0 or less is wrong.

@@ -104,12 +104,16 @@ def send(node, items):
     for item in items:
         if item.sender == "pynetdicom":
             meta = item.meta
-            status = harness.send_bytes(
-                node, harness.data_set_bytes(item.path), sop_class=meta.sop_class_uid,
-                sop_instance_uid=meta.sop_instance_uid, syntax=meta.transfer_syntax_uid,
-            )  # fmt: skip
+            try:
+                status = harness.send_bytes(
+                    node, harness.data_set_bytes(item.path), sop_class=meta.sop_class_uid,
+                    sop_instance_uid=meta.sop_instance_uid, syntax=meta.transfer_syntax_uid,
+                )  # fmt: skip
+            except (AssertionError, ValueError) as error:
+                item.sender, item.refused = "mark", f"pynetdicom does not send it: {error}"
+                continue
             if status != 0x0000:
-                item.problems.append(f"answered {status:#06x}")
+                item.problems.append(f"answered {status}")
 
 
 def _storescu(node, option, group):
@@ -216,14 +220,15 @@ def run(root, paths, folder, progress=lambda _: None):
             before = {job.id for job in node.jobs()}
             send(node, group)
             jobs = [job for job in node.settled(1800, refusals=4) if job.id not in before]
-            account(node, orthanc, group, jobs, folder)
+            sent = [item for item in group if item.sender != "mark"]
+            account(node, orthanc, sent, jobs, folder)
             for job in jobs:
                 if job.state == "marked":  # never taken: out of the next round's way
                     node.cli("queue", "drop", job.id)
             for identifier in orthanc.get("/patients"):
                 harness.delete(orthanc, f"/patients/{identifier}")
         progress("files that cannot be sent")
-        offline(node, [item for item in items if item.meta is None], folder)
+        offline(node, [item for item in items if item.sender in ("", "mark")], folder)
     finally:
         node.kill_all()
         orthanc.child.kill()
