@@ -93,7 +93,6 @@ def main() -> None:
 
 def write_card(out: Path, recipe: dict, step: int) -> None:
     """Write ``card.toml``: shapes, recipe and the SHA-256 of every file."""
-    low, high = recipe["psnr_db"]
     lines = [
         "# Machine-read model card; MODEL_CARD.md is the one for people. Written by export_w1.py.",
         "[model]",
@@ -109,7 +108,7 @@ def write_card(out: Path, recipe: dict, step: int) -> None:
         "[training]",
         f"steps = {step}",
         f"batch = {recipe['batch']}",
-        f"psnr_db = [{low}, {high}]",
+        f"phases = {[list(row) for row in recipe['phases']]}",
         f"seed = {recipe['seed']}",
         "",
         "[files]",

@@ -159,7 +159,7 @@ def assert_once(node, orthanc, acknowledged, tmp_path):
     digests = {}
     for job in node.jobs():
         digests.setdefault(job.sop_instance_uid, set()).add(job.result_digest)
-    for uid, (identifier, _) in stored.items():
+    for uid, identifier in stored.items():
         assert len(digests[uid]) == 1, f"{uid} was marked in two versions"
         path = harness.fetch(orthanc, identifier, tmp_path / "fetched.dcm")
         verdict = check_instance(path, ring, engine)

@@ -158,7 +158,7 @@ def account(node, orthanc, items, jobs, folder):
             if known is None:
                 item.problems.append("delivered, but the PACS does not have it")
                 continue
-            check(item, harness.fetch(orthanc, known[0], folder / "fetched.dcm"), ring, engine)
+            check(item, harness.fetch(orthanc, known, folder / "fetched.dcm"), ring, engine)
         elif not job.reason:
             item.problems.append(f"{job.state} without a reason")
         elif not job.path.exists():

@@ -208,15 +208,9 @@ def storescu(node, *paths, options=("-xe",), timeout_s=120):
 
 
 def orthanc_instances(orthanc):
-    """Return ``{SOP Instance UID: (Orthanc's id, digest of the stored file)}``."""
-    found = {}
-    for identifier in orthanc.get("/instances"):
-        attachment = f"/instances/{identifier}/attachments/dicom/md5"
-        uid = orthanc.get(f"/instances/{identifier}/metadata/SopClassUid") and orthanc.get(
-            f"/instances/{identifier}/simplified-tags"
-        ).get("SOPInstanceUID", "")
-        found[uid] = identifier, orthanc.get(attachment).decode()
-    return found
+    """Return ``{SOP Instance UID: Orthanc's id}``."""
+    instances = orthanc.get("/instances?expand")
+    return {each["MainDicomTags"]["SOPInstanceUID"]: each["ID"] for each in instances}
 
 
 def fetch(orthanc, identifier, path):
