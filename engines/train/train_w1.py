@@ -134,7 +134,8 @@ def evaluate(encoder, decoder, frames, code_bits, psnr_db, local) -> dict[str, t
         for start in range(0, len(frames), 16):
             x = torch.from_numpy(frames[start : start + 16, None].astype(np.float32) / 255)
             bits = torch.from_numpy(rng.choice([-1.0, 1.0], (len(x), code_bits))).float()
-            marked, _ = mark(encoder, x, bits, torch.full((len(x),), psnr_db), patterns, norms, local)
+            wanted = torch.full((len(x),), psnr_db)
+            marked, _ = mark(encoder, x, bits, wanted, patterns, norms, local)
             shown = (marked * 255).round() / 255
             psnr += (-10 * torch.log10(((shown - x) ** 2).mean((1, 2, 3)).clamp_min(1e-9))).tolist()
             ssim += [similarity(shown[i : i + 1], x[i : i + 1]).item() for i in range(len(x))]
