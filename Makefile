@@ -34,7 +34,7 @@ layers: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart=0
 
 # The tests run what is installed, so that a file missing from the package is found.
 $(VENV)/.installed: pyproject.toml $(SOURCES)
