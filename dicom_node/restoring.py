@@ -82,7 +82,10 @@ def original_frame(
         The restoration record is out of reach (another key, a stripped header block) or damaged.
     """
     if check.record is None or check.record.restoration is None:
-        raise WatermarkError("what restoration needs cannot be read: the restore key is missing")
+        raise WatermarkError(
+            "what restoration needs cannot be read: the restore key is missing,"
+            " or it was in our private block, which is gone"
+        )
     inner = with_host(frame, instance.host_index, check.recovered)
     if not check.record.restoration:
         return inner

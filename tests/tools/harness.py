@@ -119,15 +119,16 @@ class RunningNode:
         """End it and its processes at once, whatever state they are in."""
         if self.child is None:
             return
-        for pid in [self.child.process.pid, *self.processes().values()]:
+        roles = self.processes().values()
+        self.child.kill()
+        for pid in roles:
             kill(pid)
-        self.child.process.wait()
 
     def processes(self):
         """Return the process id of every living role, ``{"mark-0": 4711, ...}``."""
         started = re.findall(r"(\{.*process_started.*\})", self._since_start())
         known = {line["role"]: line["pid"] for line in map(json.loads, started)}
-        return {role: pid for role, pid in known.items() if alive(pid)}
+        return {role: pid for role, pid in known.items() if alive(pid) and is_role(pid)}
 
     @contextlib.contextmanager
     def spool(self):
@@ -192,6 +193,13 @@ def alive(pid):
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def is_role(pid):
+    """Whether a process is one of a node's: numbers are used again."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return b"multiprocessing" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def kill(pid):

@@ -367,17 +367,17 @@ def test_restoring_needs_the_keys(marked_ct, ring, engine, tmp_path):
         assert not (tmp_path / "out.dcm").exists()
 
 
-def test_a_marked_file_that_lost_our_private_block_restores_its_pixels(
-    marked_ct, ring, tmp_path
-):
-    ds = pydicom.dcmread(marked_ct)
+def test_a_marked_file_that_lost_our_private_block_restores_its_pixels(marker, ring, tmp_path):
+    source = harness.save(ct(size=256), tmp_path / "source.dcm")
+    marker.mark(source, tmp_path / "marked.dcm", marked_at=WHEN)
+    ds = pydicom.dcmread(tmp_path / "marked.dcm")
     ds.remove_private_tags()
     ds.save_as(tmp_path / "stripped.dcm")
     outcome = restore(tmp_path / "stripped.dcm", tmp_path / "back.dcm", ring)
     assert not outcome.exact
     assert "pixels exact" in outcome.reason
     back = pydicom.dcmread(tmp_path / "back.dcm")
-    assert back.PixelData == pydicom.dcmread(marked_ct.with_name("source.dcm")).PixelData
+    assert back.PixelData == pydicom.dcmread(source).PixelData
 
 
 MEMORY = """

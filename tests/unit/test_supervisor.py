@@ -60,7 +60,9 @@ def when(condition: Any, then: Any, timeout_s: float = 20.0) -> threading.Thread
 
 
 def end() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+    # Only while a supervisor listens: otherwise the signal would end the test run itself.
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def supervise(*roles: Role, **more: Any) -> Supervisor:
