@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dicom_node.instance.display import Display
 from dicom_node.instance.model import StoredFrame
-from dicom_node.planes import Int32, split
+from dicom_node.planes import split
 from dicom_node.watermark import integrity, quality
 from dicom_node.watermark.integrity import KnownDigest
 
@@ -20,7 +20,6 @@ class Kept:
 
     original: StoredFrame
     carried: KnownDigest
-    residual: tuple[bytes, Int32] | None
 
 
 @dataclass

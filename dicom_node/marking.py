@@ -235,14 +235,11 @@ class Marker:
             after = with_host(inner, instance.host_index, sealed.marked)
             if not restoration or _unseen(display, index, frame, after):
                 break
-        kept = None
-        if mark is not None and mark.residual is not None:
-            kept = (restoration, mark.residual)
         work.messages.append(mark.message.hex() if mark is not None and restoration else "")
         work.blocks.append(sealed.header_block)
         work.digests.append(digest)
         if instance.frame_count * frame.values.size <= _KEPT_SAMPLES:
-            work.kept.append(Kept(frame, sealed.carried, kept))
+            work.kept.append(Kept(frame, sealed.carried))
         if self._measure:
             work.compare(display, index, cover, frame, after)
         return after
@@ -308,8 +305,7 @@ class Marker:
                 where = f"frame {index + 1} of {instance.sop_instance_uid}"
                 if check.status != "valid" or not check.bound:
                     raise ReadBackError(f"{where}: the integrity mark does not read back")
-                known = kept.residual if kept else None
-                restored = original_frame(written, frame, check, self._engine, known)
+                restored = original_frame(written, frame, check, self._engine)
                 if not work.is_original(index, restored, written.host_index):
                     raise ReadBackError(f"{where}: the original does not come back exactly")
                 if work.messages[index]:

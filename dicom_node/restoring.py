@@ -20,7 +20,7 @@ from dicom_node.instance.frames import Instance, open_instance
 from dicom_node.instance.model import StoredFrame
 from dicom_node.instance.writer import FrameWriter
 from dicom_node.keys import KeyRing, KeySet
-from dicom_node.planes import Int32, bounds_of, robust_part, split, with_host, with_robust_part
+from dicom_node.planes import bounds_of, robust_part, split, with_host, with_robust_part
 from dicom_node.watermark import integrity, robust
 from dicom_node.watermark.integrity import IntegrityCheck
 from dicom_node.watermark.synthesis import RobustRecord
@@ -65,16 +65,9 @@ def stored_patterns() -> StoredPatterns:
 
 
 def original_frame(
-    instance: Instance, frame: StoredFrame, check: IntegrityCheck, patterns: Patterns,
-    known: tuple[bytes, Int32] | None = None,
-) -> StoredFrame:  # fmt: skip
+    instance: Instance, frame: StoredFrame, check: IntegrityCheck, patterns: Patterns
+) -> StoredFrame:
     """Return the frame as it was before both marks.
-
-    Parameters
-    ----------
-    known
-        Restoration record and residual as they were when the frame was marked: where the frame
-        carries that record, its residual needs not be computed again.
 
     Raises
     ------
@@ -90,11 +83,9 @@ def original_frame(
     if not check.record.restoration:
         return inner
     bounds, restoration = bounds_of(instance), check.record.restoration
-    residual = known[1] if known is not None and known[0] == restoration else None
     part = robust.remove(
         robust_part(inner, instance), RobustRecord.from_bytes(restoration),
         patterns.patterns, patterns.model_id, bounds.low, bounds.high, bounds.padding,
-        residual=residual,
     )  # fmt: skip
     return with_robust_part(inner, instance, part)
 

@@ -77,16 +77,12 @@ class RobustKey(Protocol):
 
 @dataclass(frozen=True)
 class RobustMark:
-    """One frame with W1 in it; `record` is None where the frame can carry none (`reason`).
-
-    `residual` is what `record` describes, ``(rows, columns)``.
-    """
+    """One frame with W1 in it; `record` is None where the frame can carry none (`reason`)."""
 
     marked: Int32
     message: bytes
     record: RobustRecord | None
     reason: str = ""
-    residual: Int32 | None = None
 
 
 @dataclass(frozen=True)
@@ -215,7 +211,7 @@ class RobustWatermark:
                 if other[0] > margin:
                     margin, record, delta = other
         marked, exceptions = synthesis.apply(host, delta, low, high, padding)
-        return RobustMark(marked, message, replace(record, exceptions=exceptions), residual=delta)
+        return RobustMark(marked, message, replace(record, exceptions=exceptions))
 
     def remove(
         self, marked: Int32, record: RobustRecord, *, low: int, high: int,
@@ -322,20 +318,16 @@ class RobustWatermark:
 
 def remove(
     marked: Int32, record: RobustRecord, patterns: Float32, model_id: bytes, low: int, high: int,
-    padding: tuple[int, int] | None, *, residual: Int32 | None = None,
+    padding: tuple[int, int] | None,
 ) -> Int32:  # fmt: skip
-    """Take W1 off without any network: only the record and the integer patterns are needed.
-
-    `residual` is what the record describes, where it is at hand.
-    """
+    """Take W1 off without any network: only the record and the integer patterns are needed."""
     if record.model_id != model_id:
         raise WatermarkError(
             f"the mark was made with carrier patterns {record.model_id.hex()}, this installation "
             f"has {model_id.hex()}; restore with the version that marked it"
         )
-    if residual is None:
-        residual = synthesis.delta_of(record, patterns, *marked.shape[:2])
-    return synthesis.remove(marked, residual, low, high, padding, record.exceptions)
+    delta = synthesis.delta_of(record, patterns, *marked.shape[:2])
+    return synthesis.remove(marked, delta, low, high, padding, record.exceptions)
 
 
 def _tag(hashed: bytes, key: RobustKey) -> bytes:

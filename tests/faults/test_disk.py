@@ -100,6 +100,7 @@ def test_an_association_open_while_the_disk_fills_is_answered_a700(
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.alone
 def test_a_really_full_disk_loses_nothing_acknowledged(running_node, scp, small_disk, tmp_path):
     # The PACS is down: what comes stays, until the disk is full to the last block.
     scp.child.kill()

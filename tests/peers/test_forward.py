@@ -372,6 +372,7 @@ def test_an_idle_association_is_released(node, pacs, make_ct, wait_for):
     assert child.process.poll() is None
 
 
+@pytest.mark.alone
 def test_a_pacs_restarted_between_two_instances_costs_no_failed_attempt(
     node, pacs, make_ct, wait_for
 ):
