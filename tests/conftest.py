@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Undo what a command run inside the test set up: its stream is closed with the test."""
+    before = structlog.get_config()
+    with warnings.catch_warnings():
+        yield
+    structlog.configure(**before)
 
 
 @pytest.fixture(scope="session")
