@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dicom_node.frame_marking import FrameMarks
 from dicom_node.instance.display import Display
 from dicom_node.instance.model import StoredFrame
 from dicom_node.planes import split
@@ -36,12 +36,18 @@ class MarkWork:
     smallest: int = 1 << 31
     largest: int = -(1 << 31)
 
-    def measure(self, before: StoredFrame, after: StoredFrame) -> None:
-        """Take in the extremes of one frame."""
-        change = int(np.abs(after.values - before.values).max())
+    def add(self, before: StoredFrame, marks: FrameMarks, *, keep: bool) -> None:
+        """Take in one marked frame; `keep` what it was until it is read back."""
+        after = marks.after.values
+        self.messages.append(marks.message)
+        self.blocks.append(marks.header_block)
+        self.digests.append(marks.digest)
+        if keep:
+            self.kept.append(Kept(before, marks.carried))
+        change = int(np.abs(after - before.values).max())
         self.largest_change = max(self.largest_change, change)
-        self.smallest = min(self.smallest, int(after.values.min()))
-        self.largest = max(self.largest, int(after.values.max()))
+        self.smallest = min(self.smallest, int(after.min()))
+        self.largest = max(self.largest, int(after.max()))
 
     def is_original(self, index: int, restored: StoredFrame, host_index: int | None) -> bool:
         """Whether a frame came back exactly: compared where it was kept, else by its digest."""
@@ -56,15 +62,10 @@ class MarkWork:
         return integrity.frame_digest(again.host, again.side) == self.digests[index]
 
     def compare(
-        self,
-        display: Display,
-        index: int,
-        cover: NDArray[np.float32],
-        before: StoredFrame,
-        after: StoredFrame,
+        self, display: Display, index: int, before: StoredFrame, marks: FrameMarks
     ) -> None:
         """Keep the worst frame's display-window quality, in the window of the cover."""
-        shown = display.image(after, index, like=before)
-        psnr_db, ssim = quality.psnr_db(cover, shown), quality.ssim(cover, shown)
+        shown = display.image(marks.after, index, like=before)
+        psnr_db, ssim = quality.psnr_db(marks.cover, shown), quality.ssim(marks.cover, shown)
         self.psnr_db = psnr_db if self.psnr_db is None else min(self.psnr_db, psnr_db)
         self.ssim = ssim if self.ssim is None else min(self.ssim, ssim)

@@ -1,9 +1,9 @@
 """Both marks on one instance, read back and checked before it may leave.
 
-    frame ──W1──▶ I1 ──W2──▶ I2 ──encode──▶ file ──read back──▶ W2 holds, W1 reads, original exact
+    frame ──both marks──▶ frame, W1 reads ──encode──▶ file ──read back──▶ W2 holds, original exact
 
-A frame whose robust mark cannot be read back is marked again more strongly, then without W1; it
-says so. A frame whose integrity mark does not restore the original is never sent as marked.
+A frame that can carry no robust mark says so. A frame whose integrity mark does not restore the
+original is never sent as marked.
 """
 
 from __future__ import annotations
@@ -11,53 +11,40 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_node.config import WatermarkConfig
 from dicom_node.errors import PixelError, ReadBackError, WatermarkError
+from dicom_node.frame_marking import FrameMarker, timed
 from dicom_node.inference.base import RobustEngine
 from dicom_node.instance import derivation, seal
 from dicom_node.instance.block import PrivateBlock, read_block, write_block
 from dicom_node.instance.datafile import open_data_file
-from dicom_node.instance.display import Display, display_of
+from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import Instance, open_instance
-from dicom_node.instance.model import StoredFrame
 from dicom_node.instance.seal import SealCheck
 from dicom_node.instance.writer import FrameWriter
 from dicom_node.keys import KeyRing, KeySet
-from dicom_node.mark_work import Kept, MarkWork
+from dicom_node.mark_work import MarkWork
 from dicom_node.planes import (
     bounds_of,
-    polarity,
-    robust_part,
     split,
-    with_host,
-    with_robust_part,
 )
 from dicom_node.restoring import UNDO_CONTEXT, RestoreOutcome, original_frame, restore
-from dicom_node.watermark import integrity, quality
-from dicom_node.watermark.integrity import FrameRecord
-from dicom_node.watermark.robust import RobustMark, RobustWatermark
+from dicom_node.watermark import integrity
 
 __all__ = ["MarkOutcome", "Marker", "RestoreOutcome", "restore"]
 
 Action = Literal["marked", "sealed", "untouched", "held", "rejected"]
 _AS_RECEIVED = "passed on as received"
-# Of an instance with up to so many samples (24 MiB), the frames are kept until read back.
-_KEPT_SAMPLES = 2 << 20
-_WORST_DB = 40.0  # PSNR in the display window that both marks together leave every frame
-_W1_LEAST_DB = (0.0, 42.5, 44.5)  # budgets of W1 tried until that holds
-_STRENGTHS = ("profile", "robust", "none")  # of W1, tried in turn where a frame does not read back
+# Of an instance with up to so many pixels (24 MiB), the frames are kept until read back.
+_KEPT_PIXELS = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -124,10 +111,7 @@ class Marker:
         self._settings = settings
         self._ring = ring
         self._keys: KeySet = ring.current
-        self._robust = {
-            "profile": RobustWatermark(engine, settings.profile),
-            "robust": RobustWatermark(engine, "robust"),
-        }
+        self._frames = FrameMarker(engine, settings.profile, ring.current)
         self._engine = engine
         self._measure = measure
         self._station = socket.gethostname()
@@ -166,16 +150,11 @@ class Marker:
                 return self._unmarkable(source, out, str(error), marked_at)
 
     def _mark(self, instance: Instance, out: Path, marked_at: datetime) -> MarkOutcome:
-        """Embed, write, read back; again for frames whose robust mark does not read."""
-        strengths = dict.fromkeys(range(instance.frame_count), 0)
-        for _ in _STRENGTHS:
-            stages: dict[str, float] = {}
-            work, syntax = self._write(instance, out, marked_at, strengths, stages)
-            with _timed(stages, "readback"):
-                unread = self._read_back(instance, out, work)
-            if not unread:
-                break
-            strengths |= {index: strengths[index] + 1 for index in unread}
+        """Embed, write, read back."""
+        stages: dict[str, float] = {}
+        work, syntax = self._write(instance, out, marked_at, stages)
+        with timed(stages, "readback"):
+            self._read_back(instance, out, work)
         without = sum(not message for message in work.messages)
         return self._outcome(
             instance, "marked", f"{without} frames carry no robust mark" if without else "",
@@ -184,81 +163,28 @@ class Marker:
         )  # fmt: skip
 
     def _write(
-        self, instance: Instance, out: Path, marked_at: datetime, strengths: dict[int, int],
-        stages: dict[str, float],
-    ) -> tuple[MarkWork, str]:  # fmt: skip
+        self, instance: Instance, out: Path, marked_at: datetime, stages: dict[str, float]
+    ) -> tuple[MarkWork, str]:
         work = MarkWork()
         display = display_of(instance)
         # A header nobody has looked at yet: pydicom rewrites the values it parses.
         digests = seal.attribute_digests(instance.read_header(), self._keys.mac_key)
+        keep = instance.frame_count * instance.rows * instance.columns <= _KEPT_PIXELS
         with FrameWriter(out.parent, instance) as writer:
             for index in range(instance.frame_count):
-                with _timed(stages, "decode"):
+                with timed(stages, "decode"):
                     frame = instance.frame(index)
-                strength = _STRENGTHS[strengths[index]]
-                marked = self._mark_frame(instance, display, frame, index, strength, digests,
-                                          int(marked_at.timestamp()), work, stages)  # fmt: skip
-                with _timed(stages, "encode"):
-                    work.measure(frame, marked)
-                    writer.append(marked)
-            with _timed(stages, "encode"):
+                marks = self._frames.mark(
+                    instance, display, frame, index, digests, marked_at, stages
+                )
+                with timed(stages, "encode"):
+                    work.add(frame, marks, keep=keep)
+                    writer.append(marks.after)
+                if self._measure:
+                    work.compare(display, index, frame, marks)
+            with timed(stages, "encode"):
                 syntax = self._finish(instance, writer, work, marked_at, out)
         return work, syntax
-
-    def _mark_frame(
-        self, instance: Instance, display: Display, frame: StoredFrame, index: int, strength: str,
-        attribute_digests: tuple[bytes, ...], marked_at: int, work: MarkWork,
-        stages: dict[str, float],
-    ) -> StoredFrame:  # fmt: skip
-        """Put both marks into one frame; W1 more gently where the two together would be seen."""
-        original = split(frame, instance.host_index)
-        digest = integrity.frame_digest(original.host, original.side)
-        record = FrameRecord(
-            owner=self._keys.owner, sop_instance_uid=instance.sop_instance_uid,
-            frame_number=index + 1, frame_count=instance.frame_count, marked_at=marked_at,
-            original_digest=digest, attribute_digests=attribute_digests,
-        )  # fmt: skip
-        with _timed(stages, "w1"):
-            cover = display.image(frame, index)
-        for least_db in _W1_LEAST_DB:
-            with _timed(stages, "w1"):
-                inner, mark = self._robust_frame(
-                    instance, display, frame, index, cover, strength, least_db
-                )
-            restoration = b"" if mark is None or mark.record is None else mark.record.to_bytes()
-            with _timed(stages, "w2"):
-                planes = split(inner, instance.host_index)
-                sealed = integrity.embed(
-                    planes.host, planes.side, bounds_of(instance),
-                    replace(record, restoration=restoration), self._keys,
-                )  # fmt: skip
-            after = with_host(inner, instance.host_index, sealed.marked)
-            if not restoration or _unseen(display, index, frame, after):
-                break
-        work.messages.append(mark.message.hex() if mark is not None and restoration else "")
-        work.blocks.append(sealed.header_block)
-        work.digests.append(digest)
-        if instance.frame_count * frame.values.size <= _KEPT_SAMPLES:
-            work.kept.append(Kept(frame, sealed.carried))
-        if self._measure:
-            work.compare(display, index, cover, frame, after)
-        return after
-
-    def _robust_frame(
-        self, instance: Instance, display: Display, frame: StoredFrame, index: int,
-        cover: NDArray[np.float32], strength: str, least_db: float,
-    ) -> tuple[StoredFrame, RobustMark | None]:  # fmt: skip
-        """Return the frame with W1 in it; None, or a mark without a record, where it has none."""
-        if strength == "none":
-            return frame, None
-        part, bounds = robust_part(frame, instance), bounds_of(instance)
-        mark = self._robust[strength].embed(
-            part, cover, step=display.step(index) * polarity(part, cover), low=bounds.low,
-            high=bounds.high, padding=bounds.padding, key=self._keys, least_db=least_db,
-        )  # fmt: skip
-        if mark.record is None:
-            return frame, mark
-        return with_robust_part(frame, instance, mark.marked), mark
 
     def _finish(
         self, instance: Instance, writer: FrameWriter, work: MarkWork, marked_at: datetime,
@@ -281,17 +207,18 @@ class Marker:
                   marked_at=int(marked_at.timestamp()), cover_pixels=False)  # fmt: skip
         return writer.finish(derived.header, out)
 
-    def _read_back(self, instance: Instance, out: Path, work: MarkWork) -> list[int]:
-        """Check the written file; return the frames whose robust mark cannot be read.
+    def _read_back(self, instance: Instance, out: Path, work: MarkWork) -> None:
+        """Check the written file: every frame vouches for itself and gives its original back.
+
+        That its robust mark reads was seen before it was written, on the same samples.
 
         Raises
         ------
         ReadBackError
             A frame's integrity mark does not hold, or does not give back the exact original.
         """
-        unread = []
         with closing(open_instance(out, max_pixels=self._settings.max_pixels)) as written:
-            display, block = display_of(written), read_block(written.header)
+            block = read_block(written.header)
             blocks = block.frames if block and block.frames else ()
             for index, frame in enumerate(written.frames()):
                 kept = work.kept[index] if work.kept else None
@@ -308,12 +235,6 @@ class Marker:
                 restored = original_frame(written, frame, check, self._engine)
                 if not work.is_original(index, restored, written.host_index):
                     raise ReadBackError(f"{where}: the original does not come back exactly")
-                if work.messages[index]:
-                    shown = np.rint(display.image(frame, index) * 255) * np.float32(1 / 255)
-                    found = self._robust["profile"].detect(shown, [self._keys])
-                    if found.message.hex() != work.messages[index]:
-                        unread.append(index)
-        return unread
 
     def _known(self, instance: Instance) -> str:
         """Return why the instance is passed on as it is: it is ours already. Else ""."""
@@ -403,27 +324,6 @@ def _uids_of(header: Dataset) -> tuple[str, str, str, str]:
         return value.decode("ascii", "replace").strip("\0 ") if isinstance(value, bytes) else ""
 
     return uid(0x00080016), uid(0x00080018), uid(0x0020000D), uid(0x0020000E)
-
-
-def _unseen(display: Display, index: int, before: StoredFrame, after: StoredFrame) -> bool:
-    """Whether a marked frame keeps `_WORST_DB` in the display window."""
-    change = (after.values - before.values).astype(np.float32)
-    # As if nothing were clipped and every sample were shown: cheap, and never too kind.
-    error = float(np.mean(np.square(change))) / (256 * display.step(index)) ** 2
-    if error <= 10 ** (-_WORST_DB / 10):
-        return True
-    shown = display.image(before, index), display.image(after, index, like=before)
-    return quality.psnr_db(*shown) >= _WORST_DB
-
-
-@contextmanager
-def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
-    """Add the CPU seconds of the block to a stage."""
-    started = time.thread_time()
-    try:
-        yield
-    finally:
-        stages[name] = stages.get(name, 0.0) + time.thread_time() - started
 
 
 def _copy(source: Path, out: Path) -> None:

@@ -33,8 +33,8 @@ class Patterns(Protocol):
     """The part of an engine that restoration needs: integers, no network."""
 
     @property
-    def patterns(self) -> NDArray[np.float32]:
-        """Carrier patterns, whole numbers, ``(code_bits, side * side)``."""
+    def patterns(self) -> NDArray[np.int8]:
+        """Carrier patterns, ``(code_bits, side * side)``."""
 
     @property
     def model_id(self) -> bytes:
@@ -45,7 +45,7 @@ class Patterns(Protocol):
 class StoredPatterns:
     """The carrier patterns as installed, without any backend."""
 
-    patterns: NDArray[np.float32]
+    patterns: NDArray[np.int8]
     model_id: bytes
 
 

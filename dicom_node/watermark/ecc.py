@@ -19,6 +19,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_node.compiled import compiled
+
 MESSAGE_BITS = 96
 CODE_BITS = 160
 _CORRECTS = 8
@@ -65,7 +67,7 @@ def candidates(soft: NDArray[np.float32], most: int = 4) -> Iterator[tuple[bytes
 def _ordered_statistics(soft: NDArray[np.float32], most: int) -> list[Bits]:
     """Return the `most` likeliest code words that differ in at most two of the surest bits."""
     order = np.argsort(-np.abs(soft), kind="stable")
-    basis, pivots = _reduce(_generator()[:, order])
+    basis, pivots = _reduce(np.ascontiguousarray(_generator()[:, order]))
     sure = soft[order].astype(np.float64)
     first = (((sure[pivots] > 0).astype(np.int64)) @ basis.astype(np.int64) % 2).astype(np.uint8)
     signed = sure * (2.0 * first - 1.0)  # what each bit of `first` adds to the correlation
@@ -89,25 +91,30 @@ def _ordered_statistics(soft: NDArray[np.float32], most: int) -> list[Bits]:
     return words
 
 
+@compiled
 def _reduce(matrix: Bits) -> tuple[Bits, NDArray[np.int64]]:
     """Return the row-reduced generator and its pivot columns (the surest independent bits)."""
     rows = matrix.copy()
-    pivots: list[int] = []
+    count, columns = rows.shape
+    pivots = np.zeros(count, np.int64)
     rank = 0
-    for column in range(rows.shape[1]):
-        below = np.flatnonzero(rows[rank:, column])
-        if not below.size:
+    for column in range(columns):
+        top = rank
+        while top < count and not rows[top, column]:
+            top += 1
+        if top == count:
             continue
-        top = rank + int(below[0])
-        if top != rank:
-            rows[[rank, top]] = rows[[top, rank]]
-        others = np.flatnonzero(rows[:, column])
-        rows[others[others != rank]] ^= rows[rank]
-        pivots.append(column)
+        for i in range(columns):
+            rows[rank, i], rows[top, i] = rows[top, i], rows[rank, i]
+        for row in range(count):
+            if row != rank and rows[row, column]:
+                for i in range(columns):
+                    rows[row, i] ^= rows[rank, i]
+        pivots[rank] = column
         rank += 1
-        if rank == len(rows):
+        if rank == count:
             break
-    return rows, np.array(pivots, np.int64)
+    return rows, pivots
 
 
 @cache

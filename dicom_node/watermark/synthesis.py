@@ -1,8 +1,7 @@
 """The residual of W1: rebuilt from a few integers, the same on every machine.
 
 E1 chooses K amplitudes, a 16 x 16 grid of strengths and one gain. Everything after that is
-integer arithmetic (matrix products of whole numbers below 2^24, which float32 holds exactly in
-any order of summation), so the node that takes the mark off needs no network and no luck.
+integer arithmetic, so the node that takes the mark off needs no network and no luck.
 
     carrier  c = clip(round(sum_k amplitude_k P_k * carrier_scale), -1023..1023)      n x n
     delta    = round(up(c) * up(g) * scale)                                 rows x columns
@@ -13,23 +12,31 @@ therefore stay as they are. The few that the inverse of this rule gets wrong are
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.errors import WatermarkError
+from dicom_node.inference.correlator import superpose
+from dicom_node.watermark.residual import (
+    Places,
+    may_change,
+    moved,
+    stretched_product,
+    was_changed,
+)
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
+Int8 = NDArray[np.int8]
 
 CARRIER_LIMIT = 1023
 CREST = 2.6
-_BAND = 64
 _HEAD = struct.Struct("<4sBHBHB")  # patterns, grid side, carrier scale, scale
 
 
@@ -91,36 +98,31 @@ class RobustRecord:
                    np.cumsum(steps, dtype=np.int64))  # fmt: skip
 
 
-def carrier_of(amplitudes: NDArray[np.int8], patterns: Float32) -> Float32:
-    """Return ``sum_k amplitude_k P_k``, whole numbers, ``(n * n,)``."""
-    carrier: Float32 = amplitudes.astype(np.float32) @ patterns
-    return carrier
-
-
-def carrier_scale(carrier: Float32) -> tuple[int, int]:
+def carrier_scale(carrier: Int32) -> tuple[int, int]:
     """Return the fixed-point scale that cuts the carrier at `CREST` standard deviations."""
     deviation = float(np.sqrt(np.mean(np.square(carrier.astype(np.float64)))))
     return fixed_point(CARRIER_LIMIT / (CREST * max(deviation, 1.0)))
 
 
 def residual_shape(
-    carrier: Float32, strengths: NDArray[np.uint8], carrier_scale: tuple[int, int], rows: int,
+    carrier: Int32, strengths: NDArray[np.uint8], carrier_scale: tuple[int, int], rows: int,
     columns: int,
 ) -> Int32:  # fmt: skip
     """Return ``up(c) * up(g)``, whole numbers ``(rows, columns)``."""
-    side = int(np.sqrt(carrier.size))
+    side, cells = math.isqrt(carrier.size), len(strengths)
     gain, shift = carrier_scale
-    # float64: the products stay below 2**53, so this is exact as well
-    small = np.floor((carrier.astype(np.float64) * gain + ((1 << shift) >> 1)) / (1 << shift))
-    np.clip(small, -CARRIER_LIMIT, CARRIER_LIMIT, out=small)
-    shape = _up(small.reshape(side, side).astype(np.float32), rows, columns)
-    shape *= _up(strengths.astype(np.float32) * np.float32(16), rows, columns)
-    return shape.astype(np.int32)
+    small = (carrier.astype(np.int64) * gain + ((1 << shift) >> 1)) >> shift
+    small = np.clip(small, -CARRIER_LIMIT, CARRIER_LIMIT).astype(np.int32).reshape(side, side)
+    product: Int32 = stretched_product(
+        small, strengths.astype(np.int32) * 16, _places(side, rows), _places(side, columns),
+        _places(cells, rows), _places(cells, columns),
+    )  # fmt: skip
+    return product
 
 
-def delta_of(record: RobustRecord, patterns: Float32, rows: int, columns: int) -> Int32:
+def delta_of(record: RobustRecord, patterns: Int8, rows: int, columns: int) -> Int32:
     """Return the residual in stored values, ``(rows, columns)``."""
-    carrier = carrier_of(record.amplitudes, patterns)
+    carrier = superpose(record.amplitudes, patterns)
     shape = residual_shape(carrier, record.strengths, record.carrier_scale, rows, columns)
     return scale(shape, *record.scale)
 
@@ -157,24 +159,12 @@ def apply(
     low, high, padding
         Stored range and padding range, inclusive.
     """
-    marked: Int32 = host + _spread(delta, host)
-    reach = reach_of(delta)
-    inside = int(host.min()) >= low + reach and int(host.max()) <= high - reach
-    if padding is None and inside:
-        return marked, np.empty(0, np.int64)
-    kept = np.zeros(delta.shape, np.bool_)
-    if not inside:
-        kept = _any(~_has_room(host, delta, low, high), delta)
-    if padding is not None:
-        kept |= _any(_between(marked, *padding), delta)
-        kept |= _any(_between(host, *padding), delta)
-    np.copyto(marked, host, where=_spread(kept, host))
-    # A changed sample satisfies the inverse rule; of the others, only trying it out can tell.
-    places = np.flatnonzero(kept)
-    samples = host.reshape(delta.size, *host.shape[2:])[places]
-    there = delta.reshape(-1)[places]
-    back = _invert(samples, there, low, high, padding)
-    return marked, places[_any(back != samples, there)]
+    pad_low, pad_high = padding or (1, 0)
+    flat = delta.reshape(-1)
+    changes, undone = np.ones(flat.size, np.bool_), flat != 0
+    for plane in _planes(host):
+        may_change(plane, flat, low, high, pad_low, pad_high, changes, undone)
+    return _moved(host, flat, changes, 1), np.flatnonzero(undone & ~changes)
 
 
 def remove(
@@ -182,109 +172,41 @@ def remove(
     exceptions: NDArray[np.int64],
 ) -> Int32:  # fmt: skip
     """Return the host that :func:`apply` was given."""
-    host = _invert(marked, delta, low, high, padding)
+    pad_low, pad_high = padding or (1, 0)
+    flat = delta.reshape(-1)
+    changed = np.ones(flat.size, np.bool_)
+    for plane in _planes(marked):
+        was_changed(plane, flat, low, high, pad_low, pad_high, changed)
     if exceptions.size:
-        if int(exceptions[-1]) >= delta.size:
+        if int(exceptions[-1]) >= flat.size:
             raise WatermarkError("the record of the robust mark does not fit this frame")
-        samples = host.reshape(delta.size, -1)
-        samples[exceptions] = marked.reshape(delta.size, -1)[exceptions]
-    return host
+        changed[exceptions] = False
+    return _moved(marked, flat, changed, -1)
 
 
-def _invert(
-    marked: Int32, delta: Int32, low: int, high: int, padding: tuple[int, int] | None
-) -> Int32:
-    """Undo `delta` by the rule alone."""
-    before: Int32 = marked - _spread(delta, marked)
-    if not before.size:
-        return before
-    kept, reach = None, reach_of(delta)
-    if int(before.min()) < low + reach or int(before.max()) > high - reach:
-        kept = _any(~_has_room(before, delta, low, high), delta)
-    if padding is not None:
-        padded = _any(_between(marked, *padding), delta)
-        kept = padded if kept is None else kept | padded
-    if kept is not None:
-        np.copyto(before, marked, where=_spread(kept, marked))
-    return before
+def _planes(values: Int32) -> list[Int32]:
+    """Return every sample of the pixels by itself, flat: one for grey, three for colour."""
+    samples = np.ascontiguousarray(values).reshape(values.shape[0] * values.shape[1], -1)
+    if samples.shape[1] == 1:
+        return [samples.reshape(-1)]
+    return [samples[:, index] for index in range(samples.shape[1])]
 
 
-def reach_of(delta: Int32) -> int:
-    """Return how far from the ends of the stored range every sample may be changed."""
-    return max(int(delta.max(initial=0)), -int(delta.min(initial=0))) + 1
-
-
-def _has_room(values: Int32, delta: Int32, low: int, high: int) -> NDArray[np.bool_]:
-    """Return which samples stay inside the stored range whichever way their delta points."""
-    size = _spread(np.abs(delta), values)
-    result: NDArray[np.bool_] = (values - size > low) & (values + size < high)
+def _moved(values: Int32, delta: Int32, flags: NDArray[np.bool_], sign: int) -> Int32:
+    result: Int32 = np.empty(values.shape, np.int32)
+    for plane, out in zip(_planes(values), _planes(result), strict=True):
+        moved(plane, delta, flags, sign, out)
     return result
 
 
-def _between(values: Int32, low: int, high: int) -> NDArray[np.bool_]:
-    """Return which values are in ``low..high``: one comparison, because what is below wraps."""
-    if high < low:
-        return np.zeros(values.shape, np.bool_)
-    shifted = np.subtract(values, np.int32(low), dtype=np.int32).view(np.uint32)
-    return np.asarray(shifted <= np.uint32(high - low))
-
-
-def _any(flags: NDArray[np.bool_], delta: Int32) -> NDArray[np.bool_]:
-    """Return which pixels have a flag on any sample; `delta` has an entry a pixel."""
-    return flags if flags.ndim == delta.ndim else np.logical_or.reduce(flags, axis=-1)
-
-
-def _spread(plane: NDArray[Any], like: Int32) -> NDArray[Any]:
-    return plane if plane.ndim == like.ndim else plane[..., None]
-
-
-def _up(small: Float32, rows: int, columns: int) -> Float32:
-    """Return `small` resampled bilinearly to ``(rows, columns)``; weights in 64ths, halves up."""
-    tall: Float32 = np.empty((rows, small.shape[1]), np.float32)
-    for target, source, weights in _bands(small.shape[0], rows):
-        np.matmul(weights, small[source], out=tall[target])
-    tall += np.float32(0.5)
-    np.floor(tall, out=tall)
-    wide: Float32 = np.empty((rows, columns), np.float32)
-    for target, source, weights in _bands(small.shape[1], columns):
-        np.matmul(tall[:, source], weights.T, out=wide[:, target])
-    wide += np.float32(0.5)
-    np.floor(wide, out=wide)
-    return wide
-
-
 @lru_cache(maxsize=64)
-def _bands(source: int, target: int) -> tuple[tuple[slice, slice, Float32], ...]:
-    """Cut the weights (of 1) into blocks of target samples, each with the source it sees.
-
-    The matrix is nearly all zeros: in blocks the same sums take a third of the time. They are
-    exact in any order, being whole numbers of 64ths below 2**24.
-    """
-    whole = _weights(source, target) * np.float32(1 / 64)
-    bands = []
-    for first in range(0, target, _BAND):
-        block = whole[first : first + _BAND]
-        seen = np.flatnonzero(block.any(axis=0))
-        low, high = int(seen[0]), int(seen[-1]) + 1
-        weights = np.ascontiguousarray(block[:, low:high])
-        bands.append((slice(first, first + len(block)), slice(low, high), weights))
-    return tuple(bands)
-
-
-@lru_cache(maxsize=16)
-def _weights(source: int, target: int) -> Float32:
-    """Return the bilinear weights in 64ths, ``(target, source)``: whole numbers, rows sum to 64."""
-    matrix: Float32 = np.zeros((target, source), np.float32)
-    for i in range(target):
-        # centre of sample i in 128ths of a source sample, in integers only
-        place = ((2 * i + 1) * source * 64) // target - 64
-        place = min(max(place, 0), (source - 1) * 128)
-        left, part = divmod(place, 128)
-        weight = (part + 1) // 2
-        matrix[i, left] += 64 - weight
-        if weight:
-            matrix[i, left + 1] += weight
-    return matrix
+def _places(source: int, target: int) -> Places:
+    """Return where each target sample lies between two of `source`, see `stretched_product`."""
+    # centre of sample i in 128ths of a source sample, in integers only
+    centre = (2 * np.arange(target, dtype=np.int64) + 1) * source * 64 // target - 64
+    left, part = np.divmod(np.clip(centre, 0, (source - 1) * 128), 128)
+    right = np.minimum(left + 1, source - 1)
+    return np.stack([left, right, (part + 1) // 2]).astype(np.uint32)
 
 
 def _pack(values: NDArray[np.uint8], bits: int) -> bytes:

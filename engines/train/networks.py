@@ -11,6 +11,8 @@ rebuild the residual, so nothing else has to be stored to take the mark off agai
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,19 +47,26 @@ class Decoder(nn.Module):
         flat = flat - flat.mean(1, keepdim=True)
         return ste_round(127 * flat / flat.abs().amax(1, keepdim=True))
 
-    def whiten(self, x: Tensor) -> Tensor:
+    def whiten(self, x: Tensor, refine: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         mean = F.avg_pool2d(x, 7, 1, 3, count_include_pad=False)
         power = F.avg_pool2d(x * x, 7, 1, 3, count_include_pad=False)
         deviation = ((power - mean * mean).clamp_min(0.0) + 1e-7).sqrt()
         local = (x - mean) / (deviation + 0.008)
         detail = torch.clamp((x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)) * 40, -3, 3)
-        y = F.relu(self.first(torch.cat([local, detail], 1)))
-        y = F.relu(self.second(y))
-        return torch.tanh(self.last(y) + 0.5 * local)
+        refined = (refine or self.refine)(torch.cat([local, detail], 1))
+        return torch.tanh(refined + 0.5 * local)
 
-    def normalised(self, x: Tensor) -> Tensor:
-        """Return the whitened picture ``(batch, N * N)``, scaled to unit power times a gain."""
-        y = self.whiten(x).flatten(1)
+    def refine(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.second(F.relu(self.first(x)))))
+
+    def normalised(
+        self, x: Tensor, refine: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return the whitened picture ``(batch, N * N)``, scaled to unit power times a gain.
+
+        `refine` stands in for the convolutions: the exporter brings the same ones, folded.
+        """
+        y = self.whiten(x, refine).flatten(1)
         return self.gain * y / (y.pow(2).mean(1, keepdim=True) + 1e-4).sqrt()
 
     def forward(self, x: Tensor, patterns: Tensor, norms: Tensor) -> Tensor:

@@ -178,6 +178,6 @@ def test_engines_are_what_their_card_says(
 ) -> None:
     code, lines = run(capsys, "engines", "list", "--json", *config(workplace))
     assert code == 0
-    assert {line["file"] for line in lines} >= {"e1.onnx", "d1.onnx"}
+    assert {line["file"] for line in lines} >= {"strength.onnx", "d1.onnx"}
     code, lines = run(capsys, "engines", "check", "--json", *config(workplace))
     assert (code, {line["ok"] for line in lines}) == (0, {True})

@@ -32,7 +32,12 @@ def _reseal(folder: Path, name: str) -> None:
 
 def test_every_file_of_the_installed_networks_passes_its_check() -> None:
     rows = check_engines()
-    assert {str(row["name"]) for row in rows} >= {"patterns.npy", "e1.onnx", "d1.onnx", "onnx"}
+    assert {str(row["name"]) for row in rows} >= {
+        "patterns.npy",
+        "strength.onnx",
+        "d1.onnx",
+        "onnx",
+    }
     assert all(row["ok"] for row in rows), rows
 
 
@@ -41,7 +46,7 @@ def test_the_networks_take_at_most_eight_megabytes() -> None:
     assert sum(int(str(size)) for size in sizes) <= 8 << 20
 
 
-@pytest.mark.parametrize("name", ["patterns.npy", "e1.onnx", "d1.onnx"])
+@pytest.mark.parametrize("name", ["patterns.npy", "strength.onnx", "d1.onnx"])
 def test_a_file_altered_by_one_bit_is_refused_by_name(installed: Path, name: str) -> None:
     data = bytearray((installed / name).read_bytes())
     data[-1] ^= 1
@@ -64,15 +69,15 @@ def test_patterns_of_another_shape_are_refused(installed: Path) -> None:
 
 
 def test_a_network_of_another_shape_is_refused(installed: Path) -> None:
-    shutil.copy(installed / "e1.onnx", installed / "d1.onnx")
+    shutil.copy(installed / "strength.onnx", installed / "d1.onnx")
     _reseal(installed, "d1.onnx")
     with pytest.raises(EngineError, match="do not fit their card"):
         open_engine("onnx", installed)
 
 
 def test_what_is_no_network_at_all_is_refused(installed: Path) -> None:
-    (installed / "e1.onnx").write_bytes(b"not a network")
-    _reseal(installed, "e1.onnx")
+    (installed / "strength.onnx").write_bytes(b"not a network")
+    _reseal(installed, "strength.onnx")
     with pytest.raises(EngineError, match="ONNX Runtime cannot load it"):
         open_engine("onnx", installed)
 
