@@ -57,8 +57,9 @@ class FrameMarks:
         Of the original frame.
     carried
         What W2's check has to recover.
-    cover
-        The original in display values, ``(rows, columns)``.
+    cover, shown
+        The original and the marked frame in display values, ``(rows, columns)``, both in the
+        window of the original.
     """
 
     after: StoredFrame
@@ -67,6 +68,7 @@ class FrameMarks:
     digest: bytes
     carried: KnownDigest
     cover: NDArray[np.float32]
+    shown: NDArray[np.float32]
 
 
 class FrameMarker:
@@ -124,10 +126,11 @@ class _Work:
         """Put both marks in; again, more gently, where the two together would be seen."""
         inner, mark = self._robust(robust, 0.0)
         made = self._integrity(inner, mark, gentle=False)
-        if self._unseen(made.after):
+        if self._unseen(made.shown):
             return made
         # What W2 took is known now: W1 gets the rest, if that is enough for a mark.
-        left = 10 ** (-(WORST_DB + _SPARE_DB) / 10) - (self._error(made.after) - mark.mse)
+        taken = quality.mean_square_error(self.cover, made.shown) - mark.mse
+        left = 10 ** (-(WORST_DB + _SPARE_DB) / 10) - taken
         needed_db = -10 * np.log10(left) if left > 0 else np.inf
         most_db = robust.most_db if robust else 0.0
         gentle_db = float(needed_db) if needed_db <= most_db else _GENTLE_DB
@@ -141,7 +144,7 @@ class _Work:
         The file will hold exactly these samples: reading it back proves that through W2.
         """
         with timed(self.stages, "readback"):
-            shown = np.rint(self.display.image(made.after, self.index) * 255) * np.float32(1 / 255)
+            shown = np.rint(made.shown * 255) * np.float32(1 / 255)
             return robust.detect(shown, [self.keys]).message.hex() == made.message
 
     def _robust(
@@ -170,29 +173,22 @@ class _Work:
             sealed = integrity.embed(
                 planes.host, planes.side, bounds_of(self.instance),
                 replace(self.record, restoration=restoration), self.keys,
-                unseen=(lambda host: self._unseen(with_host(inner, host_index, host)))
+                unseen=(lambda host: self._unseen(self._shown(with_host(inner, host_index, host))))
                 if gentle else None,
             )  # fmt: skip
+            after = with_host(inner, host_index, sealed.marked)
+            shown = self._shown(after)
         return FrameMarks(
-            with_host(inner, host_index, sealed.marked),
-            mark.message.hex() if restoration else "", sealed.header_block,
-            self.record.original_digest, sealed.carried, self.cover,
+            after, mark.message.hex() if restoration else "", sealed.header_block,
+            self.record.original_digest, sealed.carried, self.cover, shown,
         )  # fmt: skip
 
-    def _error(self, after: StoredFrame) -> float:
-        """Return the mean square change in display values: never too small, seldom too large.
+    def _shown(self, after: StoredFrame) -> NDArray[np.float32]:
+        return self.display.image(after, self.index, like=self.frame)
 
-        As if nothing were clipped by the window and every sample were shown: cheap.
-        """
-        change = (after.values - self.frame.values).astype(np.float32)
-        return float(np.mean(np.square(change))) / (256 * self.display.step(self.index)) ** 2
-
-    def _unseen(self, after: StoredFrame) -> bool:
+    def _unseen(self, shown: NDArray[np.float32]) -> bool:
         """Whether a marked frame keeps `WORST_DB` in the display window."""
-        if self._error(after) <= 10 ** (-WORST_DB / 10):
-            return True
-        shown = self.display.image(after, self.index, like=self.frame)
-        return quality.psnr_db(self.cover, shown) >= WORST_DB
+        return quality.mean_square_error(self.cover, shown) <= 10 ** (-WORST_DB / 10)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dicom_node.frame_marking import FrameMarks
-from dicom_node.instance.display import Display
 from dicom_node.instance.model import StoredFrame
 from dicom_node.planes import split
 from dicom_node.watermark import integrity, quality
@@ -61,11 +60,9 @@ class MarkWork:
         again = split(restored, host_index)
         return integrity.frame_digest(again.host, again.side) == self.digests[index]
 
-    def compare(
-        self, display: Display, index: int, before: StoredFrame, marks: FrameMarks
-    ) -> None:
+    def compare(self, marks: FrameMarks) -> None:
         """Keep the worst frame's display-window quality, in the window of the cover."""
-        shown = display.image(marks.after, index, like=before)
-        psnr_db, ssim = quality.psnr_db(marks.cover, shown), quality.ssim(marks.cover, shown)
+        psnr_db = quality.psnr_db(marks.cover, marks.shown)
+        ssim = quality.ssim(marks.cover, marks.shown)
         self.psnr_db = psnr_db if self.psnr_db is None else min(self.psnr_db, psnr_db)
         self.ssim = ssim if self.ssim is None else min(self.ssim, ssim)

@@ -181,7 +181,7 @@ class Marker:
                     work.add(frame, marks, keep=keep)
                     writer.append(marks.after)
                 if self._measure:
-                    work.compare(display, index, frame, marks)
+                    work.compare(marks)
             with timed(stages, "encode"):
                 syntax = self._finish(instance, writer, work, marked_at, out)
         return work, syntax

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_node.compiled import compiled_loosely
+
 Float32 = NDArray[np.float32]
 
 _C1, _C2 = 0.01**2, 0.03**2
@@ -13,8 +15,23 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 def psnr_db(cover: Float32, marked: Float32) -> float:
     """Return the peak signal-to-noise ratio of display frames, peak 1.0, in dB (inf if equal)."""
-    error = float(np.mean(np.square(cover.astype(np.float64) - marked)))
+    error = mean_square_error(cover, marked)
     return float("inf") if error == 0.0 else -10.0 * float(np.log10(error))
+
+
+def mean_square_error(cover: Float32, marked: Float32) -> float:
+    """Return the mean square difference of display frames, ``(rows, columns)``."""
+    a, b = (np.ascontiguousarray(each, np.float32).reshape(-1) for each in (cover, marked))
+    return float(_square_error(a, b)) / a.size
+
+
+@compiled_loosely
+def _square_error(a: Float32, b: Float32) -> float:
+    total = 0.0
+    for i in range(a.size):
+        difference = a[i] - b[i]
+        total += float(difference * difference)
+    return total
 
 
 def ssim(cover: Float32, marked: Float32) -> float:
