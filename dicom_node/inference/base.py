@@ -110,13 +110,13 @@ class RobustEngine(ABC):
         soft = self.decode(frames) if before is None else before
         for turn, (step, softness) in enumerate(zip(*self.loop, strict=True)):
             if turn:
-                soft = self.decode(self._picture(frames, amplitudes, grids, rms))
+                soft = self.decode(self.picture(frames, amplitudes, grids, rms))
             soft = code_words * soft
             need = 1 / (1 + np.exp(soft / max(softness, _LEAST_SOFTNESS)))
             amplitudes = amplitudes + np.float32(step) * code_words * need
         return np.stack([_whole(row) for row in amplitudes]).astype(np.float32), grids
 
-    def _picture(
+    def picture(
         self, frames: Float32, amplitudes: Float32, grids: Float32, rms: Float32
     ) -> Float32:
         """Return the frames with what the loop has chosen so far on them."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch
+from former import keep_former
 from networks import AMPLITUDE, GRID, LEVELS, STEPS, Decoder, Encoder, N
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -111,17 +112,21 @@ def main() -> None:
     with torch.no_grad():
         patterns = decoder.carrier_patterns()
     args.out.mkdir(parents=True, exist_ok=True)
-    np.save(args.out / "patterns.npy", patterns.round().to(torch.int8).numpy())
+    whole = patterns.round().to(torch.int8).numpy()
+    former = keep_former(args.out, whole)
+    np.save(args.out / "patterns.npy", whole)
     frame = torch.rand(2, 1, N, N)
     frame = nn.functional.avg_pool2d(frame, 5, 1, 2)
     export(Whitener(decoder), decoder.normalised, (frame,), ["frame"], ["whitened"],
            args.out / "d1.onnx")  # fmt: skip
     grid = Grid(encoder)
     export(grid, grid, (frame,), ["frame"], ["strengths"], args.out / "strength.onnx")
-    write_card(args.out, recipe, state["step"], encoder)
+    write_card(args.out, recipe, state["step"], encoder, former)
 
 
-def write_card(out: Path, recipe: dict, step: int, encoder: Encoder) -> None:
+def write_card(
+    out: Path, recipe: dict, step: int, encoder: Encoder, former: list[str]
+) -> None:
     """Write ``card.toml``: shapes, recipe and the SHA-256 of every file."""
     lines = [
         "# Machine-read model card; MODEL_CARD.md is the one for people. Written by export_w1.py.",
@@ -147,7 +152,7 @@ def write_card(out: Path, recipe: dict, step: int, encoder: Encoder) -> None:
     ]
     for name in ("patterns.npy", "strength.onnx", "d1.onnx"):
         lines.append(f'"{name}" = "{hashlib.sha256((out / name).read_bytes()).hexdigest()}"')
-    (out / "card.toml").write_text("\n".join(lines) + "\n", "utf-8")
+    (out / "card.toml").write_text("\n".join([*lines, *former]) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,11 @@ def test_the_wheel_carries_every_file_on_the_card_and_the_defaults() -> None:
     card = tomllib.loads((ROOT / "engines" / "card.toml").read_text("utf-8"))
     for name in ("card.toml", *card["files"]):
         assert FORCED[f"engines/{name}"] == f"dicom_node/engines_data/{name}"
+    assert FORCED["engines/check_frames.npy"] == "dicom_node/engines_data/check_frames.npy"
     assert FORCED["conf/node.toml"] == "dicom_node/node.toml"
+    if card.get("former"):
+        # Marks made with the patterns of former models come off with nothing else.
+        assert FORCED["engines/patterns"] == "dicom_node/engines_data/patterns"
 
 
 def test_what_the_wheel_carries_exists() -> None:
