@@ -33,10 +33,9 @@ types: $(VENV)/.installed
 layers: $(VENV)/.installed
 	$(BIN)/lint-imports
 
-# A crashed worker ends the run. Tests that time something or fill a disk run by themselves.
+# A crashed worker ends the run.
 unit: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart=0 -m "not alone"
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart=0
 
 # The tests run what is installed, so that a file missing from the package is found.
 $(VENV)/.installed: pyproject.toml $(SOURCES)

@@ -1,17 +1,27 @@
 """How loops over samples are compiled: when first called, and kept on disk.
 
-Numba keeps machine code in ``NUMBA_CACHE_DIR``, else beside the source, else in the user's cache
-folder. Where none can be written to, every process compiles for itself, in memory.
+Machine code is kept in ``NUMBA_CACHE_DIR``, else beside the sources, else in the user's cache
+folder, below a name that changes with every source of a compiled loop: numba itself looks at time
+and size of one file, and would run old code of a function that another file brings. Processes that
+compile at the same time do not disturb each other. Where nothing can be written, every process
+compiles for itself, about ten seconds before its first frame.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numba
 from numba import njit
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+_SOURCES = ("inference", "instance", "watermark")
 
 
 def compiled(function: Function) -> Function:
@@ -28,8 +38,44 @@ def compiled_loosely(function: Function) -> Function:
 
 
 def _compiled(function: Function, *, fastmath: bool | set[str]) -> Function:
-    try:
-        return cast(Function, njit(cache=True, nogil=True, fastmath=fastmath)(function))
-    except RuntimeError:
-        # Numba found no folder that it may write to.
-        return cast(Function, njit(nogil=True, fastmath=fastmath)(function))
+    keep = _kept_in is not None
+    return cast(Function, njit(cache=keep, nogil=True, fastmath=fastmath)(function))
+
+
+def _sources_digest() -> str:
+    package = Path(__file__).parent
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(p for name in _SOURCES for p in (package / name).rglob("*.py")):
+        source = path.read_bytes()
+        if b"compiled" in source:
+            digest.update(path.name.encode() + source)
+    return digest.hexdigest()[:16]
+
+
+def _folder() -> Path | None:
+    """Return the folder for this version's machine code; None if none can be written to."""
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    beside = Path(__file__).parent / "__pycache__"
+    places = [Path(chosen)] if chosen else [beside, Path(cache_home, "dicom-node")]
+    name = f"compiled-{_sources_digest()}"
+    for place in places:
+        try:
+            folder = place.expanduser() / name
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError):  # not writable; no home
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    warnings.warn(
+        f"compiled code cannot be kept in {' or '.join(map(str, places))}: "
+        "set NUMBA_CACHE_DIR to a folder that may be written to",
+        RuntimeWarning,
+        stacklevel=1,
+    )
+    return None
+
+
+_kept_in = _folder()
+if _kept_in is not None:
+    setattr(numba.config, "CACHE_DIR", str(_kept_in))  # noqa: B010 - absent from numba's types

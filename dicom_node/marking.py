@@ -112,7 +112,6 @@ class Marker:
         self._ring = ring
         self._keys: KeySet = ring.current
         self._frames = FrameMarker(engine, settings.profile, ring.current)
-        self._engine = engine
         self._measure = measure
         self._station = socket.gethostname()
 
@@ -132,7 +131,9 @@ class Marker:
             When the fault is the node's (keys, networks, disk), not the instance's.
         """
         try:
-            instance = open_instance(source, max_pixels=self._settings.max_pixels)
+            instance = open_instance(
+                source, max_pixels=self._settings.max_pixels, scratch=out.parent
+            )
         except PixelError as error:
             return self._unmarkable(source, out, str(error), marked_at)
         with closing(instance):
@@ -217,8 +218,9 @@ class Marker:
         ReadBackError
             A frame's integrity mark does not hold, or does not give back the exact original.
         """
-        with closing(open_instance(out, max_pixels=self._settings.max_pixels)) as written:
-            block = read_block(written.header)
+        opened = open_instance(out, max_pixels=self._settings.max_pixels, scratch=out.parent)
+        with closing(opened) as written:
+            block = read_block(written.data)
             blocks = block.frames if block and block.frames else ()
             for index, frame in enumerate(written.frames()):
                 kept = work.kept[index] if work.kept else None
@@ -232,14 +234,14 @@ class Marker:
                 where = f"frame {index + 1} of {instance.sop_instance_uid}"
                 if check.status != "valid" or not check.bound:
                     raise ReadBackError(f"{where}: the integrity mark does not read back")
-                restored = original_frame(written, frame, check, self._engine)
+                restored = original_frame(written, frame, check)
                 if not work.is_original(index, restored, written.host_index):
                     raise ReadBackError(f"{where}: the original does not come back exactly")
 
     def _known(self, instance: Instance) -> str:
         """Return why the instance is passed on as it is: it is ours already. Else ""."""
         try:
-            block = read_block(instance.header)
+            block = read_block(instance.data)
             sealed = seal.check_header(instance.read_header(), instance.data, self._ring)
         except PixelError:
             block, sealed = None, SealCheck(present=False)
@@ -271,7 +273,7 @@ class Marker:
             return MarkOutcome("held" if policy == "hold" else "rejected", why)
         uids = ("", "", "", "", "")
         try:
-            with closing(open_data_file(source)) as data:
+            with closing(open_data_file(source, scratch=out.parent)) as data:
                 uids = (*_uids_of(data.read_header()), data.transfer_syntax_uid)
                 known = _sealed_before(seal.check_header(data.read_header(), data, self._ring))
             if known or policy == "forward-untouched":

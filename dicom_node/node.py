@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from dicom_node.config import Config, environment
-from dicom_node.errors import ConfigError
+from dicom_node.errors import ConfigError, SpoolError
 from dicom_node.spool import Spool
 from dicom_node.supervisor import Role, StopEvent, Supervisor, notify_systemd
 
@@ -34,7 +34,7 @@ def serve(config: Config, *, only: str | None = None, announce: Callable[[str], 
     Raises
     ------
     ConfigError
-        If `only` names nothing there is.
+        If `only` names nothing there is, or the keys are another owner's.
     KeyRingError, SpoolError
         If the keys or the spool cannot be used.
     """
@@ -61,7 +61,7 @@ def serve(config: Config, *, only: str | None = None, announce: Callable[[str], 
             roles,
             environment=environment(),
             shutdown_timeout_s=config.node.shutdown_timeout_s + 5.0,
-            on_death=lambda: _report_reclaimed(spool.reclaim().requeued_jobs),
+            on_death=lambda: _reclaim(spool),
             on_ready=ready,
         )
         code = supervisor.run()
@@ -127,11 +127,24 @@ def _first_start_keys(config: Config) -> None:
             key_id=ring.current.key_id.hex(),
             advice="back this folder up: without it nothing can be restored",
         )
+    if ring.current.owner != config.watermark.owner:
+        raise ConfigError(
+            f"watermark.owner = {config.watermark.owner!r}: the current key"
+            f" {ring.current.key_id.hex()} in keys.directory = {str(config.keys.directory)!r} is"
+            f" {ring.current.owner!r}'s, and the marks name the key's owner; set watermark.owner ="
+            f" {ring.current.owner!r}, or make a key for the new owner: `dicom-node keys rotate`"
+        )
 
 
-def _report_reclaimed(requeued_jobs: int) -> None:
-    if requeued_jobs:
-        _log.warning("claims_requeued", jobs=requeued_jobs)
+def _reclaim(spool: Spool) -> None:
+    """Free what a dead process held; idle processes do the same if it cannot be done now."""
+    try:
+        found = spool.reclaim()
+    except SpoolError as error:
+        _log.error("claims_not_requeued", reason=str(error))
+        return
+    if found.requeued_jobs:
+        _log.warning("claims_requeued", jobs=found.requeued_jobs)
 
 
 # Each of these runs in a process of its own and imports only what that process needs: the receiver
@@ -173,9 +186,13 @@ def transcoder(config: Config, name: str) -> Callable[[Path, tuple[str, ...]], P
 
         if EXPLICIT_LE not in accepted:
             return None
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         out = folder / f"{next(numbers)}.dcm"
-        reason = decompress(path, out, max_pixels=config.watermark.max_pixels)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            reason = decompress(path, out, max_pixels=config.watermark.max_pixels)
+        except OSError as error:
+            out.unlink(missing_ok=True)
+            raise SpoolError(f"{out}: not transcoded: {error.strerror or error}") from error
         if reason:
             _log.warning("not_transcoded", destination=name, reason=reason)
             return None

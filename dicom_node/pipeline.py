@@ -7,6 +7,7 @@ disk, keys), or the process ends and the spool gives the job to the next one, at
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import structlog
 
 from dicom_node.config import Config
-from dicom_node.errors import EngineError, KeyRingError, LeaseLost, NodeError, SpoolError
+from dicom_node.errors import EngineError, KeyRingError, LeaseLost, NodeError, SpoolError, SpoolFull
 from dicom_node.logging import describe
 from dicom_node.spool import Job, Spool
 from dicom_node.supervisor import StopEvent
@@ -36,6 +37,8 @@ LEASE_S = 120.0
 IDLE_S = 1.0
 RETRY_INITIAL_S = 2.0
 RETRY_MAX_S = 300.0
+# Room comes with the next delivery, not with time.
+RETRY_FULL_S = 15.0
 MEMORY_ATTEMPTS = 5
 RECYCLE_MIB = 600
 # A codec that never returns can only be stopped with its process.
@@ -79,6 +82,7 @@ class MarkWorker:
         self._marker_for = marker_for
         self._key_id = current_key_id
         self._destinations = tuple(destinations)
+        self._began_s = 0.0
 
     def run(self, stop: StopEvent) -> None:
         """Mark until told to stop, or until this process has grown too large to keep."""
@@ -91,7 +95,8 @@ class MarkWorker:
 
     def step(self) -> bool:
         """Take one job to its next state; return False if there was none."""
-        job = self._spool.claim(lease_s=LEASE_S)
+        self._began_s = time.thread_time()
+        job = self._spool.claim(lease_s=LEASE_S, writes=self._marker_for is not None)
         if job is None:
             return False
         out = self._spool.work_path(job)
@@ -121,7 +126,12 @@ class MarkWorker:
         except FileNotFoundError:
             self._spool.hold(job, "received file is missing")
         except (SpoolError, EngineError, KeyRingError, OSError) as error:
-            self._retry(job, describe(error))
+            if not is_full(error):
+                self._retry(job, describe(error))
+            elif self._spool.make_room():
+                self._spool.unclaim(job)
+            else:
+                self._retry(job, describe(error), longest_s=RETRY_FULL_S)
         except NodeError as error:
             self._hold(job, str(error))
         except Exception as error:  # noqa: BLE001 - a fault of ours must not stop the queue
@@ -156,21 +166,28 @@ class MarkWorker:
             frames=outcome.frames,
             psnr_db=outcome.psnr_db,
             max_change=outcome.max_change,
-            stage_s=outcome.stage_s,
+            stage_s=self._with_the_rest(outcome.stage_s),
             waited_s=round(time.time() - job.received_at, 3),
         )
         if not same:
-            _log.error("repeat_differs", job=job.id, repeat_of=job.repeat_of)
+            _log.warning("repeat_held", job=job.id, repeat_of=job.repeat_of)
+
+    def _with_the_rest(self, stage_s: dict[str, float]) -> dict[str, float]:
+        """Add what no stage counted (files, header, journal, given up attempts): CPU seconds."""
+        spent_s = time.thread_time() - self._began_s
+        return {**stage_s, "other": max(0.0, spent_s - sum(stage_s.values()))}
 
     def _hold(self, job: Job, reason: str) -> None:
         _log.warning("instance_held", job=job.id, reason=reason)
         self._spool.hold(job, reason)
 
-    def _retry(self, job: Job, reason: str, limit: int | None = None) -> None:
+    def _retry(
+        self, job: Job, reason: str, limit: int | None = None, longest_s: float = RETRY_MAX_S
+    ) -> None:
         if limit is not None and job.attempts >= limit:
             self._hold(job, f"{reason}, {job.attempts} times")
             return
-        delay_s = retry_delay_s(job.attempts)
+        delay_s = min(longest_s, retry_delay_s(job.attempts))
         _log.warning("marking_retried", job=job.id, reason=reason, delay_s=round(delay_s, 1))
         self._spool.retry(job, reason, time.time() + delay_s)
 
@@ -236,6 +253,13 @@ def retry_delay_s(attempts: int) -> float:
     """Return the jittered exponential delay after this many attempts."""
     delay_s = min(RETRY_MAX_S, RETRY_INITIAL_S * 2.0 ** min(attempts - 1, 20))
     return delay_s * random.uniform(0.75, 1.25)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether there was no room on a disk."""
+    return isinstance(error, SpoolFull) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    )
 
 
 def resident_mib() -> int:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicom_node.errors import NodeError, WatermarkError
-from dicom_node.inference.catalogue import load_patterns, patterns_id, read_card
+from dicom_node.errors import EngineError, NodeError, WatermarkError
+from dicom_node.inference.catalogue import patterns_for
 from dicom_node.instance import derivation, seal
 from dicom_node.instance.block import PrivateBlock, read_block
 from dicom_node.instance.frames import Instance, open_instance
@@ -29,26 +27,6 @@ UNDO_CONTEXT = b"dicom-node undo block 1"
 MAX_PIXELS = 1 << 32
 
 
-class Patterns(Protocol):
-    """The part of an engine that restoration needs: integers, no network."""
-
-    @property
-    def patterns(self) -> NDArray[np.int8]:
-        """Carrier patterns, ``(code_bits, side * side)``."""
-
-    @property
-    def model_id(self) -> bytes:
-        """Which patterns these are, 4 bytes."""
-
-
-@dataclass(frozen=True)
-class StoredPatterns:
-    """The carrier patterns as installed, without any backend."""
-
-    patterns: NDArray[np.int8]
-    model_id: bytes
-
-
 @dataclass(frozen=True)
 class RestoreOutcome:
     """`exact`: every frame's signed digest of the original holds, and so does the header."""
@@ -57,15 +35,8 @@ class RestoreOutcome:
     reason: str = ""
 
 
-@cache
-def stored_patterns() -> StoredPatterns:
-    """Load the installed carrier patterns once."""
-    patterns = load_patterns(read_card())
-    return StoredPatterns(patterns, patterns_id(patterns))
-
-
 def original_frame(
-    instance: Instance, frame: StoredFrame, check: IntegrityCheck, patterns: Patterns
+    instance: Instance, frame: StoredFrame, check: IntegrityCheck
 ) -> StoredFrame:
     """Return the frame as it was before both marks.
 
@@ -82,12 +53,20 @@ def original_frame(
     inner = with_host(frame, instance.host_index, check.recovered)
     if not check.record.restoration:
         return inner
-    bounds, restoration = bounds_of(instance), check.record.restoration
+    bounds, record = bounds_of(instance), RobustRecord.from_bytes(check.record.restoration)
     part = robust.remove(
-        robust_part(inner, instance), RobustRecord.from_bytes(restoration),
-        patterns.patterns, patterns.model_id, bounds.low, bounds.high, bounds.padding,
+        robust_part(inner, instance), record, _patterns_of(record), record.model_id,
+        bounds.low, bounds.high, bounds.padding,
     )  # fmt: skip
     return with_robust_part(inner, instance, part)
+
+
+def _patterns_of(record: RobustRecord) -> NDArray[np.int8]:
+    """Return the carrier patterns a record was made with, of this model or of one before it."""
+    try:
+        return patterns_for(record.model_id)
+    except EngineError as error:
+        raise WatermarkError(str(error)) from error
 
 
 def restore(source: Path, out: Path, ring: KeyRing) -> RestoreOutcome:
@@ -100,7 +79,8 @@ def restore(source: Path, out: Path, ring: KeyRing) -> RestoreOutcome:
     NodeError
         The source cannot be read.
     """
-    with closing(open_instance(source, max_pixels=MAX_PIXELS)) as instance:
+    opened = open_instance(source, max_pixels=MAX_PIXELS, scratch=out.parent)
+    with closing(opened) as instance:
         block = read_block(instance.header)
         header, reason = _original_header(instance, block, ring)
         with FrameWriter(out.parent, instance) as writer:
@@ -128,7 +108,7 @@ def _restored(
             "carries no mark of ours" if check.status == "absent"
             else "was changed after it was marked; only an untouched frame restores exactly"
         )  # fmt: skip
-    original = original_frame(instance, frame, check, stored_patterns())
+    original = original_frame(instance, frame, check)
     again = split(original, instance.host_index)
     if integrity.frame_digest(again.host, again.side) != check.record.original_digest:
         raise WatermarkError("does not restore to the digest that was signed")

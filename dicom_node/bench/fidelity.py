@@ -14,9 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from dicom_node.bench.attacks import ATTACKS, Picture
 from dicom_node.bench.frames import MAX_PIXELS, Sample
@@ -28,8 +26,9 @@ from dicom_node.bench.measures import (
     quality_of,
     same,
 )
+from dicom_node.bench.pictures import display_values, draw, eight_bit
 from dicom_node.config import WatermarkConfig
-from dicom_node.errors import ConfigError, PixelError
+from dicom_node.errors import PixelError
 from dicom_node.inference import RobustEngine, open_engine
 from dicom_node.instance.block import read_block
 from dicom_node.instance.display import display_of
@@ -38,9 +37,6 @@ from dicom_node.keys import KeyRing, KeySet
 from dicom_node.marking import Marker, MarkOutcome, restore
 from dicom_node.planes import bounds_of, split
 from dicom_node.watermark import integrity, robust
-
-_PICTURE_PX = 320
-_AMPLIFIED = 20
 
 
 @dataclass(frozen=True)
@@ -179,13 +175,13 @@ class _Bench:
             header_block=header_block,
         )  # fmt: skip
         # What a viewer exports, which knows nothing of the cover.
-        exported = _eight_bit(display_of(marked).image(after, index))
+        exported = eight_bit(display_of(marked).image(after, index))
         message = outcome.message[index]
         sizes = [lossless_bytes(cover, each) for each in (before, after)]
         second = [each[1] for each in sizes]
         if self._pictures is not None and sample.modality not in self._shown:
             self._shown.add(sample.modality)
-            _draw(self._pictures / f"{sample.modality}.png", _eight_bit(shown), exported)
+            draw(self._pictures / f"{sample.modality}.png", eight_bit(shown), exported)
         return FrameResult(
             path=str(sample.path), modality=sample.modality, frame=index + 1, rows=cover.rows,
             columns=cover.columns, bits=cover.bits_stored, samples=cover.samples,
@@ -194,47 +190,30 @@ class _Bench:
             jpeg2000_bytes=None if None in second else (second[0] or 0, second[1] or 0),
             profile=check.profile or "none", message=message,
             readings=dict(self._readings(exported, message)),
-            false_accepts=self._false_accepts(_eight_bit(shown), exported),
+            false_accepts=self._false_accepts(eight_bit(shown), exported),
             capacity=list(capacity_curve(cover, display, index, before)),
         )  # fmt: skip
 
     def _readings(self, exported: Picture, message: str) -> Iterator[tuple[str, Reading]]:
-        word = robust._code_word(bytes.fromhex(message), self._keys) if message else None
+        word = robust.code_word(bytes.fromhex(message), self._keys) if message else None
         for attack in ATTACKS:
-            picture = attack.apply(exported)
+            picture = attack.apply(exported, attack.rng())
             if word is None:
                 yield attack.name, Reading(False, None)
                 continue
-            small = self._robust.resample(_display(attack.upright(picture)))
+            small = self._robust.resample(
+                display_values(attack.upright(picture, exported.shape, attack.rng()))
+            )
             soft = self._engine.decode(small[None, None])[0]
             accuracy = float(np.mean((soft > 0) == (word > 0)))
-            found = self._robust.detect(_display(picture), [self._keys], dihedral=True)
+            found = self._robust.detect(display_values(picture), [self._keys], dihedral=True)
             yield attack.name, Reading(found.decoded and found.message.hex() == message, accuracy)
 
     def _false_accepts(self, cover: Picture, exported: Picture) -> int:
         """Count marks found where there are none: our key on the cover, another's on the marked."""
-        ours = self._robust.detect(_display(cover), [self._keys], dihedral=True)
-        others = self._robust.detect(_display(exported), [self._stranger], dihedral=True)
+        ours = self._robust.detect(display_values(cover), [self._keys], dihedral=True)
+        others = self._robust.detect(display_values(exported), [self._stranger], dihedral=True)
         return int(ours.decoded) + int(others.decoded)
-
-
-def _eight_bit(shown: NDArray[np.float32]) -> Picture:
-    return np.rint(shown * 255).astype(np.uint8)
-
-
-def _display(picture: Picture) -> NDArray[np.float32]:
-    return np.asarray(picture * np.float32(1 / 255), np.float32)
-
-
-def _draw(path: Path, cover: Picture, marked: Picture) -> None:
-    """Write cover, marked and amplified difference side by side (ConfigError)."""
-    scale = _PICTURE_PX / max(cover.shape)
-    size = (round(cover.shape[1] * scale), round(cover.shape[0] * scale))
-    middle = 128 + _AMPLIFIED * (marked.astype(np.int32) - cover)
-    parts = [cover, marked, np.clip(middle, 0, 255).astype(np.uint8)]
-    small = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in parts]
-    if not cv2.imwrite(str(path), np.hstack(small)):
-        raise ConfigError(f"{path}: cannot be written")
 
 
 def to_json(result: Result) -> dict[str, Any]:

@@ -57,8 +57,8 @@ def _goals(result: Result, by_modality: dict[str, list[FrameResult]]) -> Table:
     table.add("mean PSNR of frames with a robust mark, dB", "", with_w1, "", "")
     row("mean SSIM", "0.985", _ssim, 0.985, "{:.4f}")
     for attack in ATTACKS:
-        goal = f"{attack.target:.0%}"
-        row(f"message after {attack.name}", goal, _share_of(attack.name), attack.target, "{:.1%}")
+        least = attack.target or 0.0
+        row(f"message after {attack.name}", f"{least:.0%}", _share_of(attack.name), least, "{:.1%}")
     exact = sum(result.exact.values())
     objects = exact + len(result.inexact)
     restored = f"{exact} of {objects} objects"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,8 @@ def register(subparsers: Subparsers) -> None:
     fidelity.add_argument(
         "--limit", type=_positive, metavar="N", help="at most N frames of each modality"
     )
+    robustness = kinds.add_parser("robustness", help="every attack on the robust mark, and peers")
+    _add_robustness(robustness)
     throughput = kinds.add_parser("throughput", help="instances per second, CPU time, memory")
     throughput.add_argument("--instances", type=_positive, default=300, metavar="N")
     throughput.add_argument("--rounds", type=_positive, default=3, metavar="N")
@@ -63,9 +67,40 @@ def register(subparsers: Subparsers) -> None:
         "--profile", action="store_true",
         help="instead, mark one CT many times and show where the CPU time goes",
     )  # fmt: skip
-    for each in (fidelity, throughput):
+    for each in (fidelity, robustness, throughput):
         each.add_argument("--out", type=Path, metavar="DIR", help="write Markdown and JSON there")
         each.add_argument("--json", action="store_true", help="print one JSON object, no tables")
+
+
+def _add_robustness(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", nargs="+", type=Path, metavar="DATA",
+        help="folders of DICOM objects or pictures; a MANIFEST.csv in one selects the test set",
+    )  # fmt: skip
+    parser.add_argument(
+        "--frames-per-modality", type=_positive, metavar="N",
+        help="at most N frames of each modality (default: all)",
+    )
+    parser.add_argument(
+        "--attacks", nargs="+", default=[], metavar="NAME",
+        help="attacks or families of them (default: all; a wrong name lists them)",
+    )
+    parser.add_argument(
+        "--workers", type=_positive, default=_cores(), metavar="N",
+        help="processes, one thread each (default: one a core, %(default)s here)",
+    )
+    parser.add_argument(
+        "--search-s", type=_seconds, default=3.0, metavar="S",
+        help="CPU seconds for one search of the pose, 0 for none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--search-frames", type=_positive, default=8, metavar="N",
+        help="try attacks that take a search on N frames of each modality (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--peer-frames", type=_whole, default=2, metavar="N",
+        help="run the peers on N frames of each modality, 0 for none (default: %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -88,6 +123,8 @@ def _measure(
 ) -> tuple[str, list[Table], dict[str, Any]]:
     if arguments.kind == "fidelity":
         return _fidelity(arguments, config)
+    if arguments.kind == "robustness":
+        return _robustness(arguments, config)
     sources = arguments.source or [_SAMPLES]
     if arguments.profile:
         from dicom_node.bench import profile
@@ -117,6 +154,34 @@ def _fidelity(
     return "fidelity", fidelity_tables.tables(result), fidelity.to_json(result)
 
 
+def _robustness(
+    arguments: argparse.Namespace, config: Config
+) -> tuple[str, list[Table], dict[str, Any]]:
+    from dicom_node.bench import attacks, frames
+    from dicom_node.bench.robustness import measure, plots, tables
+
+    chosen = attacks.choose(arguments.attacks)
+    samples = frames.select(arguments.data, limit=arguments.frames_per_modality)
+    if not arguments.json:
+        count = sum(len(each.frames) for each in samples)
+        _say(f"{len(samples)} files, {count} frames, {len(chosen)} attacks")
+    plan = measure.Plan(
+        chosen, processes=arguments.workers, search_s=arguments.search_s,
+        search_frames=arguments.search_frames, peer_frames=arguments.peer_frames,
+        pictures=arguments.out,
+    )  # fmt: skip
+
+    def stage(steps: int, name: str) -> AbstractContextManager[Callable[[], None]]:
+        if not arguments.json:
+            _say(f"{name}: {steps}")
+        return progress(steps, name)
+
+    result = measure.run(samples, config.watermark, plan, stage)
+    if arguments.out is not None and not plots.draw(result, arguments.out):
+        result.not_measured.append(plots.MISSING)
+    return "robustness", tables.tables(result), measure.to_json(result)
+
+
 def _scenarios(text: str) -> Sequence[str]:
     from dicom_node.bench.throughput import SCENARIOS
     from dicom_node.errors import ConfigError
@@ -132,6 +197,24 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("a number of 1 or more")
     return number
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("a number of 0 or more")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError("a number of seconds, 0 or more")
+    return number
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _say(line: str) -> None:

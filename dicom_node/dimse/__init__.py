@@ -30,13 +30,12 @@ from dicom_node.dimse.storage_scp import (
     Refusal,
     StorageSCP,
 )
-from dicom_node.dimse.storage_scu import StoreAssociation
+from dicom_node.dimse.storage_scu import NeverHeard, StoreAssociation
 
 __all__ = [
     "IMPLEMENTATION_CLASS_UID", "IMPLEMENTATION_VERSION_NAME", "LOCAL_LIMIT_EXCEEDED",
     "LOSSLESS_FALLBACKS", "MAX_CONTEXTS", "TEMPORARY_CONGESTION", "TESTED_PYNETDICOM",
-    "FileMeta", "Incoming", "InstanceCut", "Pair", "Refusal", "StopEvent", "StorageSCP",
-    "StoreAssociation",
-    "StoreHandler", "StoreRequest", "StoreResponse", "encode_file_meta", "pynetdicom_version",
-    "read_file_meta", "stopped_by",
+    "FileMeta", "Incoming", "InstanceCut", "NeverHeard", "Pair", "Refusal", "StopEvent",
+    "StorageSCP", "StoreAssociation", "StoreHandler", "StoreRequest", "StoreResponse",
+    "encode_file_meta", "pynetdicom_version", "read_file_meta", "stopped_by",
 ]  # fmt: skip

@@ -241,6 +241,7 @@ class BlockingDIMSE(DIMSEServiceProvider):
         pending: list[Buffer] = [_pdu_header(context_id, 0x03, len(command)), command]
         largest = min(max(self.maximum_pdu_size or _LARGEST_PDU, _SMALLEST_PDU), _LARGEST_PDU)
         fragment = largest - 6 & ~1  # even, PS3.8 E.2
+        header_of_most = _pdu_header(context_id, 0, fragment)
         buffer = bytearray(min(size, _READ_AHEAD // fragment * fragment))
         view = memoryview(buffer)
         left = size
@@ -249,10 +250,10 @@ class BlockingDIMSE(DIMSEServiceProvider):
             if file.readinto(chunk) != len(chunk):  # type: ignore[attr-defined]
                 raise OSError("the file is shorter than when it was opened")
             left -= len(chunk)
-            for start in range(0, max(len(chunk), 1), fragment):
-                piece = chunk[start : start + fragment]
-                last = not left and start + fragment >= len(chunk)
-                pending += (_pdu_header(context_id, _LAST if last else 0, len(piece)), piece)
+            for start in range(0, len(chunk) - fragment, fragment):
+                pending += (header_of_most, chunk[start : start + fragment])
+            rest = chunk[max(len(chunk) - 1, 0) // fragment * fragment :]
+            pending += (_pdu_header(context_id, 0 if left else _LAST, len(rest)), rest)
             self._blocking.transport.write_all(pending)
             pending = []
             if not left:

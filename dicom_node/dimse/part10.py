@@ -11,9 +11,12 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
-# A UUID-derived UID (PS3.5 B.2): nobody else's, and no registration needed.
-IMPLEMENTATION_CLASS_UID = "2.25.52918799225017122386099352312751159349"
-IMPLEMENTATION_VERSION_NAME = "DICOM-NODE 0.1"
+from dicom_node.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+__all__ = [
+    "IMPLEMENTATION_CLASS_UID", "IMPLEMENTATION_VERSION_NAME", "FileMeta", "encode_file_meta",
+    "read_file_meta",
+]  # fmt: skip
 
 _PREAMBLE = bytes(128) + b"DICM"
 _LONG_VRS = frozenset((b"OB", b"OW", b"UN", b"SQ", b"UT", b"OF", b"OD", b"OL", b"OV", b"UC", b"UR"))

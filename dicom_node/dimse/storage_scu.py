@@ -30,6 +30,10 @@ _ACSE_S = 30.0
 _MAX_PDU = 65536  # what we let the peer send; its answers are a hundred bytes
 
 
+class NeverHeard(AssociationLost):
+    """The peer was gone before one byte of the request reached it: nothing was attempted."""
+
+
 class StoreAssociation:
     """An association with one destination, used for one C-STORE after another.
 
@@ -42,6 +46,7 @@ class StoreAssociation:
         self._assoc = assoc
         self._timeout_s = timeout_s
         self._message_id = 0
+        self._acked_before = 0
         self._contexts: dict[Pair, int] = {}
         self._proposed: set[Pair] = set()
         for context in assoc.requestor.requested_contexts:
@@ -130,6 +135,9 @@ class StoreAssociation:
             If no accepted context fits (nothing was sent; the association stays usable).
         ForwardError
             If the data set is of odd length: peers abort on it, every time (nothing was sent).
+        NeverHeard
+            If the association served before and had ended before any byte of this request arrived:
+            a new one may be opened and used at once.
         AssociationLost
             If there was no answer: the association is gone, the peer may or may not have stored.
         """
@@ -145,6 +153,7 @@ class StoreAssociation:
         self._message_id = self._message_id % 0xFFFF + 1
         request = StoreRequest(self._message_id, meta.sop_class_uid, meta.sop_instance_uid)
         messages = self._assoc.messages
+        self._acked_before = self._assoc.transport.acknowledged
         try:
             file.seek(meta.data_set_offset)
             messages.send_store(context_id, request, file, size, on_progress)
@@ -189,8 +198,12 @@ class StoreAssociation:
         return assoc.upper_layer.ended
 
     def _lost(self, meta: FileMeta, reason: str) -> AssociationLost:
+        served = self._message_id > 1
+        # What the peer's system has not acknowledged, the peer itself cannot have read.
+        unheard = served and 0 < self._assoc.transport.acknowledged == self._acked_before
         self._end()
-        return AssociationLost(self._name, meta.sop_instance_uid, reason)
+        kind = NeverHeard if unheard else AssociationLost
+        return kind(self._name, meta.sop_instance_uid, reason)
 
     def _end(self) -> None:
         self._assoc.abort()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Sequence
 
 from pynetdicom.transport import T_CONNECT, AssociationSocket
 
 _LINGER_S = 0.5
+_BYTES_ACKED = struct.Struct("120xQ")  # tcpi_bytes_acked of struct tcp_info, linux/tcp.h
 _GATHERED = 512  # buffers in one sendmsg; Linux takes 1024 (IOV_MAX)
 
 Buffer = bytes | bytearray | memoryview
@@ -25,6 +27,19 @@ class QuickSocket(AssociationSocket):
 
     silence_s: float | None = 30.0
     """Seconds one read or write may make no progress."""
+
+    _acknowledged = 0
+
+    @property
+    def acknowledged(self) -> int:
+        """Bytes the peer's system has acknowledged, up to the end; 0 where nobody knows."""
+        if self.socket is None:
+            return self._acknowledged
+        try:
+            told = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+        except OSError:
+            return 0
+        return int(_BYTES_ACKED.unpack(told)[0]) if len(told) == _BYTES_ACKED.size else 0
 
     def attach(self, silence_s: float | None) -> None:
         """Prepare a connected socket (its time-out in seconds; ``None`` waits for ever)."""
@@ -82,15 +97,19 @@ class QuickSocket(AssociationSocket):
             for buffer in buffers:
                 sock.sendall(buffer)
             return
-        pending = [memoryview(buffer) for buffer in buffers]
+        pending = list(buffers)
+        lengths = list(map(len, pending))
         start = 0
         while start < len(pending):
             sent = sock.sendmsg(pending[start : start + _GATHERED])
-            while start < len(pending) and sent >= len(pending[start]):
-                sent -= len(pending[start])
+            for length in lengths[start:]:
+                if sent < length:
+                    break
+                sent -= length
                 start += 1
             if sent:
-                pending[start] = pending[start][sent:]
+                pending[start] = memoryview(pending[start])[sent:]
+                lengths[start] -= sent
 
     def send(self, bytestream: bytes) -> None:
         """Send one PDU of the state machine (Evt17 if that fails, as pynetdicom expects)."""
@@ -105,6 +124,7 @@ class QuickSocket(AssociationSocket):
         Closing with unread bytes in the buffer makes the kernel reset the connection, and the
         reset would overtake an A-ABORT or A-ASSOCIATE-RJ.
         """
+        self._acknowledged = self.acknowledged
         sock, self.socket, self._is_connected = self.socket, None, False
         if sock is None:
             return

@@ -21,6 +21,7 @@ from dicom_node.dimse import (
     LOSSLESS_FALLBACKS,
     MAX_CONTEXTS,
     FileMeta,
+    NeverHeard,
     Pair,
     StopEvent,
     StoreAssociation,
@@ -36,6 +37,7 @@ from dicom_node.errors import (
     ForwardError,
     LeaseLost,
     NodeError,
+    SpoolError,
     StoreFailed,
 )
 from dicom_node.forward.rules import Backoff, Verdict, verdict_of
@@ -164,14 +166,16 @@ class Lane(threading.Thread):
                 self._retry(delivery, error, self._pause.failed(reachable=reachable))
             except LeaseLost:
                 raise
+            except SpoolError as error:
+                # Our own disk or journal: neither the instance nor the destination is at fault.
+                self._spool.make_room()
+                self._retry(delivery, error, self._backoff.delay_s(1))
             except NodeError as error:
                 self._hold(delivery, error)
             else:
                 self._settle(delivery, response)
 
     def _send(self, delivery: Delivery, file: BinaryIO, meta: FileMeta) -> StoreResponse:
-        pair = meta.sop_class_uid, meta.transfer_syntax_uid
-        association = self._association_for(pair)
         renewed = time.monotonic()
 
         def keep_lease() -> None:
@@ -181,9 +185,10 @@ class Lane(threading.Thread):
                 renewed = time.monotonic()
 
         try:
-            return association.store(file, meta, keep_lease)
+            return self._store(file, meta, keep_lease)
         except ContextRefused:
-            accepted = association.accepted_syntaxes(meta.sop_class_uid)
+            assert self._association is not None, "somebody refused"
+            accepted = self._association.accepted_syntaxes(meta.sop_class_uid)
             if self._transcode is None or not accepted:
                 raise
             recoded = self._transcode(delivery.path, accepted)
@@ -191,9 +196,20 @@ class Lane(threading.Thread):
                 raise
         try:
             with _opened(recoded) as (other, other_meta):
-                return association.store(other, other_meta, keep_lease)
+                return self._store(other, other_meta, keep_lease)
         finally:
             recoded.unlink(missing_ok=True)
+
+    def _store(
+        self, file: BinaryIO, meta: FileMeta, keep_lease: Callable[[], None]
+    ) -> StoreResponse:
+        pair = meta.sop_class_uid, meta.transfer_syntax_uid
+        try:
+            return self._association_for(pair).store(file, meta, keep_lease)
+        except NeverHeard as lost:
+            # It ended while it lay idle, which only the next use of it could show.
+            log.info("association reopened", destination=self._destination.name, reason=str(lost))
+        return self._association_for(pair).store(file, meta, keep_lease)
 
     def _settle(self, delivery: Delivery, response: StoreResponse) -> None:
         verdict = verdict_of(response.status)
@@ -211,7 +227,7 @@ class Lane(threading.Thread):
             self._hold(delivery, failed, response.status)
 
     def _retry(
-        self, delivery: Delivery, error: ForwardError, pause_s: float, status: int | None = None
+        self, delivery: Delivery, error: NodeError, pause_s: float, status: int | None = None
     ) -> None:
         # Its own failures count too: one that always breaks the association must wait.
         delay = max(pause_s, self._backoff.delay_s(delivery.attempts))

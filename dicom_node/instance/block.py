@@ -15,6 +15,10 @@ from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 
 from dicom_node.errors import PixelError
+from dicom_node.instance.datafile import DataFile
+from dicom_node.instance.encoding import raw_element
+from dicom_node.instance.parsing import put_raw
+from dicom_node.instance.values import tag_of
 
 CREATOR = "DICOM-NODE WATERMARK 1.0"
 GROUP = 0x0071
@@ -46,32 +50,39 @@ class PrivateBlock:
 def write_block(header: Dataset, block: PrivateBlock) -> None:
     """Put `block` into `header`, in place of one of ours that is there."""
     remove_block(header)
-    private = header.private_block(GROUP, CREATOR, create=True)
-    private.add_new(_VERSION, "US", block.version)
+    base = _own_base(header)
+    _put(header, base | _VERSION, "US", block.version)
     if block.seal:
-        private.add_new(_SEAL, "OB", block.seal)
+        _put(header, base | _SEAL, "OB", block.seal)
     if block.undo:
-        private.add_new(_UNDO, "OB", block.undo)
+        _put(header, base | _UNDO, "OB", block.undo)
     if block.frames:
-        private.add_new(_FRAMES, "OB", pack_frames(block.frames))
+        _put(header, base | _FRAMES, "OB", pack_frames(block.frames))
 
 
 def write_seal(header: Dataset, seal: bytes) -> None:
     """Put a header seal into our block, which is made where there is none."""
-    private = header.private_block(GROUP, CREATOR, create=True)
-    if _VERSION not in private:
-        private.add_new(_VERSION, "US", FORMAT_VERSION)
-    private.add_new(_SEAL, "OB", seal)
+    base = _own_base(header)
+    if tag_of(base | _VERSION) not in header:
+        _put(header, base | _VERSION, "US", FORMAT_VERSION)
+    _put(header, base | _SEAL, "OB", seal)
 
 
-def read_block(header: Dataset) -> PrivateBlock | None:
+def read_block(header: Dataset | DataFile) -> PrivateBlock | None:
     """Return our block, or None if there is none.
+
+    Parameters
+    ----------
+    header
+        A header, or the file it is in: then nothing but the block is read.
 
     Raises
     ------
     PixelError
         If it is there and cannot be read.
     """
+    if isinstance(header, DataFile):
+        header = header.group(GROUP)
     base = _base(header)
     if base is None:
         return None
@@ -127,6 +138,33 @@ def unpack_frames(packed: bytes) -> tuple[bytes, ...]:
     return tuple(frames)
 
 
+def _own_base(header: Dataset) -> int:
+    """Return where our elements stand in `header`; our creator is put there if it is not yet."""
+    base = _base(header)
+    if base is None:
+        taken = header.keys()
+        slot = next((n for n in range(0x10, 0x100) if tag_of(GROUP << 16 | n) not in taken), None)
+        if slot is None:
+            raise PixelError(f"every private block of group {GROUP:04X} is taken")
+        base = GROUP << 16 | slot << 8
+        _put(header, GROUP << 16 | slot, "LO", CREATOR)
+    return base
+
+
+def _put(header: Dataset, tag: int, vr: str, value: int | str | bytes) -> None:
+    """Put an element into `header`, encoded like the elements read from the file."""
+    like = next((item for item in header.values() if isinstance(item, RawDataElement)), None)
+    if like is None:
+        header[tag] = DataElement(tag, vr, value)
+        return
+    implicit, little = like.is_implicit_VR, like.is_little_endian
+    if isinstance(value, int):
+        value = value.to_bytes(2, "little" if little else "big")
+    elif isinstance(value, str):
+        value = value.encode("ascii")
+    put_raw(header, raw_element(tag, vr, _even(value), implicit=implicit, little=little))
+
+
 def _base(header: Dataset) -> int | None:
     # As plain integers: comparing pydicom's tags is slow.
     slots = [tag & 0xFFFF for tag in map(int, header.keys()) if tag >> 16 == GROUP]
@@ -137,7 +175,7 @@ def _base(header: Dataset) -> int | None:
 
 
 def _text(header: Dataset, tag: int) -> str:
-    value = header.get_item(tag).value
+    value = header.get_item(tag_of(tag)).value
     text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
     return text.strip(" \0")
 
@@ -146,7 +184,7 @@ def _value(header: Dataset, tag: int) -> bytes:
     """Return an element's bytes, whatever VR it has come to on its way."""
     if tag not in header:
         return b""
-    item: DataElement | RawDataElement = header.get_item(tag)
+    item: DataElement | RawDataElement = header.get_item(tag_of(tag))
     if isinstance(item.value, int):
         return item.value.to_bytes(2, "little")
     value = bytes(item.value or b"")

@@ -9,38 +9,24 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
 
-from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.values import convert_SQ
 
 from dicom_node.errors import PixelError
 from dicom_node.instance.datafile import DataFile
 from dicom_node.instance.elements import PIXEL_DATA, UNDEFINED, Element
-from dicom_node.instance.rewrite import EXTENDED_OFFSETS, encode_element
+from dicom_node.instance.nested import Irregular, Walker
+from dicom_node.instance.rewrite import EXTENDED_OFFSETS, Item, encode_element
+from dicom_node.instance.values import known_vr
 
 _TEXT = frozenset(
-    [
-        "AE",
-        "AS",
-        "CS",
-        "DA",
-        "DS",
-        "DT",
-        "IS",
-        "LO",
-        "LT",
-        "PN",
-        "SH",
-        "ST",
-        "TM",
-        "UC",
-        "UI",
-        "UR",
-        "UT",
-    ]
-)
+    ("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR",
+     "UT")
+)  # fmt: skip
 _WORD = {
     **dict.fromkeys(("AT", "OW", "SS", "US"), 2),
     **dict.fromkeys(("FL", "OF", "OL", "SL", "UL"), 4),
@@ -48,6 +34,7 @@ _WORD = {
 }
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
 _LENGTH_TO_END, _TRAILING_PADDING = 0x00080001, 0xFFFCFFFC
+_HEAD = struct.Struct("<IcI")
 _CHUNK = 1 << 20
 
 
@@ -55,10 +42,10 @@ def is_content(tag: int) -> bool:
     """Whether an element says something of its own, rather than of how the data set is stored."""
     if tag & 0xFFFF == 0 or tag in EXTENDED_OFFSETS:
         return False
-    return tag not in (_LENGTH_TO_END, _TRAILING_PADDING)
+    return tag != _LENGTH_TO_END and tag != _TRAILING_PADDING
 
 
-def canonical_element(header: Dataset, item: DataElement | RawDataElement) -> bytes:
+def canonical_element(header: Dataset, item: Item) -> bytes:
     """Return the canonical bytes of one attribute of `header` (PixelError if not parsable)."""
     try:
         return _element(header, item)
@@ -68,11 +55,22 @@ def canonical_element(header: Dataset, item: DataElement | RawDataElement) -> by
         raise PixelError(f"attribute {item.tag} cannot be read: {error}") from error
 
 
-def sorted_items(header: Dataset) -> list[tuple[int, DataElement | RawDataElement]]:
+def sorted_items(header: Dataset) -> list[tuple[int, Item]]:
     """Return tag and element, raw or not, of the contents of a data set, in tag order."""
     # Plain integers: comparing pydicom's tags takes longer than reading the values.
     found = {int(tag): item for tag, item in header.items()}
     return [(tag, found[tag]) for tag in sorted(found) if is_content(tag)]
+
+
+def contents(header: Dataset) -> Iterator[tuple[int, bytes]]:
+    """Yield tag and canonical bytes of the contents of a data set, in tag order (PixelError)."""
+    for tag, item in sorted_items(header):
+        if type(item) is RawDataElement and _form(tag, item.VR).text:
+            # What nearly all of a header is.
+            value = (item.value or b"").rstrip(b" \0")
+            yield tag, _HEAD.pack(tag, b"V", len(value)) + value
+        else:
+            yield tag, canonical_element(header, item)
 
 
 def bulk_digest(data: DataFile, element: Element) -> bytes:
@@ -101,48 +99,74 @@ def _blocks(data: DataFile, offset: int, length: int, word: int) -> Iterator[byt
         offset += len(block)
 
 
-def _element(header: Dataset, item: DataElement | RawDataElement) -> bytes:
+def _element(header: Dataset, item: Item) -> bytes:
     tag = int(item.tag)
     if isinstance(item, RawDataElement):
-        vr = _vr(tag, item.VR)
-        value = item.value or b""
-        if vr == "SQ" or (vr == "UN" and value[:4] == _ITEM_TAG):
+        form, value = _form(tag, item.VR), item.value or b""
+        if form.text:
+            value = value.rstrip(b" \0")
+            return _HEAD.pack(tag, b"V", len(value)) + value
+        if form.vr == "SQ" or (form.vr == "UN" and value[:4] == _ITEM_TAG):
             implicit = item.is_implicit_VR or item.VR == "UN"
-            return _sequence(tag, list(convert_SQ(value, implicit, item.is_little_endian)))
-        word = 1 if item.is_little_endian else _WORD.get(vr, 1)
-        return _leaf(tag, vr, _swapped(value, word))
+            return _encoded_sequence(tag, value, implicit=implicit, little=item.is_little_endian)
+        return _written_leaf(tag, item.VR, value, item.is_little_endian)
     if item.VR == "SQ":
         return _sequence(tag, list(item.value or ()))
     encoded = encode_element(item, header, implicit=True, little=True)
-    return _leaf(tag, _vr(tag, item.VR), encoded[8:])
+    return _written_leaf(tag, item.VR, encoded[8:], little=True)
+
+
+class _Form(NamedTuple):
+    """What is done to a value: `text` loses its padding, words are swapped, odd ones padded."""
+
+    vr: str
+    text: bool
+    word: int
+    pad: bytes
+
+
+@lru_cache(maxsize=1 << 13)
+def _form(tag: int, written: str | None) -> _Form:
+    """Return it for a tag and the VR it is written with."""
+    vr = _vr(tag, written)
+    # A private value's VR is lost in implicit VR: only what any VR allows is done to it.
+    text = not tag >> 16 & 1 and vr in _TEXT
+    pad = b" " if vr in _TEXT and vr != "UI" else b"\0"
+    return _Form(vr, text, _WORD.get(vr, 1), pad)
 
 
 def _vr(tag: int, written: str | None) -> str:
     """Return the VR that decides about padding and byte order."""
     if tag >> 16 & 1:
         return written or "UN"
-    if written in (None, "UN"):
-        try:
-            known = dictionary_VR(tag)
-        except KeyError:
-            return "UN"
+    if written is None or written == "UN":
+        known = known_vr(tag)
         return "US" if " or " in known and "OB" not in known else known
-    return str(written)
+    return written
 
 
-def _leaf(tag: int, vr: str, value: bytes) -> bytes:
-    # A private value's VR is lost in implicit VR: only what any VR allows is done to it.
-    if not tag >> 16 & 1 and vr in _TEXT:
+def _encoded_sequence(tag: int, value: bytes, *, implicit: bool, little: bool) -> bytes:
+    try:
+        walker = Walker(value, little=little, leaf=_written_leaf, is_content=is_content)
+        return walker.sequence(tag, implicit=implicit)
+    except Irregular:
+        return _sequence(tag, list(convert_SQ(value, implicit, little)))
+
+
+def _written_leaf(tag: int, written: str | None, value: bytes, little: bool) -> bytes:
+    form = _form(tag, written)
+    if form.text:
         value = value.rstrip(b" \0")
-    elif len(value) % 2:
-        value += b" " if vr in _TEXT and vr != "UI" else b"\0"
-    return struct.pack("<IcI", tag, b"V", len(value)) + value
+    else:
+        value = value if little else _swapped(value, form.word)
+        value += form.pad if len(value) % 2 else b""
+    return _HEAD.pack(tag, b"V", len(value)) + value
 
 
 def _sequence(tag: int, items: list[Dataset]) -> bytes:
     if not items:
-        return _leaf(tag, "SQ", b"")
-    parts = [struct.pack("<IcI", tag, b"S", len(items))]
+        return _written_leaf(tag, "SQ", b"", little=True)
+    parts = [_HEAD.pack(tag, b"S", len(items))]
     for item in items:
         body = b"".join(_element(item, member) for _, member in sorted_items(item))
         parts += [struct.pack("<I", len(body)), body]

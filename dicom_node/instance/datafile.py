@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import cast
 
-from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import DataElement, RawDataElement, empty_value_for_VR
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag
-from pydicom.valuerep import VR
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
 
 from dicom_node.errors import PixelError
 from dicom_node.instance.elements import (
-    ITEM_END,
     PIXEL_DATA,
     UNDEFINED,
     Element,
@@ -24,6 +18,8 @@ from dicom_node.instance.elements import (
     looks_big_endian,
     looks_implicit,
 )
+from dicom_node.instance.metaheader import MetaHeader, read_meta
+from dicom_node.instance.parsing import Items, own_element, parse_places
 from dicom_node.instance.source import ByteSource, inflate, open_source
 from dicom_node.instance.syntaxes import (
     DEFLATED_LE,
@@ -33,12 +29,22 @@ from dicom_node.instance.syntaxes import (
     SYNTAXES,
     name_of,
 )
+from dicom_node.instance.values import (
+    known_vr,
+    plain_first,
+    plain_text,
+    plain_whole,
+    tag_of,
+)
 
 _BULK_BYTES = 1 << 20
 _FLOAT_PIXELS = frozenset((0x7FE00008, 0x7FE00009))
 _HEADER_LIMIT = 1 << 29
-_CHARACTER_SET = 0x00080005
-_KNOWN_VR = frozenset(str(vr) for vr in VR if len(str(vr)) == 2)
+_PLAIN_BYTES = 1 << 12
+MAX_PIXELS = 400_000_000  # of a frame, where the caller has no other opinion
+_PIXEL_HEAD = b"\xe0\x7f\x10\x00"
+# Rows, Columns, Samples per Pixel, Bits Allocated, Number of Frames
+_EXTENT = (0x00280010, 0x00280011, 0x00280002, 0x00280100, 0x00280008)
 
 
 @dataclass
@@ -50,7 +56,7 @@ class DataFile:
     source
         The data set's bytes (inflated where it was deflated); element offsets are in it.
     meta
-        File Meta Information; empty where the file has none.
+        File Meta Information; an empty one where the file has none.
     transfer_syntax_uid
         As announced, or as recognised where nothing is announced.
     implicit, little
@@ -63,13 +69,11 @@ class DataFile:
 
     path: Path
     source: ByteSource
-    meta: FileMetaDataset
+    meta: MetaHeader
     transfer_syntax_uid: str
     implicit: bool
     little: bool
     elements: dict[int, Element]
-    _header: Dataset | None = field(default=None, init=False, repr=False)
-    _parsed_ones: list[DataElement] = field(default_factory=list, init=False, repr=False)
 
     @property
     def pixel(self) -> Element | None:
@@ -82,7 +86,12 @@ class DataFile:
             return True
         if element.length == UNDEFINED or element.length <= _BULK_BYTES:
             return False
-        return (element.vr or _known_vr(element.tag)) != "SQ"
+        return (element.vr or known_vr(element.tag)) != "SQ"
+
+    @cached_property
+    def bulk(self) -> dict[int, Element]:
+        """What stays on disk, by tag."""
+        return {tag: place for tag, place in self.elements.items() if self.is_bulk(place)}
 
     def read_header(self) -> Dataset:
         """Return everything but bulk data as a data set of one's own to change.
@@ -95,53 +104,96 @@ class DataFile:
         PixelError
             If pydicom cannot parse it.
         """
-        if self._header is None:
-            places = [e for e in self.elements.values() if not self.is_bulk(e)]
-            if sum(e.end - e.start for e in places) > _HEADER_LIMIT:
-                raise PixelError(f"the header is larger than {_HEADER_LIMIT >> 20} MiB")
-            self._header = self._parsed(places)
-            # Setting an attribute writes into the element that is there: none may be shared.
-            self._parsed_ones = [e for e in self._header.values() if isinstance(e, DataElement)]
-        copied = dict(self._header.items())
-        copied.update((element.tag, _own_element(element)) for element in self._parsed_ones)
+        items = self.items
+        copied = dict(items)
+        copied.update((element.tag, own_element(element)) for element in self._parsed_ones)
         return Dataset(copied)
 
-    def _parsed(self, places: list[Element]) -> Dataset:
-        """Return the elements at `places`: raw from where the scanner found them, if that is plain.
+    @cached_property
+    def items(self) -> Items:
+        """Everything but bulk data by tag, in file order; nothing in it may be changed."""
+        places = [e for e in self.elements.values() if e.tag not in self.bulk]
+        if sum(e.end - e.start for e in places) > _HEADER_LIMIT:
+            raise PixelError(f"the header is larger than {_HEADER_LIMIT >> 20} MiB")
+        return parse_places(self.source, places, implicit=self.implicit, little=self.little)
 
-        pydicom parses what has an undefined length, and everything where it could see the file
-        otherwise than the scanner; telling it where each element lies is a tenth of the work.
+    @cached_property
+    def _parsed_ones(self) -> list[DataElement]:
+        # Setting an attribute writes into the element that is there: none may be shared.
+        return [e for e in self.items.values() if isinstance(e, DataElement)]
+
+    def group(self, number: int) -> Dataset:
+        """Return the elements of one group, bulk data excepted (PixelError)."""
+        places = [
+            e for tag, e in self.elements.items() if tag >> 16 == number and tag not in self.bulk
+        ]
+        return Dataset(
+            parse_places(self.source, places, implicit=self.implicit, little=self.little)
+        )
+
+    @cached_property
+    def header(self) -> Dataset:
+        """The header to read, not to write (PixelError if pydicom cannot parse it)."""
+        return self.read_header()
+
+    def text(self, tag: int) -> str:
+        """Return a text without its padding, "" where it is absent or empty.
+
+        pydicom is asked only where the value is not plain ASCII; what it raises on malformed
+        values is raised.
         """
-        nested = [e for e in places if e.length == UNDEFINED]
-        # The character set says how the sequences' texts are to be read.
-        some = [e for e in places if e.tag == _CHARACTER_SET or e.length == UNDEFINED]
-        parsed = self._by_pydicom(some) if nested else Dataset()
-        plain = all(e.tag != ITEM_END and (self.implicit or e.vr in _KNOWN_VR) for e in places)
-        if not plain or any(e.tag not in parsed for e in nested):
-            return self._by_pydicom(places)
-        made: dict[BaseTag, DataElement | RawDataElement] = {}
-        run, block = (0, 0), b""
-        waiting = iter(_runs(places))
-        for element in places:
-            tag, length = BaseTag(element.tag), element.length
-            if not run[0] <= element.start < run[1]:
-                run = next(waiting)
-                block = self.source.read(run[0], run[1] - run[0])
-            if length == UNDEFINED:
-                made[tag] = parsed.get_item(tag)
-                continue
-            at = element.value - run[0]
-            value: bytes | None = block[at : at + length]
-            if not length:
-                value = cast(bytes | None, empty_value_for_VR(element.vr, raw=True))
-            made[tag] = RawDataElement(
-                tag, element.vr, length, value, element.value, self.implicit, self.little
-            )
-        return Dataset(made)
+        found = self._plain(tag)
+        if found is None:
+            return ""
+        text = plain_text(*found)
+        return text if text is not None else str(self.header[tag_of(tag)].value or "")
 
-    def _by_pydicom(self, places: list[Element]) -> Dataset:
-        block = b"".join(self.source.read(start, end - start) for start, end in _runs(places))
-        return parse_header(block, implicit=self.implicit, little=self.little)
+    def whole(self, tag: int) -> int | None:
+        """Return an integer; None where it is absent or empty (raises like `text`)."""
+        found = self._plain(tag)
+        if found is None or not found[0]:
+            return None
+        number = plain_whole(*found, little=self.little)
+        if number is None:
+            value = self.header[tag_of(tag)].value
+            number = None if value is None or value == "" else int(value)
+        return number
+
+    def sample(self, tag: int) -> int | None:
+        """Return a US or SS value as it is stored, 0..65535; None where there is none."""
+        found = self._plain(tag)
+        if found is None:
+            return None
+        number = plain_whole(*found, little=self.little) if len(found[0]) == 2 else None
+        if number is None:
+            value = self.header[tag_of(tag)].value
+            if not isinstance(value, int):
+                return None
+            number = value
+        return number & 0xFFFF
+
+    def first(self, tag: int) -> float | None:
+        """Return the first number of a decimal string; None where there is none (see `text`)."""
+        found = self._plain(tag)
+        if found is None:
+            return None
+        number = plain_first(*found)
+        if number is None:
+            value = self.header[tag_of(tag)].value
+            if value is None or value == "":
+                return None
+            number = float(value if isinstance(value, int | float | str) else value[0])
+        return number
+
+    def _plain(self, tag: int) -> tuple[bytes, str] | None:
+        """Return value and VR of an element; None where it is not in the header."""
+        place = self.elements.get(tag)
+        if place is None or tag in self.bulk:
+            return None
+        vr = place.vr or known_vr(tag)
+        if place.length == UNDEFINED or place.length > _PLAIN_BYTES:
+            return b"\x1b", vr  # never plain
+        return self.source.peek(place.value, place.length), vr
 
     def fragments(self) -> list[tuple[int, int]]:
         """Return (offset, length) of each pixel data item, the offset table first (PixelError)."""
@@ -156,42 +208,21 @@ class DataFile:
         self.source.close()
 
 
-def parse_header(block: bytes, *, implicit: bool, little: bool) -> Dataset:
-    """Parse encoded elements with pydicom (PixelError where it cannot)."""
-    try:
-        return read_dataset(io.BytesIO(block), implicit, little, len(block))
-    except Exception as error:  # pydicom raises nearly anything on malformed values
-        raise PixelError(f"the data set cannot be parsed: {error}") from error
-
-
-def own_copy(header: Dataset) -> Dataset:
-    """Return a data set whose elements can be replaced or set without touching `header`'s.
-
-    Sequence items are shared.
-    """
-    # Setting an attribute writes into the element that is there: elements must not be shared.
-    return Dataset(
-        {
-            tag: _own_element(item) if isinstance(item, DataElement) else item
-            for tag, item in header.items()
-        }
-    )
-
-
-def _own_element(element: DataElement) -> DataElement:
-    """Return a shallow copy; `copy.copy` does the same by way of pickling, ten times slower."""
-    own = DataElement.__new__(type(element))
-    own.__dict__.update(element.__dict__)
-    return own
-
-
-def open_data_file(path: Path, *, inflate_limit: int = 1 << 32) -> DataFile:
+def open_data_file(
+    path: Path, *, max_pixels: int = MAX_PIXELS, inflate_limit: int = 1 << 32,
+    scratch: Path | None = None,
+) -> DataFile:  # fmt: skip
     """Scan a DICOM file, with or without preamble and meta header.
 
     Parameters
     ----------
+    max_pixels
+        Pixels a frame may have for a deflated data set to be inflated with its pixel data.
     inflate_limit
-        Bytes a deflated data set may inflate to.
+        Bytes a deflated data set may inflate to in any case. Otherwise it is 512 MiB, and the
+        pixels that its header announces.
+    scratch
+        Folder to inflate into; None: the system's for temporary files.
 
     Raises
     ------
@@ -200,18 +231,24 @@ def open_data_file(path: Path, *, inflate_limit: int = 1 << 32) -> DataFile:
     """
     raw = open_source(path)
     try:
-        return _scan(path, raw, inflate_limit)
-    except PixelError:
+        return _scan(path, raw, max_pixels, inflate_limit, scratch)
+    except BaseException:
         raw.close()
         raise
 
 
-def _scan(path: Path, raw: ByteSource, inflate_limit: int) -> DataFile:
-    meta, offset = _read_meta(raw)
-    announced = str(meta.get("TransferSyntaxUID", "") or "")
-    source = raw
+def _scan(
+    path: Path, raw: ByteSource, max_pixels: int, inflate_limit: int, scratch: Path | None
+) -> DataFile:
+    meta = read_meta(raw)
+    announced, offset, source = meta.announced, meta.end, raw
     if announced == DEFLATED_LE:
-        source, offset = inflate(raw, offset, inflate_limit), 0
+
+        def bound(begun: ByteSource) -> int:
+            return _HEADER_LIMIT + _announced_bytes(path, meta, begun, max_pixels)
+
+        source = inflate(raw, offset, bound, limit=inflate_limit, folder=scratch)
+        offset = 0
         raw.close()
     if source.size - offset < 8:
         raise PixelError("the file holds no data set")
@@ -228,18 +265,32 @@ def _scan(path: Path, raw: ByteSource, inflate_limit: int) -> DataFile:
     return DataFile(path, source, meta, uid, implicit, little, elements)
 
 
-def _read_meta(raw: ByteSource) -> tuple[FileMetaDataset, int]:
-    """Return the meta header and where the data set starts."""
-    offset = 132 if raw.read(128, 4) == b"DICM" else 0
-    start = offset
-    scanner = Scanner(raw, implicit=False, little=True)
-    # Not iterated over: behind the meta header, another encoding may begin.
-    while raw.peek(offset, 2) == b"\x02\x00":
-        offset = next(scanner.elements(offset)).end
-    block = raw.read(start, offset - start)
-    meta = FileMetaDataset()
-    meta.update(parse_header(block, implicit=False, little=True))
-    return meta, offset
+def _announced_bytes(path: Path, meta: MetaHeader, begun: ByteSource, max_pixels: int) -> int:
+    """Return the bytes of pixel data that a deflated data set has by its own, credible, word.
+
+    Parameters
+    ----------
+    begun
+        The beginning of the data set.
+    """
+    scanner, elements, offset = Scanner(begun, implicit=False, little=True), {}, 0
+    try:
+        for element in scanner.elements(0):
+            elements[element.tag], offset = element, element.end
+    except PixelError:
+        pass  # of what comes first behind the beginning, only the head is there
+    head = begun.read(offset, 12)
+    if head[:4] != _PIXEL_HEAD or head[4:6] not in (b"OB", b"OW"):
+        return 0
+    data = DataFile(path, begun, meta, DEFLATED_LE, False, True, elements)
+    try:
+        rows, columns, samples, bits, frames = (data.whole(tag) or 0 for tag in _EXTENT)
+    except Exception as error:  # pydicom raises by the element's VR
+        raise PixelError(f"what the pixel data holds cannot be read: {error}") from error
+    if rows * columns > max_pixels:
+        return 0
+    extent = rows * columns * max(samples, 1) * -(-bits // 8) * max(frames, 1)
+    return min(extent, int.from_bytes(head[8:], "little"))
 
 
 def _native_uid(implicit: bool, little: bool) -> str:
@@ -262,21 +313,3 @@ def _check_encoding(uid: str, implicit: bool, little: bool) -> None:
         raise PixelError(
             f"the meta header announces {name_of(uid)}, but the data set is encoded as {found}"
         )
-
-
-def _known_vr(tag: int) -> str:
-    try:
-        return dictionary_VR(tag)
-    except KeyError:
-        return "UN"
-
-
-def _runs(places: list[Element]) -> list[tuple[int, int]]:
-    """Merge neighbouring elements into as few reads as possible."""
-    runs: list[tuple[int, int]] = []
-    for element in places:
-        if runs and runs[-1][1] == element.start:
-            runs[-1] = (runs[-1][0], element.end)
-        else:
-            runs.append((element.start, element.end))
-    return runs

@@ -16,9 +16,15 @@ from dicom_node.instance.source import ByteSource
 UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 PIXEL_DATA = 0x7FE00010
-_LONG_VR = frozenset(
+_ITEM_PAIR, _ITEM_END_PAIR = (0xFFFE, 0xE000), (0xFFFE, 0xE00D)
+LONG_VR = frozenset(
     (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 )
+_SHORT_VR = (
+    b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN",
+    b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US",
+)  # fmt: skip
+VR_NAMES = {vr: vr.decode("ascii") for vr in (*LONG_VR, *_SHORT_VR)}
 _MAX_DEPTH = 64
 
 
@@ -46,6 +52,10 @@ class Element(NamedTuple):
     def value_length(self) -> int:
         """Bytes of the value; without the delimiter where the length is undefined."""
         return self.end - self.value - (8 if self.length == UNDEFINED else 0)
+
+
+# What the class of a named tuple does when called, without the call.
+_made = tuple.__new__
 
 
 def tag_text(tag: int) -> str:
@@ -86,11 +96,17 @@ class Scanner:
         self._tag = struct.Struct(order + "HH")
         self._short = struct.Struct(order + "H")
         self._long = struct.Struct(order + "I")
+        self._head = struct.Struct(order + ("HHI" if implicit else "HH2sH"))
 
     def elements(self, offset: int) -> Iterator[Element]:
         """Yield the top-level elements from `offset` to the end of the source."""
         end = self._source.size
         while offset + 8 <= end:
+            for element in self._plain(offset):
+                yield element
+                offset = element.end
+            if offset + 8 > end:
+                break
             head = self._source.peek(offset, 12)
             if not any(head) and self._only_zeros(offset):
                 return
@@ -113,13 +129,72 @@ class Scanner:
             found.append((offset + 8, length))
             offset += 8 + length
 
+    def items(self, element: Element) -> Iterator[list[Element]]:
+        """Yield the elements of every item of a sequence."""
+        offset = element.value
+        end = offset + element.value_length
+        while offset < end:
+            tag, length = self._item(offset, tag_text(element.tag))
+            if tag != ITEM:
+                return
+            offset += 8
+            stop = end if length == UNDEFINED else offset + length
+            members: list[Element] = []
+            while offset < stop:
+                head = self._source.peek(offset, 12)
+                if len(head) >= 8 and self._tag.unpack_from(head) == _ITEM_END_PAIR:
+                    offset += 8
+                    break
+                if len(head) < 8:
+                    raise PixelError("the data set is cut short inside a sequence")
+                members.append(self._element(offset, head, self._implicit, 0))
+                offset = members[-1].end
+            yield members
+
+    def is_sequence(self, element: Element) -> bool:
+        """Whether an element is a sequence, by its VR as written or by its items."""
+        if element.vr is not None:
+            return element.vr == "SQ"
+        head = self._source.read(element.value, 4)
+        if element.length == UNDEFINED or len(head) < 4 or not element.length:
+            return element.length == UNDEFINED
+        return self._tag.unpack(head) == _ITEM_PAIR
+
+    def _plain(self, offset: int) -> Iterator[Element]:
+        """Yield elements from `offset` on as long as they are plain and in one window.
+
+        That is nearly every header, at a quarter of the time `_element` takes for each.
+        """
+        window, base = self._source.window(offset, 12)
+        size, last = self._source.size, base + len(window) - 12
+        unpack, long, implicit = self._head.unpack_from, self._long.unpack_from, self._implicit
+        name: str | None = None
+        while offset <= last:
+            if implicit:
+                group, number, length = unpack(window, offset - base)
+                value = offset + 8
+            else:
+                group, number, vr, length = unpack(window, offset - base)
+                name = VR_NAMES.get(vr)
+                if name is None:
+                    return
+                value = offset + 8
+                if vr in LONG_VR:
+                    (length,) = long(window, value - base)
+                    value += 4
+            end = value + length
+            if length == UNDEFINED or end > size or not (group or number):
+                return
+            yield _made(Element, (group << 16 | number, name, offset, value, length, end))
+            offset = end
+
     def _element(self, offset: int, head: bytes, implicit: bool, depth: int) -> Element:
         group, number = self._tag.unpack_from(head)
         tag = group << 16 | number
         vr = None if implicit or looks_implicit(head) else head[4:6]
         if vr is None:
             length, value = self._long.unpack_from(head, 4)[0], offset + 8
-        elif vr in _LONG_VR:
+        elif vr in LONG_VR:
             if len(head) < 12:
                 raise PixelError(f"the data set is cut short in {tag_text(tag)}")
             length, value = self._long.unpack_from(head, 8)[0], offset + 12

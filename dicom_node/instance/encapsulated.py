@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pydicom.dataset import Dataset
-
 from dicom_node.errors import PixelError
 from dicom_node.instance.datafile import DataFile
 
 Fragments = list[tuple[int, int]]
 
 
-def frame_fragments(data: DataFile, header: Dataset, frames: int) -> list[Fragments]:
+def frame_fragments(data: DataFile, frames: int) -> list[Fragments]:
     """Return (offset, length) of the fragments of every frame.
 
     Where fragments and frames differ in number, the basic offset table decides, else the extended
@@ -31,7 +29,7 @@ def frame_fragments(data: DataFile, header: Dataset, frames: int) -> list[Fragme
         return [[fragment] for fragment in fragments]
     if frames == 1:
         return [fragments]
-    starts = _basic_offsets(data, table) or _extended_offsets(header)
+    starts = _basic_offsets(data, table) or _extended_offsets(data)
     if len(starts) == frames:
         return _by_offset(fragments, starts)
     grouped = _by_marker(data, fragments)
@@ -48,8 +46,8 @@ def _basic_offsets(data: DataFile, table: tuple[int, int]) -> list[int]:
     return [int.from_bytes(raw[k : k + 4], "little") for k in range(0, len(raw), 4)]
 
 
-def _extended_offsets(header: Dataset) -> list[int]:
-    raw = header.get("ExtendedOffsetTable", b"") or b""
+def _extended_offsets(data: DataFile) -> list[int]:
+    raw = data.header.get("ExtendedOffsetTable", b"") or b""
     return [int.from_bytes(raw[k : k + 8], "little") for k in range(0, len(raw) - 7, 8)]
 
 

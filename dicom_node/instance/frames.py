@@ -30,6 +30,27 @@ _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _LUMA_FIRST = ("YBR_FULL", "YBR_FULL_422")
 _COLOUR = ("RGB", *_LUMA_FIRST, "YBR_RCT", "YBR_ICT")
 
+_TAGS = {
+    "SOPClassUID": 0x00080016,
+    "SOPInstanceUID": 0x00080018,
+    "Modality": 0x00080060,
+    "StudyInstanceUID": 0x0020000D,
+    "SeriesInstanceUID": 0x0020000E,
+    "SamplesPerPixel": 0x00280002,
+    "PhotometricInterpretation": 0x00280004,
+    "PlanarConfiguration": 0x00280006,
+    "NumberOfFrames": 0x00280008,
+    "Rows": 0x00280010,
+    "Columns": 0x00280011,
+    "BitsAllocated": 0x00280100,
+    "BitsStored": 0x00280101,
+    "HighBit": 0x00280102,
+    "PixelRepresentation": 0x00280103,
+    "PixelPaddingValue": 0x00280120,
+    "PixelPaddingRangeLimit": 0x00280121,
+    "LossyImageCompression": 0x00282110,
+}
+
 # Pixel data that is no picture: masks and measurements would be falsified by a mark.
 _NO_IMAGE = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
@@ -44,9 +65,6 @@ class Instance:
 
     Attributes
     ----------
-    header
-        Everything but pixel data and values over 1 MiB. Read it, do not write it: `read_header`
-        gives a fresh one to change.
     photometric_interpretation
         Of the frames as `frames` yields them: ``RGB`` for YBR_RCT and YBR_ICT (the codec undoes
         them), ``YBR_FULL`` for JPEG 4:2:2.
@@ -63,30 +81,35 @@ class Instance:
     def __init__(self, data: DataFile, max_pixels: int) -> None:
         self.data = data
         self.path = data.path
-        self.header = data.read_header()
         self.transfer_syntax_uid = data.transfer_syntax_uid
-        self.sop_class_uid = _uid(self.header, "SOPClassUID") or _uid(
-            data.meta, "MediaStorageSOPClassUID"
+        self.sop_class_uid = _uid(data, "SOPClassUID") or data.meta.uid(0x00020002).strip(" \0")
+        self.sop_instance_uid = _uid(data, "SOPInstanceUID") or data.meta.uid(0x00020003).strip(
+            " \0"
         )
-        self.sop_instance_uid = _uid(self.header, "SOPInstanceUID") or _uid(
-            data.meta, "MediaStorageSOPInstanceUID"
-        )
-        self.study_instance_uid = _uid(self.header, "StudyInstanceUID")
-        self.series_instance_uid = _uid(self.header, "SeriesInstanceUID")
-        self.modality = str(self.header.get("Modality") or "").strip()
+        self.study_instance_uid = _uid(data, "StudyInstanceUID")
+        self.series_instance_uid = _uid(data, "SeriesInstanceUID")
+        self.modality = _text(data, "Modality").strip()
         self.syntax = _checked_kind(self)
-        self.form = _form_of(self.header)
-        self.frame_count = _number(self.header, "NumberOfFrames", 1) or 1
-        _check_form(self.form, self.header, max_pixels)
+        self.form = _form_of(data)
+        self.frame_count = _number(data, "NumberOfFrames", 1) or 1
+        _check_form(self.form, max_pixels)
         self.rows, self.columns = self.form.rows, self.form.columns
         self.samples, self.signed = self.form.samples, self.form.signed
         self.bits_allocated, self.bits_stored = self.form.bits_allocated, self.form.bits_stored
         self.low, self.high = self.form.low, self.form.high
         self._places = self._frame_places()
         self.photometric_interpretation = self._decoded_photometric()
-        self.padding = _padding(self.header, self.form)
-        said = str(self.header.get("LossyImageCompression") or "")
-        self.lossy = said == "01" or self.syntax.loss == "always"
+        self.padding = _padding(data, self.form)
+        said_lossy = _text(data, "LossyImageCompression") == "01"
+        self.lossy = said_lossy or self.syntax.loss == "always"
+
+    @property
+    def header(self) -> Dataset:
+        """Everything but pixel data and values over 1 MiB, to read: not to write.
+
+        `read_header` gives a fresh one to change. Raises PixelError if pydicom cannot parse it.
+        """
+        return self.data.header
 
     @property
     def host_index(self) -> int | None:
@@ -144,7 +167,7 @@ class Instance:
                 f"{'native' if self.syntax.encapsulated else 'encapsulated'}"
             )
         if self.syntax.encapsulated:
-            return frame_fragments(self.data, self.header, self.frame_count)
+            return frame_fragments(self.data, self.frame_count)
         size = self.form.native_bytes
         if pixel.length < size * self.frame_count:
             raise PixelError(
@@ -183,7 +206,7 @@ class Instance:
             raise PixelError("the first frame's JPEG header is cut short") from error
 
 
-def open_instance(path: Path, *, max_pixels: int) -> Instance:
+def open_instance(path: Path, *, max_pixels: int, scratch: Path | None = None) -> Instance:
     """Open an instance to decode its frames.
 
     Parameters
@@ -192,6 +215,8 @@ def open_instance(path: Path, *, max_pixels: int) -> Instance:
         A DICOM file; preamble and meta header may be missing.
     max_pixels
         Pixels a frame may announce; more is taken for a decompression bomb.
+    scratch
+        Folder to inflate a deflated data set into; None: the system's for temporary files.
 
     Raises
     ------
@@ -200,7 +225,7 @@ def open_instance(path: Path, *, max_pixels: int) -> Instance:
     PixelError
         If it cannot be parsed, or its pixel data is not what its header announces.
     """
-    data = open_data_file(path, inflate_limit=max(1 << 28, 8 * max_pixels))
+    data = open_data_file(path, max_pixels=max_pixels, scratch=scratch)
     try:
         return Instance(data, max_pixels)
     except PixelError:
@@ -222,31 +247,30 @@ def _checked_kind(instance: Instance) -> Syntax:
     syntax = SYNTAXES.get(instance.transfer_syntax_uid)
     if syntax is None:
         raise Unmarkable(f"no decoder for {name_of(instance.transfer_syntax_uid)}")
-    announced = str(instance.data.meta.get("TransferSyntaxUID", "") or "")
-    if not announced and elements[PIXEL_DATA].length == UNDEFINED:
+    if not instance.data.meta.announced and elements[PIXEL_DATA].length == UNDEFINED:
         raise Unmarkable("compressed pixel data, and no meta header that says how")
     return syntax
 
 
-def _form_of(header: Dataset) -> PixelForm:
-    samples = _number(header, "SamplesPerPixel", 1)
-    allocated = _number(header, "BitsAllocated")
-    stored = _number(header, "BitsStored", allocated)
-    if _number(header, "HighBit", stored - 1) != stored - 1:
+def _form_of(data: DataFile) -> PixelForm:
+    samples = _number(data, "SamplesPerPixel", 1)
+    allocated = _number(data, "BitsAllocated")
+    stored = _number(data, "BitsStored", allocated)
+    if _number(data, "HighBit", stored - 1) != stored - 1:
         raise Unmarkable("High Bit is not Bits Stored - 1")
     return PixelForm(
-        rows=_number(header, "Rows"),
-        columns=_number(header, "Columns"),
+        rows=_number(data, "Rows"),
+        columns=_number(data, "Columns"),
         samples=samples,
         bits_allocated=allocated,
         bits_stored=stored,
-        signed=_number(header, "PixelRepresentation", 0) == 1,
-        photometric=str(header.get("PhotometricInterpretation") or "").strip(),
-        planar=_number(header, "PlanarConfiguration", 0) if samples > 1 else 0,
+        signed=_number(data, "PixelRepresentation", 0) == 1,
+        photometric=_text(data, "PhotometricInterpretation").strip(),
+        planar=_number(data, "PlanarConfiguration", 0) if samples > 1 else 0,
     )
 
 
-def _check_form(form: PixelForm, header: Dataset, max_pixels: int) -> None:
+def _check_form(form: PixelForm, max_pixels: int) -> None:
     if form.bits_allocated == 1 or form.bits_stored == 1:
         raise Unmarkable("pixels of 1 bit cannot be marked")
     if form.photometric not in _MONOCHROME + _COLOUR:
@@ -269,32 +293,28 @@ def _check_form(form: PixelForm, header: Dataset, max_pixels: int) -> None:
         raise Unmarkable("4:2:2 pixels in an odd number of columns")
 
 
-def _padding(header: Dataset, form: PixelForm) -> tuple[int, int] | None:
+def _padding(data: DataFile, form: PixelForm) -> tuple[int, int] | None:
     """Return the range of padding values (PS3.3 C.7.5.1.1.2), read as the samples are stored."""
-    value = _sample(header, 0x00280120, form)
+    value = _sample(data, "PixelPaddingValue", form)
     if value is None or form.samples == 3:
         return None
-    limit = _sample(header, 0x00280121, form)
+    limit = _sample(data, "PixelPaddingRangeLimit", form)
     ends = (value, value if limit is None else limit)
     low, high = max(min(ends), form.low), min(max(ends), form.high)
     return (low, high) if low <= high else None
 
 
-def _sample(header: Dataset, tag: int, form: PixelForm) -> int | None:
+def _sample(data: DataFile, keyword: str, form: PixelForm) -> int | None:
     """Return a US or SS value; many writers choose the wrong one of the two."""
-    if tag not in header:
+    value = data.sample(_TAGS[keyword])
+    if value is None:
         return None
-    value = header[tag].value
-    if not isinstance(value, int):
-        return None
-    value &= 0xFFFF
     return value - 0x10000 if form.signed and value >= 0x8000 else value
 
 
-def _number(header: Dataset, keyword: str, default: int | None = None) -> int:
+def _number(data: DataFile, keyword: str, default: int | None = None) -> int:
     try:
-        value = header.get(keyword)
-        number = None if value is None or value == "" else int(value)
+        number = data.whole(_TAGS[keyword])
     except Exception as error:  # pydicom raises by the element's VR
         raise PixelError(f"{keyword} cannot be read: {error}") from error
     if number is None and default is None:
@@ -302,8 +322,12 @@ def _number(header: Dataset, keyword: str, default: int | None = None) -> int:
     return number if number is not None else default or 0
 
 
-def _uid(header: Dataset, keyword: str) -> str:
+def _text(data: DataFile, keyword: str) -> str:
     try:
-        return str(header.get(keyword) or "").strip(" \0")
+        return data.text(_TAGS[keyword])
     except Exception as error:  # pydicom raises by the element's VR
         raise PixelError(f"{keyword} cannot be read: {error}") from error
+
+
+def _uid(data: DataFile, keyword: str) -> str:
+    return _text(data, keyword).strip(" \0")

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_node.instance import kernels
+
 Codes = NDArray[Any]  # of uint8 or uint16
 
 
@@ -116,21 +118,20 @@ def pack(frame: StoredFrame, form: PixelForm, precision: int) -> Codes:
     ValueError
         If a value does not fit Bits Stored, or there are high bits and no room for them.
     """
-    values = frame.values
+    values = np.ascontiguousarray(frame.values)
     if values.shape != form.shape:
         raise ValueError(f"a frame has shape {form.shape}, not {values.shape}")
-    if values.size and (values.min() < form.low or values.max() > form.high):
-        raise ValueError(f"a value is outside {form.low}..{form.high}")
-    if frame.high_bits is None:
-        # Taking the low bits of a two's complement value also carries its sign upwards.
-        wide = values & ((1 << precision) - 1)
-    elif precision <= form.bits_stored:
+    if frame.high_bits is not None and precision <= form.bits_stored:
         raise ValueError("high bits need a container wider than Bits Stored")
-    else:
-        spare = precision - form.bits_stored
-        high = frame.high_bits.view(np.int32) ^ _fill(values, spare)
-        wide = (values & ((1 << form.bits_stored) - 1)) | (high << form.bits_stored)
-    return wide.astype(np.uint8 if precision <= 8 else np.uint16)
+    codes: Codes = np.empty(values.shape, np.uint8 if precision <= 8 else np.uint16)
+    # Taking the low bits of a two's complement value also carries its sign upwards.
+    mask = (1 << (precision if frame.high_bits is None else form.bits_stored)) - 1
+    if not kernels.contain(values.reshape(-1), form.low, form.high, mask, codes.reshape(-1)):
+        raise ValueError(f"a value is outside {form.low}..{form.high}")
+    if frame.high_bits is not None:
+        high = frame.high_bits.view(np.int32) ^ _fill(values, precision - form.bits_stored)
+        codes |= (high << form.bits_stored).astype(codes.dtype)
+    return codes
 
 
 def _sign_extended(codes: NDArray[np.int32], bits: int, signed: bool) -> NDArray[np.int32]:

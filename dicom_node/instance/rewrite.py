@@ -5,38 +5,27 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from pydicom.dataelem import DataElement, RawDataElement
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import (
-    correct_ambiguous_vr_element,
-    write_data_element,
-    write_file_meta_info,
-)
-from pydicom.uid import UID
+from pydicom.filewriter import correct_ambiguous_vr_element, write_data_element
 
-from dicom_node import __version__
 from dicom_node.errors import PixelError
 from dicom_node.instance.datafile import DataFile, open_data_file
 from dicom_node.instance.elements import PIXEL_DATA, Element
+from dicom_node.instance.encoding import raw_bytes
+from dicom_node.instance.metaheader import meta_bytes
 from dicom_node.instance.syntaxes import DEFLATED_LE
+from dicom_node.instance.values import tag_of
 
 Item = DataElement | RawDataElement
 HeaderChanges = Mapping[int, DataElement | None]
 
-# PS3.5 B.2: a UID made from a UUID needs no registered root; this one is ours for good.
-IMPLEMENTATION_CLASS_UID = f"2.25.{uuid.UUID('8b7c1a52-3f0e-5d49-9a61-4c2f7d90e6b3').int}"
-IMPLEMENTATION_VERSION_NAME = f"DICOM-NODE_{__version__}"[:16]
-_STORED_AS = (
-    ("MediaStorageSOPClassUID", "SOPClassUID"),
-    ("MediaStorageSOPInstanceUID", "SOPInstanceUID"),
-)
 EXTENDED_OFFSETS = (0x7FE00001, 0x7FE00002)
 _CHUNK = 1 << 20
 
@@ -66,7 +55,7 @@ def copy_with_header(source: Path, changes: HeaderChanges, out: Path) -> str:
     PixelError
         If the source cannot be parsed or an element cannot be encoded.
     """
-    data = open_data_file(source)
+    data = open_data_file(source, scratch=out.parent)
     try:
         header = data.read_header()
         for tag, element in changes.items():
@@ -111,7 +100,7 @@ def write_file(
     PixelError
         If an element cannot be encoded.
     """
-    meta = _meta_bytes(data, header, transfer_syntax_uid)
+    meta = meta_bytes(data.meta, header, transfer_syntax_uid)
     handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=out.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -150,12 +139,13 @@ def encode_element(element: Item, header: Dataset, *, implicit: bool, little: bo
 
 def changed_tags(before: Dataset, after: Dataset) -> Iterator[int]:
     """Yield the tags that were added, removed or given another value, in order."""
-    old = {int(tag): item for tag, item in before.items()}
-    new = {int(tag): item for tag, item in after.items()}
+    old, new = dict(before.items()), dict(after.items())
     # Copies of one header share the elements nobody touched: those need no second look.
-    moved = [tag for tag, item in new.items() if old.get(tag) is not item]
-    for tag in sorted([*moved, *(old.keys() - new.keys())]):
-        if tag not in old or tag not in new or not _same(old[tag], new[tag], before, after):
+    moved = [int(tag) for tag, item in new.items() if old.get(tag) is not item]
+    gone = [] if old.keys() == new.keys() else [int(tag) for tag in old if tag not in new]
+    for tag in sorted([*moved, *gone]):
+        one, other = old.get(tag_of(tag)), new.get(tag_of(tag))
+        if one is None or other is None or not _same(one, other, before, after):
             yield tag
 
 
@@ -172,7 +162,7 @@ def _same(old: Item, new: Item, before: Dataset, after: Dataset) -> bool:
 def _write_data_set(
     data: DataFile, header: Dataset, write_pixels: Callable[[Sink], None], sink: Sink
 ) -> None:
-    changed = set(changed_tags(data.read_header(), header))
+    changed = set(changed_tags(Dataset(dict(data.items)), header))
     parts: dict[int, bytes | Element] = {
         tag: place for tag, place in data.elements.items() if tag not in changed
     }
@@ -217,8 +207,11 @@ def _renew_group_lengths(
 
 
 def _encoded(data: DataFile, header: Dataset, tag: int) -> bytes:
-    item: Item = header.get_item(tag)
+    item: Item = header.get_item(tag_of(tag))
     if isinstance(item, RawDataElement):
+        encoded = raw_bytes(item, implicit=data.implicit, little=data.little)
+        if encoded is not None:
+            return encoded
         coded = (item.is_implicit_VR, item.is_little_endian)
         if coded != (data.implicit, data.little):
             item = header[tag]
@@ -230,23 +223,6 @@ def _copy(data: DataFile, start: int, end: int, sink: Sink) -> None:
         block = data.source.read(start, min(_CHUNK, end - start))
         sink.write(block)
         start += len(block)
-
-
-def _meta_bytes(data: DataFile, header: Dataset, transfer_syntax_uid: str) -> bytes:
-    meta = FileMetaDataset()
-    meta.update(data.meta)
-    meta.FileMetaInformationVersion = b"\x00\x01"
-    for of_file, of_data_set in _STORED_AS:
-        setattr(meta, of_file, header.get(of_data_set) or data.meta.get(of_file) or "")
-    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    stream = DicomBytesIO()
-    try:
-        write_file_meta_info(stream, meta, enforce_standard=False)
-    except Exception as error:  # pydicom raises nearly anything on values it cannot encode
-        raise PixelError(f"the meta header cannot be written: {error}") from error
-    return stream.getvalue()
 
 
 class _Deflater:

@@ -13,11 +13,10 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from Crypto.Cipher import AES
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
-from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
@@ -26,16 +25,19 @@ from dicom_node.instance.block import PrivateBlock, read_block, seal_tag, write_
 from dicom_node.instance.canonical import (
     bulk_digest,
     canonical_element,
+    contents,
     is_content,
-    sorted_items,
 )
 from dicom_node.instance.datafile import DataFile, open_data_file
-from dicom_node.instance.elements import PIXEL_DATA, Element, tag_text
-from dicom_node.instance.rewrite import changed_tags, copy_with_header
+from dicom_node.instance.elements import PIXEL_DATA, tag_text
+from dicom_node.instance.parsing import text_in
+from dicom_node.instance.rewrite import Item, changed_tags, copy_with_header
+from dicom_node.instance.values import tag_of
 
 _MAGIC = b"DNS1"
 _HEAD = struct.Struct("<4sB8sQ16s32sIB")
 _ENTRY = struct.Struct("<I8s")
+_TAG = struct.Struct("<I")
 _SIGNATURE_BYTES = 64
 _NONCE_BYTES, _TAG_BYTES = 12, 16
 _ATTRIBUTE_DIGEST_BYTES = 4
@@ -60,6 +62,20 @@ IDENTIFYING_KEYWORDS: tuple[tuple[str, ...], ...] = (
     ("WindowCenter", "WindowWidth"),
     ("RescaleSlope", "RescaleIntercept"),
 )
+
+
+class _Line(NamedTuple):
+    """A line of `IDENTIFYING_KEYWORDS`, looked up."""
+
+    name: bytes
+    tags: tuple[int, ...]
+
+
+_LINES = tuple(
+    _Line(line[0].encode(), tuple(tag_for_keyword(keyword) or 0 for keyword in line))
+    for line in IDENTIFYING_KEYWORDS
+)
+_SHARED_GROUPS = tag_of(0x52009229)
 
 
 class Signer(Protocol):
@@ -150,7 +166,7 @@ def seal(
     """
     if seal_tag(header) is None:
         write_block(header, PrivateBlock())
-    instance = str(header.get("SOPInstanceUID") or "").encode()
+    instance = text_in(header, 0x00080018).encode()
     fresh = hashlib.sha3_256(_MAGIC + keys.key_id + marked_at.to_bytes(8, "little") + instance)
     salt = fresh.digest()[:16]
     total, entries = _digests(header, data, salt, cover_pixels)
@@ -175,7 +191,7 @@ def seal_file(source: Path, out: Path, keys: Signer, *, marked_at: int) -> str:
     PixelError
         If the source cannot be parsed.
     """
-    data = open_data_file(source)
+    data = open_data_file(source, scratch=out.parent)
     try:
         before = data.read_header()
         header = data.read_header()
@@ -232,7 +248,9 @@ def check_header(header: Dataset, data: DataFile, ring: Ring) -> SealCheck:
 
 def attribute_digests(header: Dataset, mac_key: bytes) -> tuple[bytes, ...]:
     """Return a 4-byte keyed digest for each line of `IDENTIFYING_KEYWORDS` (PixelError)."""
-    return tuple(_keyed(header, line, mac_key) for line in IDENTIFYING_KEYWORDS)
+    own = {int(tag): item for tag, item in header.items()}
+    groups = _shared_groups(header)
+    return tuple(_keyed(header, own, groups, line, mac_key) for line in _LINES)
 
 
 def changed_attributes(header: Dataset, digests: tuple[bytes, ...], mac_key: bytes) -> list[str]:
@@ -293,57 +311,59 @@ def _digests(
     header: Dataset, data: DataFile, salt: bytes, cover_pixels: bool
 ) -> tuple[bytes, dict[int, bytes]]:
     """Return the digest over everything, and the short one of each attribute by tag."""
-    total = hashlib.sha3_256(salt)
-    entries = {}
-    for tag, full in _contents(header, data, salt, cover_pixels):
-        total.update(struct.pack("<I", tag) + full)
+    parts, entries = [salt], {}
+    salted = hashlib.sha3_256(salt).copy
+    for tag, content in _contents(header, data, cover_pixels):
+        digest = salted()
+        digest.update(content)
+        full = digest.digest()
+        parts += (_TAG.pack(tag), full)
         entries[tag] = full[:8]
-    return total.digest(), entries
+    return hashlib.sha3_256(b"".join(parts)).digest(), entries
 
 
-def _contents(
-    header: Dataset, data: DataFile, salt: bytes, cover_pixels: bool
-) -> Iterator[tuple[int, bytes]]:
+def _contents(header: Dataset, data: DataFile, cover_pixels: bool) -> Iterator[tuple[int, bytes]]:
+    """Yield tag and canonical bytes of everything under a seal, in tag order."""
     own = seal_tag(header)
-    contents: dict[int, DataElement | RawDataElement | Element] = {
-        tag: place for tag, place in data.elements.items() if data.is_bulk(place)
-    }
+    found = contents(header)
+    bulk = {tag: place for tag, place in data.bulk.items() if is_content(tag)}
     if not cover_pixels:
-        contents.pop(PIXEL_DATA, None)
-    contents.update(sorted_items(header))
-    for tag in sorted(contents):
-        item = contents[tag]
-        if tag == own or not is_content(tag):
-            continue
-        if isinstance(item, Element):
-            content = bulk_digest(data, item)
-        else:
-            content = canonical_element(header, item)
-        yield tag, hashlib.sha3_256(salt + content).digest()
+        bulk.pop(PIXEL_DATA, None)
+    if bulk:
+        here = dict(found)
+        here = {tag: bulk_digest(data, place) for tag, place in bulk.items()} | here
+        found = ((tag, here[tag]) for tag in sorted(here))
+    for tag, content in found:
+        if tag != own:
+            yield tag, content
 
 
-def _keyed(header: Dataset, line: tuple[str, ...], mac_key: bytes) -> bytes:
-    parts = []
-    for keyword in line:
-        level = _level_of(header, keyword)
+def _keyed(
+    header: Dataset, own: dict[int, Item], groups: list[Dataset], line: _Line, mac_key: bytes
+) -> bytes:
+    parts = [line.name]
+    for tag in line.tags:
         found = b""
-        if level is not None:
-            found = canonical_element(level, level.get_item(tag_for_keyword(keyword) or 0))
-        parts.append(struct.pack("<I", len(found)) + found)
-    whole = hmac.digest(mac_key, line[0].encode() + b"".join(parts), "sha3_256")
-    return whole[:_ATTRIBUTE_DIGEST_BYTES]
+        if tag in own:
+            found = canonical_element(header, own[tag])
+        elif groups:
+            level = next((group for group in groups if tag_of(tag) in group), None)
+            if level is not None:
+                found = canonical_element(level, level.get_item(tag_of(tag)))
+        parts += (_TAG.pack(len(found)), found)
+    return hmac.digest(mac_key, b"".join(parts), "sha3_256")[:_ATTRIBUTE_DIGEST_BYTES]
 
 
-def _level_of(header: Dataset, keyword: str) -> Dataset | None:
-    """Return the data set that has the attribute: the top level, else a shared functional group."""
-    if keyword in header:
-        return header
+def _shared_groups(header: Dataset) -> list[Dataset]:
+    """Return the data sets in the shared functional groups, in order."""
+    if _SHARED_GROUPS not in header:
+        return []
     try:
-        for item in header.get("SharedFunctionalGroupsSequence") or ():
-            for group in item:
-                if group.VR == "SQ" and group.value and keyword in group.value[0]:
-                    found: Dataset = group.value[0]
-                    return found
+        return [
+            group.value[0]
+            for item in header[_SHARED_GROUPS].value or ()
+            for group in item
+            if group.VR == "SQ" and group.value
+        ]
     except Exception as error:  # pydicom raises nearly anything on malformed sequences
         raise PixelError(f"the functional groups cannot be read: {error}") from error
-    return None

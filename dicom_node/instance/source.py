@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,7 @@ from dicom_node.errors import PixelError
 
 _WINDOW = 1 << 16
 _CHUNK = 1 << 20
+_FIRST = 1 << 24
 
 
 class ByteSource:
@@ -39,11 +41,16 @@ class ByteSource:
 
     def peek(self, offset: int, length: int) -> bytes:
         """Return like `read`, through a window of 64 KiB: for many small reads that move on."""
+        window, base = self.window(offset, length)
+        return window[offset - base : offset - base + length]
+
+    def window(self, offset: int, length: int) -> tuple[bytes, int]:
+        """Return bytes around `offset`, `length` of them behind it, and where they begin."""
         start = offset - self._window_at
         if start < 0 or start + length > len(self._window):
             self._window = self.read(offset, max(length, _WINDOW))
-            self._window_at, start = offset, 0
-        return self._window[start : start + length]
+            self._window_at = offset
+        return self._window, self._window_at
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -58,42 +65,61 @@ def open_source(path: Path) -> ByteSource:
         raise PixelError(f"the file cannot be opened: {error.strerror}") from error
 
 
-def inflate(source: ByteSource, offset: int, limit: int) -> ByteSource:
+def inflate(
+    source: ByteSource, offset: int, bound: Callable[[ByteSource], int], *, limit: int,
+    folder: Path | None,
+) -> ByteSource:  # fmt: skip
     """Return the raw deflate stream at `offset`, inflated into an unnamed temporary file.
 
     Parameters
     ----------
+    bound
+        Says, from the first 16 MiB, how many bytes there may be in all. Asked only if there are
+        more.
     limit
-        Bytes after which the stream is taken for a decompression bomb.
+        Bytes after which the stream is taken for a decompression bomb in any case.
+    folder
+        Where the file lies; None: in the system's folder for such files.
 
     Raises
     ------
     PixelError
-        If it is not a deflate stream, is cut short, or inflates to more than `limit`.
+        If it is not a deflate stream, is cut short, or inflates to too much.
 
     References
     ----------
     DICOM PS3.5 A.5, Deflated Explicit VR Little Endian.
     """
-    engine = zlib.decompressobj(-zlib.MAX_WBITS)
-    target = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the source
-    written = 0
     try:
-        while not engine.eof:
-            packed = engine.unconsumed_tail or source.read(offset, _CHUNK)
-            if not engine.unconsumed_tail:
-                offset += len(packed)
-            plain = engine.decompress(packed, _CHUNK)
-            written += len(plain)
-            if not packed or written > limit:
-                break
-            target.write(plain)
+        target = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the source
+        try:
+            _inflate_into(target, source, offset, bound, limit)
+        except BaseException:
+            target.close()
+            raise
     except zlib.error as error:
-        target.close()
         raise PixelError(f"the data set is not a deflate stream: {error}") from error
-    if engine.eof and written <= limit:
-        return ByteSource(target)
-    target.close()
-    if written > limit:
-        raise PixelError(f"the deflated data set inflates to more than {limit} bytes")
-    raise PixelError("the deflated data set is cut short")
+    return ByteSource(target)
+
+
+def _inflate_into(
+    target: BinaryIO, source: ByteSource, offset: int, bound: Callable[[ByteSource], int],
+    limit: int,
+) -> None:  # fmt: skip
+    engine = zlib.decompressobj(-zlib.MAX_WBITS)
+    written, most, asked = 0, min(limit, _FIRST), limit <= _FIRST
+    while not engine.eof:
+        packed = engine.unconsumed_tail or source.read(offset, _CHUNK)
+        if not engine.unconsumed_tail:
+            offset += len(packed)
+        plain = engine.decompress(packed, _CHUNK)
+        target.write(plain)
+        written += len(plain)
+        if written > most and not asked:
+            target.flush()
+            most, asked = max(most, min(limit, bound(ByteSource(target)))), True
+        if written > most:
+            raise PixelError(f"the deflated data set inflates to more than {most} bytes")
+        if not packed:
+            raise PixelError("the deflated data set is cut short")
+    target.flush()

@@ -24,7 +24,8 @@ def decompress(source: Path, out: Path, *, max_pixels: int) -> str:
         anything else than the source: marks and header seal must still hold.
     """
     try:
-        with closing(open_instance(source, max_pixels=max_pixels)) as instance:
+        opened = open_instance(source, max_pixels=max_pixels, scratch=out.parent)
+        with closing(opened) as instance:
             reason = _objection(instance)
             if reason:
                 return reason

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from pydicom.dataset import Dataset
 
 from dicom_node.instance.codecs import jpeg2000, jpegls, native, rle
-from dicom_node.instance.datafile import own_copy
 from dicom_node.instance.frames import Instance
 from dicom_node.instance.model import Codes, PixelForm, StoredFrame, pack
+from dicom_node.instance.parsing import own_copy, text_in
 from dicom_node.instance.rewrite import (
     EXTENDED_OFFSETS,
     Sink,
@@ -22,11 +23,13 @@ from dicom_node.instance.rewrite import (
     write_file,
 )
 from dicom_node.instance.syntaxes import EXPLICIT_LE, JPEG_2000, JPEG_LS, SYNTAXES, Syntax
+from dicom_node.instance.values import tag_of
 
 __all__ = ["FrameWriter", "OutputFormat", "copy_with_header", "output_format"]
 
 _IN_MEMORY_BYTES = 8 << 20
 _CHUNK = 1 << 20
+_PHOTOMETRIC = 0x00280004
 _ENCODERS: dict[str, Callable[[Codes, PixelForm, int], bytes]] = {
     "rle": rle.encode,
     "jpeg-ls": jpegls.encode,
@@ -49,13 +52,14 @@ class OutputFormat:
 
     def apply(self, header: Dataset) -> None:
         """Set the attributes that describe the coding, where they differ."""
-        if header.get("PhotometricInterpretation") != self.photometric_interpretation:
+        if text_in(header, _PHOTOMETRIC) != self.photometric_interpretation:
             header.PhotometricInterpretation = self.photometric_interpretation
-        several = header.get("SamplesPerPixel", 1) == 3
-        if several and header.get("PlanarConfiguration") != self.planar_configuration:
+        coloured = not self.photometric_interpretation.startswith("MONOCHROME")
+        if coloured and header.get("PlanarConfiguration") != self.planar_configuration:
             header.PlanarConfiguration = self.planar_configuration
-        for tag in EXTENDED_OFFSETS:
-            if tag in header:
+        present = header.keys()
+        for tag in map(tag_of, EXTENDED_OFFSETS):
+            if tag in present:
                 del header[tag]
 
 
@@ -117,10 +121,11 @@ class FrameWriter:
             photometric=self.format.photometric_interpretation,
             planar=self.format.planar_configuration,
         )
-        self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by close()
-            max_size=_IN_MEMORY_BYTES, dir=str(directory)
-        )
+        self._directory = directory
+        self._in_memory: list[bytes] = []
+        self._spool: IO[bytes] | None = None
         self._lengths: list[int] = []
+        self._size = 0
 
     def append(self, frame: StoredFrame) -> None:
         """Code the next frame.
@@ -132,7 +137,17 @@ class FrameWriter:
         PixelError
             If the encoder fails.
         """
-        self._lengths.append(self._spool.write(self._encoded(frame)))
+        coded = self._encoded(frame)
+        self._lengths.append(len(coded))
+        self._size += len(coded)
+        if self._spool is None and self._size > _IN_MEMORY_BYTES:
+            self._spool = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - see close()
+            self._spool.writelines(self._in_memory)
+            self._in_memory.clear()
+        if self._spool is None:
+            self._in_memory.append(coded)
+        else:
+            self._spool.write(coded)
 
     def finish(self, header: Dataset, out: Path) -> str:
         """Write the file (temporary file, fsync, rename) and return its transfer syntax UID.
@@ -161,7 +176,9 @@ class FrameWriter:
 
     def close(self) -> None:
         """Drop the temporary file; idempotent."""
-        self._spool.close()
+        self._in_memory.clear()
+        if self._spool is not None:
+            self._spool.close()
 
     def __enter__(self) -> FrameWriter:
         return self
@@ -186,7 +203,9 @@ class FrameWriter:
             rest = data.source.read(data.pixel.value + frames, data.pixel.length - frames)
         length = frames + len(rest)
         sink.write(self._native_head(length + length % 2))
-        self._copy_spool(sink)
+        pieces = [_CHUNK] * (frames // _CHUNK) + [frames % _CHUNK]
+        for coded in self._coded(pieces):
+            sink.write(coded)
         sink.write(rest + bytes(length % 2))
 
     def _native_head(self, length: int) -> bytes:
@@ -217,13 +236,16 @@ class FrameWriter:
                 sink.write(struct.pack(f"<HH2sHI{len(numbers)}Q", *head, *numbers))
         sink.write(struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF))
         sink.write(item_header(len(table)) + table)
-        self._spool.seek(0)
-        for length in self._lengths:
-            sink.write(item_header(length + length % 2))
-            sink.write(self._spool.read(length) + bytes(length % 2))
+        for coded in self._coded(self._lengths):
+            sink.write(item_header(len(coded) + len(coded) % 2))
+            sink.write(coded + bytes(len(coded) % 2))
         sink.write(struct.pack("<HHI", 0xFFFE, 0xE0DD, 0))
 
-    def _copy_spool(self, sink: Sink) -> None:
+    def _coded(self, sizes: Iterable[int]) -> Iterator[bytes]:
+        """Yield what was appended, from the file in pieces of `sizes`."""
+        if self._spool is None:
+            yield from self._in_memory
+            return
         self._spool.seek(0)
-        while block := self._spool.read(_CHUNK):
-            sink.write(block)
+        for size in sizes:
+            yield self._spool.read(size)

@@ -13,7 +13,7 @@ who                    calls
 Storage SCP            ``check_room()``, ``receive(...) -> Receipt``
 mark worker            ``claim() -> Job | None``, ``work_path(job)``, ``renew(job)``, then one of
                        ``finish`` / ``hold`` / ``reject`` / ``retry`` / ``unclaim``;
-                       ``wait_for_job(timeout_s)``
+                       ``wait_for_job(timeout_s)``; ``make_room()`` where no space was left
 forwarder              ``claim_delivery(destination) -> list[Delivery]``, ``renew_delivery``, then
                        one of ``delivered`` / ``retry_delivery`` / ``hold_delivery`` /
                        ``unclaim_delivery``; ``waiting_contexts(destination)``;
@@ -24,7 +24,8 @@ administrator          ``jobs``, ``job``, ``deliveries``, ``tally``, ``retry_now
 =====================  ==================================================================
 
 Every call raises only `SpoolError` (0xA700): `SpoolFull` when there is no room, `LeaseLost` when a
-claim expired or was dropped meanwhile and its result must be thrown away. A `Spool` may be shared
+claim expired or was dropped meanwhile and its result must be thrown away. On a full disk what is
+recorded of known jobs has a reserve (`reserve`); only new ones are refused. A `Spool` may be shared
 by threads. The waits return early when another process has something new, within milliseconds,
 and never later than the next due time.
 """

@@ -13,6 +13,7 @@ from dicom_node.spool.doorbell import Doorbell
 from dicom_node.spool.files import Files
 from dicom_node.spool.journal import Journal
 from dicom_node.spool.records import Delivery, Job
+from dicom_node.spool.reserve import Reserve, on_a_full_disk
 
 MARK = "mark"
 
@@ -28,10 +29,19 @@ class SpoolBase:
     def __init__(self, settings: SpoolConfig, *, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings
         self._clock = clock
-        self._files = Files(settings.directory)
-        self._journal = Journal(self._files.root / "journal.sqlite")
+        self._reserve = Reserve(settings.directory.absolute())
+        self._files = self._open_files()
+        self._journal = self._open_journal()
         self._bells: dict[str, Doorbell] = {}
         self._bells_lock = threading.Lock()
+
+    @on_a_full_disk
+    def _open_files(self) -> Files:
+        return Files(self.settings.directory)
+
+    @on_a_full_disk
+    def _open_journal(self) -> Journal:
+        return Journal(self._files.root / "journal.sqlite")
 
     def close(self) -> None:
         """Give up this process's temporary files and end; claims it still holds are requeued."""

@@ -12,6 +12,7 @@ from dicom_node.errors import LeaseLost
 from dicom_node.spool.base import forward_channel
 from dicom_node.spool.marking_queue import MarkingQueue
 from dicom_node.spool.records import Delivery
+from dicom_node.spool.reserve import on_a_full_disk
 
 LEASE_S = 180.0
 _log = structlog.get_logger(__name__)
@@ -28,6 +29,7 @@ class DeliveryQueue(MarkingQueue):
             self._remover.shutdown()
         super().close()
 
+    @on_a_full_disk
     def claim_delivery(
         self, destination: str, *, lease_s: float = LEASE_S, limit: int = 1
     ) -> list[Delivery]:
@@ -59,6 +61,7 @@ class DeliveryQueue(MarkingQueue):
         rows = self._journal.rows("waiting_contexts", destination=destination, limit=limit)
         return [(row[0], row[1]) for row in rows]
 
+    @on_a_full_disk
     def renew_delivery(self, delivery: Delivery, *, lease_s: float = LEASE_S) -> None:
         """Keep a claimed delivery `lease_s` seconds more (LeaseLost if it is no longer ours)."""
         with self._journal.transaction(durable=False) as journal:
@@ -95,21 +98,25 @@ class DeliveryQueue(MarkingQueue):
         due_at: float | None = None,
         refund: int = 0,
     ) -> None:
-        with self._journal.transaction() as journal:
-            row = journal.row(
-                "leave_delivery",
-                state=state,
-                reason=reason,
-                status=status,
-                due_at=delivery.due_at if due_at is None else due_at,
-                refund=refund,
-                now=self._clock(),
-                **_claim_of(delivery),
-            )
-            _owned(row, delivery)
-            settled = journal.row("settle_job", id=delivery.job_id, now=self._clock())
+        settled = self._record_delivery(
+            delivery,
+            state=state,
+            reason=reason,
+            status=status,
+            due_at=delivery.due_at if due_at is None else due_at,
+            refund=refund,
+        )
         if settled and settled["state"] in ("delivered", "dropped"):
             self._remove_later(settled)
+
+    @on_a_full_disk
+    def _record_delivery(self, delivery: Delivery, **values: Any) -> sqlite3.Row | None:
+        """Record what became of a delivery; return its job if that ended with it."""
+        now = self._clock()
+        with self._journal.transaction() as journal:
+            row = journal.row("leave_delivery", now=now, **values, **_claim_of(delivery))
+            _owned(row, delivery)
+            return journal.row("settle_job", id=delivery.job_id, now=now)
 
     def _remove_later(self, job: sqlite3.Row) -> None:
         """Remove the files of a job that has ended, beside the sending of the next one.

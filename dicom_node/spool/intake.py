@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dicom_node.errors import SpoolFull
 from dicom_node.spool.base import MARK, SpoolBase, forward_channel
-from dicom_node.spool.files import Buffer, translated
+from dicom_node.spool.files import Buffer, free_bytes
 from dicom_node.spool.records import Receipt
+from dicom_node.spool.reserve import RESERVE_MIB
 
 _STATVFS_S = 1.0
 _MIB = 1 << 20
@@ -29,14 +29,17 @@ class Intake(SpoolBase):
         """
         now = time.monotonic()
         if now - self._free_asked > _STATVFS_S:
-            with translated(self._files.root):
-                answer = os.statvfs(self._files.root)
-            self._free_bytes = answer.f_bavail * answer.f_frsize
+            self._free_bytes = free_bytes(self._files.root)
             self._free_asked = now
         if self._free_bytes - size < self.settings.min_free_mib * _MIB:
             raise SpoolFull(
                 f"{self._files.root}: {self._free_bytes // _MIB} MiB free,"
                 f" spool.min_free_mib = {self.settings.min_free_mib}"
+            )
+        if not self._reserve.keep(self._files.scratch):
+            raise SpoolFull(
+                f"{self._files.root}: too full to hold {RESERVE_MIB} MiB in reserve;"
+                f" {2 * RESERVE_MIB} MiB have to be free"
             )
         self._check_backlog()
 
@@ -45,6 +48,16 @@ class Intake(SpoolBase):
             raise SpoolFull(
                 f"{self.backlog()} instances wait, spool.max_backlog = {self.settings.max_backlog}"
             )
+
+    def _check_room_for_result(self, size: int) -> None:
+        """Refuse what could not be marked beside what is here already.
+
+        So there is room for the result of the last one accepted; sending that makes room for the
+        one before it, and in the end for all of them.
+        """
+        self._free_bytes = free_bytes(self._files.root)
+        if self._free_bytes < size:
+            raise SpoolFull(f"{self._files.root}: no space left for the result")
 
     def backlog(self) -> int:
         """Return how many accepted instances are still on disk for somebody."""
@@ -95,7 +108,6 @@ class Intake(SpoolBase):
         self.check_room(memoryview(dataset).nbytes if whole else 0)  # type: ignore[arg-type]
         name = self._files.new_name()
         size, digest = self._files.store(name, header, dataset)
-        self._free_bytes -= size
         values = {
             "name": name,
             "size": size,
@@ -108,6 +120,7 @@ class Intake(SpoolBase):
             "now": self._clock(),
         }
         try:
+            self._check_room_for_result(0 if deliver_to else size)
             receipt = self._admit(values, deliver_to)
         except BaseException:
             self._files.remove(self._files.received(name))
@@ -136,7 +149,8 @@ class Intake(SpoolBase):
                 known = int(newest["id"])
                 journal.rows("coalesce", id=known, now=values["now"])
                 return Receipt(known, duplicate_of=known)
-            first = next((row for row in reversed(same) if row["state"] == "delivered"), None)
+            # The newest: what an administrator released as another version is what the PACS has.
+            first = next((row for row in same if row["state"] == "delivered"), None)
             alike = {row["id"] for row in same}
             other = next((row for row in earlier if row["id"] not in alike), None)
             if not values["sop_instance_uid"]:
@@ -157,7 +171,12 @@ class Intake(SpoolBase):
             )
             for destination in deliver_to or ():
                 journal.rows(
-                    "add_delivery", job_id=job_id, destination=destination, now=values["now"]
+                    "add_delivery",
+                    job_id=job_id,
+                    destination=destination,
+                    state="waiting",
+                    reason="",
+                    now=values["now"],
                 )
         return Receipt(
             job_id,

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dicom_node.errors import SpoolError, SpoolFull
+from dicom_node.spool.files import free_bytes
 
 BUSY_TIMEOUT_S = 30.0
 SCHEMA_VERSION = 1
+_NO_ROOM_PERHAPS = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+_LAST_BYTES = 1 << 16
 
 
 def load_queries(text: str) -> dict[str, str]:
@@ -39,16 +42,18 @@ class Journal:
         self.path = path
         self._lock = threading.RLock()
         self._durable = True
-        try:
+        with _translated(path):
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
-            self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._create()
-        except sqlite3.Error as error:
-            raise SpoolError(f"{path}: cannot be opened: {error}") from error
+            try:
+                self._connection.row_factory = sqlite3.Row
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA synchronous = FULL")
+                self._create()
+            except BaseException:
+                self._connection.close()
+                raise
 
     def _create(self) -> None:
         [version] = self._connection.execute("PRAGMA user_version").fetchone()
@@ -101,11 +106,19 @@ class Journal:
             return int(cursor.lastrowid or 0)
 
 
+def _is_full(error: sqlite3.Error, path: Path) -> bool:
+    """Whether there was no room: the shared memory beside the log says only "I/O error" then."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    if code == sqlite3.SQLITE_FULL:
+        return True
+    return code & 0xFF in _NO_ROOM_PERHAPS and free_bytes(path.parent) < _LAST_BYTES
+
+
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        if _is_full(error, path):
             raise SpoolFull(f"{path}: no space left for the journal") from error
         raise SpoolError(f"{path}: {error}") from error

@@ -11,22 +11,32 @@ from dicom_node.errors import LeaseLost
 from dicom_node.spool.base import MARK, forward_channel
 from dicom_node.spool.records import Job
 from dicom_node.spool.recovery import RecoverableSpool
+from dicom_node.spool.reserve import on_a_full_disk
 
 LEASE_S = 120.0
+_ANY_SIZE = (1 << 63) - 1
 NO_DESTINATION = "no [[destination]] is configured; add one, then `dicom-node queue release`"
+ANOTHER_VERSION = (
+    "its result is not what job {first} delivered for the same instance (marked by other software,"
+    " weights or settings): `dicom-node queue release {job}` sends it as a second version,"
+    " `dicom-node queue drop {job}` leaves the first"
+)
 
 
 class MarkingQueue(RecoverableSpool):
     """Jobs from *received* to *marked*."""
 
-    def claim(self, *, lease_s: float = LEASE_S) -> Job | None:
+    @on_a_full_disk
+    def claim(self, *, lease_s: float = LEASE_S, writes: bool = True) -> Job | None:
         """Take the oldest due job, or None; nobody else gets it until the lease ends.
 
         `Job.marked_at` is the time the marks carry: set by the first claim and kept by every later
-        one, so that a job marked again after a crash gives the same bytes.
+        one, so that a job marked again after a crash gives the same bytes. Without `writes` no room
+        is needed for a result.
         """
         now = self._clock()
-        if self._journal.row("due_job", now=now) is None:
+        room = self._room_for_results() if writes else _ANY_SIZE
+        if self._journal.row("due_job", now=now, room=room) is None:
             return None
         with self._journal.transaction(durable=False) as journal:
             for late in journal.rows("expired_jobs", now=now):
@@ -34,6 +44,7 @@ class MarkingQueue(RecoverableSpool):
             row = journal.row(
                 "claim_job",
                 now=now,
+                room=room,
                 worker=self.process,
                 lease_until=now + lease_s,
                 marked_at=int(now),
@@ -42,13 +53,27 @@ class MarkingQueue(RecoverableSpool):
 
     def wait_for_job(self, timeout_s: float) -> bool:
         """Sleep until a job may be due, at most `timeout_s`; return False if nothing happened."""
-        due = self._journal.row("next_job_due")
+        due = self._journal.row("next_job_due", room=self._room_for_results())
         return self._wait(MARK, due[0] if due else None, timeout_s)
+
+    def _room_for_results(self) -> int:
+        """Return how many bytes results may take now; a result is about as large as its source."""
+        if self._reserve.keep(self._files.scratch):
+            return _ANY_SIZE
+        return self._reserve.room_for_results()
+
+    def make_room(self) -> bool:
+        """Give up the reserve if the disk is full; return False if there was nothing to give.
+
+        For who finds no space outside the journal, which helps itself.
+        """
+        return self._reserve.needed and self._reserve.give_up()
 
     def work_path(self, job: Job) -> Path:
         """Return where the worker writes its result; swept if this process dies."""
         return self._files.scratch / f"job-{job.id}.dcm"
 
+    @on_a_full_disk
     def renew(self, job: Job, *, lease_s: float = LEASE_S) -> None:
         """Keep a claimed job for `lease_s` more seconds (LeaseLost if it is no longer ours)."""
         with self._journal.transaction(durable=False) as journal:
@@ -85,7 +110,8 @@ class MarkingQueue(RecoverableSpool):
         Returns
         -------
         bool
-            False if this job repeats an earlier one and its result differs from that one's.
+            False if this job repeats an earlier one and its result differs from what that one
+            delivered: it is held with this reason, and `release` sends it after all.
         """
         if not deliver_to:
             self.hold(job, NO_DESTINATION)
@@ -95,32 +121,48 @@ class MarkingQueue(RecoverableSpool):
         if result is not None:
             name = self._files.new_name()
             size, digest = self._files.adopt(result, name)
-        now = self._clock()
         try:
-            with self._journal.transaction() as journal:
-                row = journal.row(
-                    "finish_job",
-                    action=action,
-                    reason=reason,
-                    key_id=key_id,
-                    result_name=name,
-                    result_size=size if name else None,
-                    result_digest=digest,
-                    result_syntax_uid=transfer_syntax_uid,
-                    study_instance_uid=study_instance_uid,
-                    series_instance_uid=series_instance_uid,
-                    now=now,
-                    **self._claim_of(job),
-                )
-                differs = bool(_owned(row, job)[0])
-                for destination in deliver_to:
-                    journal.rows("add_delivery", job_id=job.id, destination=destination, now=now)
+            differs = self._record_result(
+                job,
+                deliver_to,
+                action=action,
+                reason=reason,
+                key_id=key_id,
+                result_name=name,
+                result_size=size if name else None,
+                result_digest=digest,
+                result_syntax_uid=transfer_syntax_uid,
+                study_instance_uid=study_instance_uid,
+                series_instance_uid=series_instance_uid,
+            )
         except BaseException:
             if name is not None:
                 self._files.remove(self._files.marked(name))
             raise
-        self._ring(*map(forward_channel, deliver_to))
+        if not differs:
+            self._ring(*map(forward_channel, deliver_to))
         return not differs
+
+    @on_a_full_disk
+    def _record_result(self, job: Job, deliver_to: Sequence[str], **values: Any) -> bool:
+        """Queue the result, or hold it if it is another version; return whether it is one."""
+        now = self._clock()
+        with self._journal.transaction() as journal:
+            row = journal.row("finish_job", now=now, **values, **self._claim_of(job))
+            differs, first = _owned(row, job)
+            reason = ANOTHER_VERSION.format(first=first, job=job.id) if differs else ""
+            if differs:
+                journal.rows("hold_repeat", id=job.id, reason=reason, now=now)
+            for destination in deliver_to:
+                journal.rows(
+                    "add_delivery",
+                    job_id=job.id,
+                    destination=destination,
+                    state="held" if differs else "waiting",
+                    reason=reason,
+                    now=now,
+                )
+        return bool(differs)
 
     def hold(self, job: Job, reason: str) -> None:
         """Put a claimed job into quarantine with its reason."""
@@ -139,6 +181,7 @@ class MarkingQueue(RecoverableSpool):
         self._leave(job, "received", job.reason, refund=1)
         self._ring(MARK)
 
+    @on_a_full_disk
     def _leave(
         self, job: Job, state: str, reason: str, *, due_at: float | None = None, refund: int = 0
     ) -> None:

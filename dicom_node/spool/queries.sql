@@ -91,20 +91,24 @@ UPDATE job SET coalesced = coalesced + 1, updated_at = :now WHERE id = :id;
 
 -- due_job --
 -- Is there anything for a mark worker? (asked without a write lock)
-SELECT 1 WHERE EXISTS (SELECT 1 FROM job WHERE state = 'received' AND due_at <= :now)
+SELECT 1 WHERE EXISTS (SELECT 1 FROM job WHERE state = 'received' AND due_at <= :now
+                          AND size <= :room - (SELECT coalesce(sum(size), 0) FROM job WHERE state = 'marking'))
             OR EXISTS (SELECT 1 FROM job WHERE state = 'marking' AND lease_until < :now);
 
 -- next_job_due --
 -- When the next job becomes due, or a lease ends.
 SELECT min(t) FROM (SELECT min(due_at) AS t FROM job WHERE state = 'received'
+                       AND size <= :room - (SELECT coalesce(sum(size), 0) FROM job WHERE state = 'marking')
                     UNION ALL SELECT min(lease_until) FROM job WHERE state = 'marking');
 
 -- claim_job --
 -- Take the oldest due job for one worker; nobody else can claim it until lease_until.
+-- On a full disk only one whose result fits beside those that are being written is taken.
 UPDATE job SET state = 'marking', worker = :worker, attempts = attempts + 1,
                lease_until = :lease_until, marked_at = coalesce(marked_at, :marked_at),
                updated_at = :now
  WHERE id = (SELECT id FROM job WHERE state = 'received' AND due_at <= :now
+                AND size <= :room - (SELECT coalesce(sum(size), 0) FROM job WHERE state = 'marking')
               ORDER BY due_at, id LIMIT 1)
 RETURNING *;
 
@@ -149,12 +153,16 @@ UPDATE job SET state = 'marked', action = :action, reason = :reason, key_id = :k
                                                  FROM job AS first WHERE first.id = job.repeat_of), 0),
                worker = '', lease_until = 0, updated_at = :now
  WHERE id = :id AND state = 'marking' AND worker = :worker AND attempts = :attempts
-RETURNING differs_from_repeat;
+RETURNING differs_from_repeat, repeat_of;
+
+-- hold_repeat --
+-- A second version of what was delivered: neither the job nor its deliveries go on by themselves.
+UPDATE job SET state = 'held', reason = :reason, updated_at = :now WHERE id = :id;
 
 -- add_delivery --
 -- One destination must get this job.
-INSERT OR IGNORE INTO delivery (job_id, destination, state, due_at, updated_at)
-VALUES (:job_id, :destination, 'waiting', :now, :now);
+INSERT OR IGNORE INTO delivery (job_id, destination, state, due_at, reason, updated_at)
+VALUES (:job_id, :destination, :state, :now, :reason, :now);
 
 -- due_delivery --
 -- Is there anything for this destination? (asked without a write lock)

@@ -10,6 +10,7 @@ from typing import ClassVar
 from dicom_node.spool.base import MARK, forward_channel
 from dicom_node.spool.intake import Intake
 from dicom_node.spool.records import Recovery
+from dicom_node.spool.reserve import on_a_full_disk
 
 CRASH_LIMIT = 3
 # A job that ended its worker lets others go first.
@@ -29,6 +30,7 @@ class RecoverableSpool(Intake):
         open job whose file is gone is held with that reason.
         """
         reclaimed = self.reclaim()
+        self._reserve.keep(self._files.scratch)
         orphans = self._files.orphans()
         # Asked after the list was made: whoever made these files can add no more rows.
         named = set()
@@ -54,6 +56,13 @@ class RecoverableSpool(Intake):
         """Requeue what processes that have ended still hold; sweep their temporary files."""
         self._reclaimed = time.monotonic()
         removed = self._files.sweep_dead()
+        requeued, held, destinations = self._requeue_claims_of_the_dead()
+        self._ring(*[MARK] * requeued, *map(forward_channel, destinations))
+        return Recovery(requeued, len(destinations), held, removed)
+
+    @on_a_full_disk
+    def _requeue_claims_of_the_dead(self) -> tuple[int, int, list[str]]:
+        """Return how many jobs were requeued, how many held, and whose deliveries were requeued."""
         now = self._clock()
         dead_jobs = self._dead(self._journal.rows("marking_workers"))
         dead_deliveries = self._dead(self._journal.rows("sending_workers"))
@@ -67,8 +76,7 @@ class RecoverableSpool(Intake):
                     held += state == "held"
                 for row in dead_deliveries:
                     destinations += self._delivery_crashed(row["id"], row["worker"], now)
-        self._ring(*[MARK] * requeued, *map(forward_channel, destinations))
-        return Recovery(requeued, len(destinations), held, removed)
+        return requeued, held, destinations
 
     def _dead(self, rows: list[sqlite3.Row]) -> list[sqlite3.Row]:
         alive = {worker: self._files.is_alive(worker) for worker in {row["worker"] for row in rows}}
@@ -91,6 +99,7 @@ class RecoverableSpool(Intake):
         )
         return [row["destination"] for row in rows]
 
+    @on_a_full_disk
     def _hold_lost(self, row: sqlite3.Row, reason: str) -> int:
         with self._journal.transaction() as journal:
             held = journal.rows(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from types import TracebackType
 from typing import Self
 
 from dicom_node.spool.base import MARK, forward_channel
 from dicom_node.spool.delivery_queue import DeliveryQueue
 from dicom_node.spool.records import Delivery, Job
+from dicom_node.spool.reserve import on_a_full_disk
 
 
 class Spool(DeliveryQueue):
@@ -55,6 +57,7 @@ class Spool(DeliveryQueue):
         """Return the deliveries of one job."""
         return list(map(self._delivery, self._journal.rows("deliveries_of", job_id=job_id)))
 
+    @on_a_full_disk
     def retry_now(self, job_id: int) -> bool:
         """Make a waiting job or its waiting deliveries due now; False if nothing waits."""
         with self._journal.transaction() as journal:
@@ -66,6 +69,7 @@ class Spool(DeliveryQueue):
         )
         return bool(jobs or deliveries)
 
+    @on_a_full_disk
     def release(self, job_id: int) -> bool:
         """Bring a held or rejected job, or its held deliveries, back; False if there is none.
 
@@ -84,12 +88,17 @@ class Spool(DeliveryQueue):
 
     def drop(self, job_id: int, reason: str = "dropped by an administrator") -> bool:
         """Give a job up for good: its files are removed; False if it had already ended."""
-        with self._journal.transaction() as journal:
-            now = self._clock()
-            row = journal.row("drop_job", id=job_id, reason=reason, now=now)
-            if row is not None:
-                journal.rows("drop_deliveries", job_id=job_id, now=now)
+        row = self._record_drop(job_id, reason)
         if row is None:
             return False
         self._remove_files_of(row)
         return True
+
+    @on_a_full_disk
+    def _record_drop(self, job_id: int, reason: str) -> sqlite3.Row | None:
+        now = self._clock()
+        with self._journal.transaction() as journal:
+            row = journal.row("drop_job", id=job_id, reason=reason, now=now)
+            if row is not None:
+                journal.rows("drop_deliveries", job_id=job_id, now=now)
+            return row

@@ -23,7 +23,7 @@ from dicom_node.watermark.framing import (
     spoken,
     tile_digests,
 )
-from dicom_node.watermark.parameters import Plan, read_headers
+from dicom_node.watermark.parameters import Plan, read_extensions, read_headers
 from dicom_node.watermark.payload import OpenedRecord, Parsed, Profile, TileStates
 from dicom_node.watermark.reversible import extract_tiles
 from dicom_node.watermark.tiles import (
@@ -33,7 +33,7 @@ from dicom_node.watermark.tiles import (
     Frame,
     Grid,
     Lattices,
-    inside_of,
+    all_within,
     join,
 )
 
@@ -101,7 +101,7 @@ def check(
     known
         What the frame should be recovered as; only saves time.
     """
-    host = np.ascontiguousarray(host, np.int32)
+    host = np.require(host, np.int32, ("C", "W"))
     absent = IntegrityCheck("absent", False, None, host, (), None, 0, bound=False)
     if host.ndim != 2 or min(host.shape) < MIN_SIDE_PX:
         return absent
@@ -143,10 +143,11 @@ def _readings(canvas: Canvas) -> Iterator[_Reading]:
     seen: list[tuple[float, Grid, Lattices, Plan, NDArray[np.bool_]]] = []
     for code in range(len(SIZES_PX)):
         grid = canvas.grid(code)
-        if not canvas.may_hold_headers(grid):
+        plan, good = read_headers(canvas.scaled, canvas.fixed, grid)
+        if not good.any():
             continue
         parts = canvas.parts(grid)
-        plan, good = read_headers(parts)
+        read_extensions(parts, plan, good)
         share = float(good.mean())
         if share > _PLAIN_SHARE:
             yield from _read(canvas, grid, parts, plan, good)
@@ -165,29 +166,23 @@ def _read(
         off = canvas.gap.off(canvas.host)
         if canvas.padded is not None:
             off &= ~canvas.padded
-        good &= ~inside_of(off, grid)
+        good &= all_within(off.astype(np.int32), 0, 0, grid)
     chosen = np.flatnonzero(good)
     if not chosen.size:
         return
-    if chosen.size == grid.count:
-        bits, sound = extract_tiles(parts, canvas.span, plan)
-        if not sound.all():
-            before = canvas.parts(grid)
-            parts.black[~sound], parts.white[~sound] = before.black[~sound], before.white[~sound]
-    else:
-        some = parts.subset(chosen)
-        bits, sound = extract_tiles(some, canvas.span, plan.subset(chosen))
-        held = chosen[sound]
-        parts.black[held], parts.white[held] = some.black[sound], some.white[sound]
+    bits, sound = extract_tiles(parts, canvas.span, plan.subset(chosen), chosen)
+    if not sound.all():
+        before, wrong = canvas.parts(grid), chosen[~sound]
+        parts.black[wrong], parts.white[wrong] = before.black[wrong], before.white[wrong]
     streams = np.zeros((grid.count, bits.shape[1] // 8), np.uint8)
     streams[chosen] = np.packbits(bits, axis=1)
     all_sound = np.zeros(grid.count, np.bool_)
     all_sound[chosen] = sound
     recovered = canvas.gap.from_k(join(parts))
-    if canvas.fixed is not None:
-        np.copyto(recovered, canvas.host, where=canvas.fixed)
     if canvas.gap.step > 1:
-        recovered = np.where(off, canvas.host, recovered)
+        # Fixed pixels and pixels off the lattice have no k of their own.
+        kept = off if canvas.fixed is None else off | canvas.fixed
+        np.copyto(recovered, canvas.host, where=kept)
     yield _Reading(grid, plan, streams, all_sound, recovered)
 
 

@@ -75,10 +75,11 @@ def _ordered_statistics(soft: NDArray[np.float32], most: int) -> list[Bits]:
     single = -2.0 * (rows @ signed)  # flipping row i changes the correlation by single[i]
     pair = single[:, None] + single[None, :] + 4.0 * ((rows * signed) @ rows.T)
     np.fill_diagonal(pair, single)
-    upper_i, upper_j = np.triu_indices(len(rows))
+    upper_i, upper_j = _pairs(len(rows))
     gains = np.concatenate([[0.0], pair[upper_i, upper_j]])
+    best = np.argpartition(-gains, most)[:most]
     words = []
-    for place in np.argsort(-gains, kind="stable")[:most]:
+    for place in best[np.argsort(-gains[best], kind="stable")]:
         word = first.copy()
         if place:
             i, j = int(upper_i[place - 1]), int(upper_j[place - 1])
@@ -89,6 +90,13 @@ def _ordered_statistics(soft: NDArray[np.float32], most: int) -> list[Bits]:
         back[order] = word
         words.append(back)
     return words
+
+
+@cache
+def _pairs(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of every pair ``i <= j``; ``i == j`` stands for one row alone."""
+    first, second = np.triu_indices(count)
+    return first, second
 
 
 @compiled

@@ -19,6 +19,8 @@ import numpy as np
 import reedsolo
 from numpy.typing import NDArray
 
+from dicom_node.compiled import compiled
+
 Bytes2D = NDArray[np.uint8]
 MAX_SYMBOLS = 255
 # Python-speed decoding of single columns stops here, so that hostile input cannot buy minutes.
@@ -45,9 +47,27 @@ _MUL, _INV, _EXP = _tables()
 def _matmul(a: Bytes2D, b: Bytes2D) -> Bytes2D:
     """Return the product of `a` ``(m, k)`` and `b` ``(k, width)`` over GF(256)."""
     out = np.zeros((a.shape[0], b.shape[1]), np.uint8)
-    for i in range(a.shape[1]):
-        out ^= _MUL[a[:, i, None], b[None, i, :]]
+    _add_products(np.require(a, requirements="W"), np.require(b, requirements="W"), _MUL, out)
     return out
+
+
+@compiled
+def _add_products(a: Bytes2D, b: Bytes2D, table: Bytes2D, out: Bytes2D) -> None:
+    for i in range(a.shape[0]):
+        for k in range(a.shape[1]):
+            row = table[a[i, k]]
+            for j in range(b.shape[1]):
+                out[i, j] ^= row[b[k, j]]
+
+
+@compiled
+def _clear_column(system: Bytes2D, pivot: int, column: int, table: Bytes2D) -> None:
+    """Take row `pivot`, 1 in `column`, from all other rows, so that they are 0 there."""
+    for i in range(system.shape[0]):
+        factor = system[i, column]
+        if factor and i != pivot:
+            for j in range(system.shape[1]):
+                system[i, j] ^= table[factor, system[pivot, j]]
 
 
 @lru_cache(maxsize=64)
@@ -154,9 +174,7 @@ def _solve(
         pivot = i + int(np.flatnonzero(system[i:, i])[0])
         system[[i, pivot]] = system[[pivot, i]]
         system[i] = _MUL[_INV[system[i, i]], system[i]]
-        factor = system[:, i].copy()
-        factor[i] = 0
-        system ^= _MUL[factor[:, None], system[None, i, :]]
+        _clear_column(system, i, i, _MUL)
     e = lost.size
     return system[:e, e : e + width], system[e:, e : e + width], system[e:, e + width :]
 
@@ -173,9 +191,7 @@ def _locate(rest: Bytes2D, check: Bytes2D, erased: NDArray[np.bool_]) -> NDArray
         pivot = rank + int(candidates[0])
         system[[rank, pivot]] = system[[pivot, rank]]
         system[rank] = _MUL[_INV[system[rank, column]], system[rank]]
-        factor = system[:, column].copy()
-        factor[rank] = 0
-        system ^= _MUL[factor[:, None], system[None, rank, :]]
+        _clear_column(system, rank, column, _MUL)
         rank += 1
         if rank == rows:
             return None

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.watermark.parameters import HEADER_BITS, Plan, free_white, headers_pass, passes
+from dicom_node.watermark import kernels
+from dicom_node.watermark.parameters import Plan
 from dicom_node.watermark.payload import MAC_BYTES
 from dicom_node.watermark.reversible import Span
 from dicom_node.watermark.tiles import (
     UNIT,
     Bounds,
-    Box,
     Frame,
     Grid,
     Lattice1D,
     Lattices,
-    between,
+    all_within,
     exact_gap,
     find_gap,
     grid_of,
-    inside_of,
     lattices,
     mostly_unit,
     split,
+    within,
 )
 
 Side = NDArray[np.uint32]
@@ -54,7 +54,8 @@ def frame_digest(host: Frame, side: Side | None) -> bytes:
     code hashed first: the same samples always give the same bytes, and hashing is most of the cost.
     """
     planes = 0 if side is None else side.shape[2]
-    code, narrow = _narrow(host, int(host.min()), int(host.max()))
+    host = np.require(host, np.int32, ("C", "W"))
+    code, narrow = _narrow(host, *kernels.extremes(host))
     state = hashlib.sha3_256(b"dicom-node frame 1")
     state.update(struct.pack("<IIIB", host.shape[0], host.shape[1], planes, code))
     state.update(narrow.data)
@@ -144,18 +145,10 @@ class Canvas:
     @cached_property
     def fixed(self) -> NDArray[np.bool_] | None:
         """Pixels never changed: padding, out of range, next to either; None where there is none."""
-        span = self.span
-        inside = int(self.scaled.min()) >= span.low and int(self.scaled.max()) <= span.high
-        if inside and not span.has_hole and self.padded is None:
-            return None
-        if inside and self.gap.step == 1:
-            # The hole is the padding range, widened: one look at it says all.
-            fixed = between(self.scaled, span.hole_low, span.hole_high)
-        else:
-            fixed = span.outside(self.scaled)
-            if self.padded is not None:
-                fixed |= self.padded
-        return fixed if fixed.any() else None
+        fixed = self.span.outside(self.scaled)
+        if self.gap.step == 1 or self.padded is None:
+            return fixed
+        return self.padded if fixed is None else fixed | self.padded
 
     def grid(self, size_code: int) -> Grid:
         """Return the tiling for one of the tile sizes."""
@@ -165,79 +158,36 @@ class Canvas:
         """Return the checkerboards of all tiles, fresh copies."""
         return lattices(self.scaled, self.fixed, grid)
 
-    def may_hold_headers(self, grid: Grid) -> bool:
-        """Whether some tile can have a header; False only if `read_headers` would find none.
-
-        Looks at the first rows of every tile alone: most frames that were never marked are done
-        with here, without being taken apart.
-        """
-        rows = -(-2 * HEADER_BITS // grid.tile_columns) + 1
-        if self.gap.step > 1 or grid.spare != (0, 0) or rows >= grid.tile_rows:
-            return True
-        rows += rows % 2
-        shape = (grid.down, grid.tile_rows, grid.columns)
-        heads = Grid(grid.down * rows, grid.columns, grid.size_code, rows, grid.tile_columns)
-        head = self.host.reshape(shape)[:, :rows].reshape(heads.rows, heads.columns)
-        fixed = self.fixed
-        if fixed is not None:
-            fixed = fixed.reshape(shape)[:, :rows].reshape(heads.rows, heads.columns)
-        parts = lattices(head, fixed, heads)
-        return bool(headers_pass(parts).any()) or self._may_begin_lower(parts, grid)
-
-    def _may_begin_lower(self, heads: Lattices, grid: Grid) -> bool:
-        """Whether a tile whose first rows have too few free pixels can have a header further on."""
-        fixed = self.fixed
-        if fixed is None:
-            return False
-        words = []
-        for tile in np.flatnonzero(free_white(heads) < HEADER_BITS):
-            bits = self._first_bits(grid.box(int(tile)), fixed)
-            if bits is not None:
-                words.append(bits)
-        return bool(words) and bool(passes(np.stack(words), grid.size_code).any())
-
-    def _first_bits(self, box: Box, fixed: NDArray[np.bool_]) -> NDArray[np.uint8] | None:
-        """Return the last bits of a tile's first free white pixels; None if it has too few."""
-        area = np.s_[box.row : box.row + box.rows, box.column : box.column + box.columns]
-        taken, values = fixed[area], self.host[area]
-        open_rows = np.flatnonzero(~taken.all(axis=1))
-        found, have = [], 0
-        for row in open_rows:
-            white = np.s_[row, 1 - row % 2 :: 2]
-            found.append(values[white][~taken[white]][: HEADER_BITS - have] & 1)
-            have += found[-1].size
-            if have == HEADER_BITS:
-                return np.concatenate(found).astype(np.uint8)
-        return None
-
     def constant_tiles(self, grid: Grid) -> tuple[NDArray[np.bool_], int]:
         """Return the tiles that are one padding value throughout, sides 0, and that value."""
-        none = np.zeros(grid.count, np.bool_)
-        if self.padded is None:
-            return none, 0
-        padded = inside_all(self.padded, grid)
+        if self.bounds.padding is None:
+            return np.zeros(grid.count, np.bool_), 0
+        first, last = sorted(self.bounds.padding)
+        padded = all_within(self.host, first, last, grid)
         if not padded.any():
-            return none, 0
-        tiles = np.flatnonzero(padded)
-        boxes = [grid.box(int(t)) for t in tiles]
+            return padded, 0
+        boxes = [grid.box(int(t)) for t in np.flatnonzero(padded)]
         values, counts = np.unique([self.host[b.row, b.column] for b in boxes], return_counts=True)
         value = int(values[counts.argmax()])
         return self.inert(grid, value), value
 
     def inert(self, grid: Grid, value: int) -> NDArray[np.bool_]:
         """Return the tiles whose every pixel is `value` and every side sample 0."""
-        same = self.host == value
+        same = all_within(self.host, value, value, grid)
         if self.side is not None:
-            same &= ~self.side.any(axis=2)
-        return inside_all(same, grid)
+            for tile in np.flatnonzero(same):
+                box = grid.box(int(tile))
+                area = np.s_[box.row : box.row + box.rows, box.column : box.column + box.columns]
+                same[tile] = not self.side[area].any()
+        return same
 
 
 def padding_of(host: Frame, bounds: Bounds) -> NDArray[np.bool_] | None:
     """Return which pixels are padding; None where none is."""
     if bounds.padding is None:
         return None
-    padded = between(host, *sorted(bounds.padding))
-    return padded if padded.any() else None
+    first, last = sorted(bounds.padding)
+    return within(host, first, last)
 
 
 def gap_of(host: Frame, bounds: Bounds) -> Lattice1D:
@@ -256,15 +206,11 @@ def host_gap(host: Frame, bounds: Bounds) -> Lattice1D:
     """Return the value lattice of a frame to mark; see `exact_gap`."""
     some = host.reshape(-1)[:: max(1, host.size // 509)]
     if bounds.padding is not None:
-        some = some[~between(some, *sorted(bounds.padding))]
+        first, last = sorted(bounds.padding)
+        some = some[(some < first) | (some > last)]
     if some.size and int(np.gcd.reduce(some - some[0])) == 1:
         return UNIT
     return exact_gap(host, padding_of(host, bounds))
-
-
-def inside_all(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.bool_]:
-    """Return the tiles in which `mask` holds for every pixel inside the frame."""
-    return ~inside_of(~mask, grid)
 
 
 def spoken(plan: Plan, shares: NDArray[np.uint8], tiles: Iterable[int]) -> dict[int, bytes]:
@@ -278,7 +224,7 @@ def spoken(plan: Plan, shares: NDArray[np.uint8], tiles: Iterable[int]) -> dict[
 
 
 def tile_digests(
-    canvas: Canvas, pixels: Frame, grid: Grid, key: bytes, which: Iterable[int],
+    canvas: Canvas, pixels: Frame, grid: Grid, key: bytes, which: Collection[int],
     said: dict[int, bytes], *, size: int = MAC_BYTES,
 ) -> dict[int, bytes]:  # fmt: skip
     """Return the keyed digest of some tiles.
@@ -292,6 +238,8 @@ def tile_digests(
     said
         Parameters and share of each tile, covered by its digest; empty for a mute tile.
     """
+    if not which:
+        return {}
     bounds = canvas.bounds
     _, narrow = _narrow(pixels, bounds.low, bounds.high)
     tiles = split(narrow, grid)

@@ -211,7 +211,7 @@ class RobustWatermark:
         message = self.message(display, key)
         if min(display.shape) < MIN_SIDE_PX:
             return RobustMark(host, message, None, f"a side is below {MIN_SIDE_PX} px")
-        cover = self._cover(host, display, step, low, high, _code_word(message, key))
+        cover = self._cover(host, display, step, low, high, code_word(message, key))
         worst_db = min(max(self._least_db, least_db), self.most_db)
         chosen = self._choose(cover, (self.most_db + worst_db) / 2)
         if chosen is None:
@@ -251,11 +251,11 @@ class RobustWatermark:
         does not decode.
         """
         small = self.resample(display)
-        found = self._read(self.engine.decode(small[None, None])[0], keys, Pose())
+        found = self.read(self.engine.decode(small[None, None])[0], keys, Pose())
         if found.decoded or not dihedral:
             return found
         soft = self.engine.decode(np.stack([pose.upright(small) for pose in DIHEDRAL])[:, None])
-        attempts = [self._read(s, keys, pose) for s, pose in zip(soft, DIHEDRAL, strict=True)]
+        attempts = [self.read(s, keys, pose) for s, pose in zip(soft, DIHEDRAL, strict=True)]
         return next((a for a in attempts if a.decoded), found)
 
     def resample(self, display: Float32) -> Float32:
@@ -328,12 +328,13 @@ class RobustWatermark:
         best = int(np.argmax(margin >= 1.0)) if margin.max() >= 1.0 else int(np.argmax(margin))
         return float(rms[best]), float(margin[best])
 
-    def _read(self, soft: Float32, keys: Sequence[RobustKey], pose: Pose) -> Detection:
+    def read(self, soft: Float32, keys: Sequence[RobustKey], pose: Pose) -> Detection:
+        """Return what soft bits ``(160,)`` say to one of `keys`; decoded only with a valid tag."""
         for key in keys:
             plain = soft * _whitening(key)
             for message, agreement in ecc.candidates(plain):
                 if agreement >= MIN_AGREEMENT and _tag(message[:8], key) == message[8:]:
-                    word = _code_word(message, key)
+                    word = code_word(message, key)
                     right = float(np.mean((soft > 0) == (word > 0)))
                     return Detection(True, message, key.owner, key.key_id, right, pose)
         return Detection(False, pose=pose)
@@ -365,5 +366,6 @@ def _whitening(key: RobustKey) -> Float32:
     return np.unpackbits(np.frombuffer(stream, np.uint8)).astype(np.float32) * 2 - 1
 
 
-def _code_word(message: bytes, key: RobustKey) -> Float32:
+def code_word(message: bytes, key: RobustKey) -> Float32:
+    """Return the whitened code word of a 12-byte message, -1 and +1, ``(160,)``."""
     return (ecc.encode(message).astype(np.float32) * 2 - 1) * _whitening(key)

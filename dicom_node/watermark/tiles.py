@@ -6,17 +6,20 @@ that little is left over; the last row and column of tiles may be cut short by t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dicom_node.watermark import kernels
 
 Frame = NDArray[np.int32]
 WHOLE = 0
 # Nominal tile sizes by their code in the tile header; WHOLE is the frame as one tile.
 SIZES_PX = (64, 128, 256, WHOLE)
+_SAMPLE_STRIDE = 67
 
 
 class Box(NamedTuple):
@@ -120,15 +123,18 @@ def split(plane: NDArray[np.generic], grid: Grid) -> NDArray[np.generic]:
     return tiles.reshape(grid.count, grid.tile_rows, grid.tile_columns, *plane.shape[2:])
 
 
-def between(values: Frame, low: int, high: int) -> NDArray[np.bool_]:
-    """Return which of int32 `values` are in ``low..high``: one comparison, the sign wraps round."""
-    shifted = np.subtract(values, np.int32(low), dtype=np.int32).view(np.uint32)
-    return np.asarray(shifted <= np.uint32(high - low))
+def within(plane: Frame, low: int, high: int) -> NDArray[np.bool_] | None:
+    """Return which values are in ``low..high``; None if none is."""
+    out = np.empty(plane.shape, np.bool_)
+    span = np.array((-(1 << 31), 1 << 31, low, high), np.int64)
+    return out if kernels.outside(plane, span, out) else None
 
 
-def inside_of(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.bool_]:
-    """Return the tiles in which `mask` holds for some pixel, ``(tiles,)``."""
-    return np.asarray(split(mask, grid).reshape(grid.count, -1).astype(np.bool_).any(axis=1))
+def all_within(plane: Frame, low: int, high: int, grid: Grid) -> NDArray[np.bool_]:
+    """Return the tiles whose every pixel inside the frame is in ``low..high``, ``(tiles,)``."""
+    out = np.empty((grid.down, grid.across), np.bool_)
+    kernels.whole_tiles(plane, low, high, grid.tile_rows, grid.tile_columns, out)
+    return out.reshape(-1)
 
 
 @dataclass
@@ -142,131 +148,62 @@ class Lattices:
         the odd columns of odd rows, white the others. So a pixel's upper and lower neighbours have
         its own last index, and one of the two beside it as well.
     fixed_black, fixed_white
-        Same shape, True where a pixel is never changed; None where there is no such pixel.
-    tiles
-        ``(tiles,)`` their numbers in the grid.
-    forecast
-        Prediction and activity class of black, ``(tiles, hosts)`` each, kept from planning.
+        Same shape, True where a pixel is never changed.
+    has_fixed
+        Whether there is such a pixel.
     """
 
     grid: Grid
     black: NDArray[np.int32]
     white: NDArray[np.int32]
-    fixed_black: NDArray[np.bool_] | None = None
-    fixed_white: NDArray[np.bool_] | None = None
-    tiles: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
-    forecast: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
+    fixed_black: NDArray[np.bool_]
+    fixed_white: NDArray[np.bool_]
+    has_fixed: bool
 
     @property
     def count(self) -> int:
         """Tiles held."""
         return int(self.black.shape[0])
 
-    def subset(self, chosen: NDArray[np.intp]) -> Lattices:
-        """Return copies of the `chosen` tiles (positions in this object)."""
-        black, white = self.fixed_black, self.fixed_white
-        return Lattices(
-            self.grid,
-            self.black[chosen],
-            self.white[chosen],
-            None if black is None else black[chosen],
-            None if white is None else white[chosen],
-            self.tiles[chosen],
-            None if self.forecast is None else (self.forecast[0][chosen], self.forecast[1][chosen]),
-        )
+    @property
+    def hosts(self) -> int:
+        """Pixels of one colour in a tile."""
+        return int(self.black[0].size)
 
-    def remember(self, chosen: NDArray[np.intp], other: Lattices) -> None:
-        """Take over the forecast of `other`, the subset of the `chosen` tiles."""
-        if other.forecast is None:
-            return
-        if self.forecast is None:
-            hosts = (self.count, self.black[0].size)
-            self.forecast = (np.zeros(hosts, np.int32), np.zeros(hosts, np.int32))
-        for mine, its in zip(self.forecast, other.forecast, strict=True):
-            mine[chosen] = its
+    @property
+    def edges(self) -> NDArray[np.int64]:
+        """Rows and columns past the frame, tiles down and across, as the kernels take them."""
+        return np.array((*self.grid.spare, self.grid.down, self.grid.across), np.int64)
 
-    def mirror_edges(self, *, black: bool) -> None:
-        """Refill what lies past the frame's edge, so that edge pixels see only their own frame.
+    def free(self, *, black: bool) -> NDArray[np.int64]:
+        """Return how many pixels of one colour may change, ``(tiles,)``."""
+        out = np.full(self.count, self.hosts, np.int64)
+        if self.has_fixed:
+            kernels.count_free(self.flat(self.fixed_black if black else self.fixed_white), out)
+        return out
 
-        The first row past the edge repeats the row before the last: same colours, and to the
-        predictor it means that the missing neighbour counts as its opposite.
-        """
-        values = self.black if black else self.white
-        below, right = self.grid.spare
-        if below:
-            bottom = self.tiles >= (self.grid.down - 1) * self.grid.across
-            row = self.grid.tile_rows - below
-            values[bottom, row] = values[bottom, row - 2]
-        if right:
-            last = self.tiles % self.grid.across == self.grid.across - 1
-            column = self.grid.tile_columns - right
-            # Rows in which that column is of this colour.
-            first = column % 2 if black else 1 - column % 2
-            values[last, first::2, column // 2] = values[last, first::2, column // 2 - 1]
-
-
-def _colour(plane: NDArray[np.generic], grid: Grid, colour: int) -> NDArray[np.generic]:
-    """Return one colour (0 black, 1 white) of every tile, shaped as in `Lattices`."""
-    width = grid.tile_columns // 2
-    out = np.empty((grid.count, grid.tile_rows, width), plane.dtype)
-    view = out.reshape(grid.down, grid.across, grid.tile_rows, width)
-    for row in (0, 1):
-        sub = plane[row::2, row ^ colour :: 2]
-        sub = sub.reshape(grid.down, grid.tile_rows // 2, grid.across, width)
-        view[:, :, row::2] = sub.swapaxes(1, 2)
-    return out
+    def flat(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return one of the arrays as ``(tiles, hosts)``."""
+        return values.reshape(self.count, -1)
 
 
 def lattices(plane: Frame, fixed: NDArray[np.bool_] | None, grid: Grid) -> Lattices:
     """Split `plane` ``(rows, columns)`` into the checkerboards of its tiles."""
-    below, right = grid.spare
-    if below or right:
-        if fixed is None:
-            fixed = np.zeros(plane.shape, np.bool_)
-        fixed = np.pad(fixed, ((0, below), (0, right)), constant_values=True)
-        plane = np.pad(plane, ((0, below), (0, right)), mode="edge")
-    made = Lattices(
-        grid,
-        _colour(plane, grid, 0).astype(np.int32, copy=False),
-        _colour(plane, grid, 1).astype(np.int32, copy=False),
-        tiles=np.arange(grid.count),
-    )
-    if fixed is not None and fixed.any():
-        made.fixed_black = _colour(fixed, grid, 0).astype(np.bool_, copy=False)
-        made.fixed_white = _colour(fixed, grid, 1).astype(np.bool_, copy=False)
-    return made
+    shape = (grid.count, grid.tile_rows, grid.tile_columns // 2)
+    black, white = np.empty(shape, np.int32), np.empty(shape, np.int32)
+    held_black, held_white = np.empty(shape, np.bool_), np.empty(shape, np.bool_)
+    has_fixed = grid.spare != (0, 0) or (fixed is not None and bool(fixed.any()))
+    mask = np.zeros(plane.shape, np.bool_) if fixed is None else fixed
+    kernels.split_colours(plane, mask, grid.across, black, white, held_black, held_white)
+    return Lattices(grid, black, white, held_black, held_white, has_fixed)
 
 
 def join(parts: Lattices) -> Frame:
     """Return the frame ``(rows, columns)`` int32 that the lattices of all tiles make."""
     grid = parts.grid
-    width = grid.tile_columns // 2
-    plane = np.empty((grid.down * grid.tile_rows, grid.across * grid.tile_columns), np.int32)
-    for colour, values in enumerate((parts.black, parts.white)):
-        view = values.reshape(grid.down, grid.across, grid.tile_rows, width)
-        for row in (0, 1):
-            sub = view[:, :, row::2].swapaxes(1, 2)
-            plane[row::2, row ^ colour :: 2] = sub.reshape(-1, grid.across * width)
-    return np.ascontiguousarray(plane[: grid.rows, : grid.columns])
-
-
-def beside(other: NDArray[np.int32], *, of_black: bool) -> NDArray[np.int32]:
-    """Return the horizontal neighbour whose last index differs from the pixel's own.
-
-    Parameters
-    ----------
-    other
-        The other colour's pixels, ``(tiles, tile_rows, w)``. At a tile's edge the missing neighbour
-        is replaced by its opposite: no tile looks into another, so damage stays where it is.
-    """
-    out = np.empty_like(other)
-    # Black starts even rows and so has its left neighbour one place before; white the odd ones.
-    before, after = (0, 1) if of_black else (1, 0)
-    out[:, before::2, 1:] = other[:, before::2, :-1]
-    out[:, before::2, 0] = other[:, before::2, 0]
-    out[:, after::2, :-1] = other[:, after::2, 1:]
-    out[:, after::2, -1] = other[:, after::2, -1]
-    return out
+    plane = np.empty((grid.rows, grid.columns), np.int32)
+    kernels.join_colours(parts.black, parts.white, grid.across, plane)
+    return plane
 
 
 @dataclass(frozen=True)
@@ -325,33 +262,16 @@ def find_gap(plane: Frame, padded: NDArray[np.bool_] | None, grid: Grid) -> Latt
     return Lattice1D(gap, int(residues[counts.argmax()]))
 
 
-@lru_cache(maxsize=32)
-def _sampled_places(grid: Grid) -> NDArray[np.intp]:
-    """Return where about every 61st pixel of each tile stands in the frame, ``(tiles, n)``."""
-    inside = np.arange(0, grid.tile_rows * grid.tile_columns, 67)
-    rows, columns = np.divmod(inside, grid.tile_columns)
-    tile = np.arange(grid.count)
-    top = tile // grid.across * grid.tile_rows
-    left = tile % grid.across * grid.tile_columns
-    return np.asarray((top[:, None] + rows) * grid.columns + left[:, None] + columns)
-
-
 def mostly_unit(plane: Frame, padding: tuple[int, int] | None, grid: Grid) -> bool:
     """Whether a few pixels show already that most tiles lie on no lattice: nearly every image.
 
     More than half of the tiles, so that `find_gap` could not come to another majority; `padding`
     is the range of values that do not count.
     """
-    if grid.spare != (0, 0):
-        return False
-    some = np.take(plane, _sampled_places(grid))
-    first = some[:, :1]
-    if padding is not None:
-        out = (some >= padding[0]) & (some <= padding[1])
-        first = np.take_along_axis(some, out.argmin(axis=1)[:, None], axis=1)
-        some = np.where(out, first, some)
-    gaps = np.gcd.reduce(some - first, axis=1)
-    return 2 * int(np.count_nonzero(gaps == 1)) > grid.count
+    out = np.empty((grid.down, grid.across), np.int64)
+    skipped = np.array(padding or (1, 0), np.int64)
+    kernels.gaps(plane, skipped, grid.tile_rows, grid.tile_columns, _SAMPLE_STRIDE, out)
+    return 2 * int(np.count_nonzero(out == 1)) > grid.count
 
 
 def exact_gap(plane: Frame, padded: NDArray[np.bool_] | None) -> Lattice1D:

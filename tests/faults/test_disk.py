@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 
 import harness
 import pytest
@@ -64,7 +65,7 @@ def test_below_min_free_associations_are_rejected_as_transient_until_there_is_ro
     )
     path = saved(tmp_path / "one.dcm")
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(18 * _MIB))
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - 6 * _MIB))
 
     def rejected():
         result = harness.storescu(node, path, options=("-xe", "-d"))
@@ -100,7 +101,6 @@ def test_an_association_open_while_the_disk_fills_is_answered_a700(
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.alone
 def test_a_really_full_disk_loses_nothing_acknowledged(running_node, scp, small_disk, tmp_path):
     # The PACS is down: what comes stays, until the disk is full to the last block.
     scp.child.kill()
@@ -120,10 +120,16 @@ def test_a_really_full_disk_loses_nothing_acknowledged(running_node, scp, small_
         results.append(harness.storescu(node, *batch, options=("-v", "-xe", "-nh")))
     taken = {uid for result in results for uid in acknowledged(result, uids)}
     assert 0 < len(taken) < len(uids), "the disk did not fill"
-    assert shutil.disk_usage(small_disk).free < _MIB
+    # To the last block: a mark worker found none, and gave up the reserve.
+    harness.wait_for(lambda: "reserve_given_up" in node.output)
+    assert not reserve(small_disk).exists()
+    refused = harness.storescu(node, list(uids)[-1], options=("-xe", "-d"))
+    assert "Rejected Transient" in refused.stdout + refused.stderr
     assert node.child.process.poll() is None, node.output[-3000:]
     scp.restart()
+    started = time.monotonic()
     jobs = delivered_all(node)
+    print(f"{len(taken)} instances drained in {time.monotonic() - started:.1f} s")
     assert {job.sop_instance_uid for job in jobs if job.state == "delivered"} >= taken
     stored = scp.stored()
     assert taken <= set(stored)
@@ -132,6 +138,55 @@ def test_a_really_full_disk_loses_nothing_acknowledged(running_node, scp, small_
         assert check_instance(stored[uid][0], ring, engine).verdict == "authentic"
     path = saved(tmp_path / "after.dcm")
     harness.wait_for(lambda: harness.storescu(node, path).returncode == 0)
+    assert reserve(small_disk).stat().st_size == 8 * _MIB
+
+
+@pytest.mark.parametrize("seconds", [0, 5])
+def test_a_disk_filled_by_somebody_else_only_delays(
+    running_node, scp, small_disk, tmp_path, seconds
+):
+    """With `seconds` the reserve is eaten too, as soon as it is given up."""
+    scp.child.kill()
+    node = running_node(
+        [{"port": scp.port, "ae_title": "STORESCP"}],
+        spool={"directory": str(small_disk / "spool"), "min_free_mib": 0},
+    )
+    uids = {str(saved(tmp_path / f"{k}.dcm", seed=k)): str(k) for k in range(12)}
+    result = harness.storescu(node, *uids, options=("-v", "-xe", "-nh"))
+    assert len(acknowledged(result, uids)) == 12
+    harness.wait_for(lambda: node.tally() == {"marked": 12})
+    ballast = small_disk / "ballast"
+    with ballast.open("wb") as file:
+        fill(file)
+        scp.restart()
+        harness.wait_for(lambda: "reserve_given_up" in node.output)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            fill(file)
+            assert node.child.process.poll() is None
+            time.sleep(0.01)
+    if not seconds:
+        assert {job.state for job in node.settled()} == {"delivered"}
+        assert not reserve(small_disk).exists()
+        refused = harness.storescu(node, next(iter(uids)), options=("-xe", "-d"))
+        assert "Rejected Transient" in refused.stdout + refused.stderr
+    ballast.unlink()
+    assert {job.state for job in node.settled()} == {"delivered"}
+    assert len(scp.stored()) == 12
+    path = saved(tmp_path / "after.dcm")
+    harness.wait_for(lambda: harness.storescu(node, path).returncode == 0)
+    assert reserve(small_disk).exists()
+
+
+def fill(file):
+    """Write until the disk has no block left."""
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(file.fileno(), bytes(1 << 12))
+
+
+def reserve(disk):
+    return disk / "spool" / "journal.reserve"
 
 
 def delivered_all(node):

@@ -3,16 +3,17 @@
 ``receive CONFIG`` and ``forward CONFIG NAME`` run the node's processes by themselves. ``pacs PORT
 MODE LOG`` is pynetdicom's own Storage SCP, untouched by `dicom_node`, with these modes:
 
-==============  =====================================================================
-``ok``          stores
-``A700`` ...    answers this status
-``hang``        takes the data set and never answers
-``abort``       aborts in the middle of the second data set of each association
-``crash``       closes the connection instead of answering
-``reject``      rejects every association
-``native``      accepts Implicit VR Little Endian only
-``poison:UID``  aborts for this instance, stores the others
-==============  =====================================================================
+================  ===================================================================
+``ok``            stores
+``A700`` ...      answers this status
+``hang``          takes the data set and never answers
+``abort``         aborts in the middle of the second data set of each association
+``crash``         closes the connection instead of answering
+``crash-second``  the same, but for the second instance of each association
+``reject``        rejects every association
+``native``        accepts Implicit VR Little Endian only
+``poison:UID``    aborts for this instance, stores the others
+================  ===================================================================
 
 Each instance answered with success or a warning is a line ``UID SYNTAX SHA256-of-data-set`` in LOG.
 """
@@ -63,7 +64,7 @@ def pacs(port: str, mode: str, log: str) -> None:
     def on_store(event):
         if mode == "hang":
             time.sleep(3600)
-        if mode == "crash":
+        if mode == "crash" or (mode == "crash-second" and event.request.MessageID == 2):
             event.assoc.dul.socket.socket.close()
             return 0xC000
         uid = event.request.AffectedSOPInstanceUID

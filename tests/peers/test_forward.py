@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicom_node.dimse import encode_file_meta, read_file_meta
+from dicom_node.dimse import NeverHeard, StoreAssociation, encode_file_meta, read_file_meta
+from dicom_node.errors import AssociationLost, SpoolFull
 from dicom_node.forward import run_forwarder
 
 pytestmark = pytest.mark.peer
@@ -319,6 +320,35 @@ def test_a_refused_syntax_is_transcoded_only_then(node, pacs, make_ct, wait_for,
     assert {d.state for d in one.deliveries()} == {"delivered"}
 
 
+def test_a_copy_that_finds_no_room_is_made_later_and_its_instance_not_held(
+    node, pacs, make_ct, wait_for, tmp_path
+):
+    peer = pacs("native")
+    one = node([{"port": peer.port}])
+    put(one, make_ct())
+    asked = []
+
+    def transcode(path, _accepted):
+        asked.append(path)
+        if len(asked) == 1:
+            raise SpoolFull("no space left for the copy")
+        ds = pydicom.dcmread(path)
+        ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        copy = tmp_path / "recoded.dcm"
+        ds.save_as(copy, implicit_vr=True, little_endian=True, enforce_file_format=True)
+        return copy
+
+    stop = threading.Event()
+    forwarder = threading.Thread(target=run_forwarder, args=(one.config, "pacs", stop, transcode))
+    forwarder.start()
+    try:
+        [delivery] = wait_for(lambda: settled(one))
+    finally:
+        stop.set()
+        forwarder.join()
+    assert (delivery.state, delivery.attempts) == ("delivered", 2)
+
+
 def test_a_dead_destination_does_not_delay_another(node, pacs, make_ct, wait_for):
     alive, dead, hanging = pacs(), pacs(None), pacs("hang")
     one = node(
@@ -372,7 +402,6 @@ def test_an_idle_association_is_released(node, pacs, make_ct, wait_for):
     assert child.process.poll() is None
 
 
-@pytest.mark.alone
 def test_a_pacs_restarted_between_two_instances_costs_no_failed_attempt(
     node, pacs, make_ct, wait_for
 ):
@@ -380,12 +409,58 @@ def test_a_pacs_restarted_between_two_instances_costs_no_failed_attempt(
     one = node([{"port": peer.port}])
     one.forward()
     put(one, make_ct())
-    wait_for(lambda: len(peer.stored()) == 1)
+    # Not only stored: killed before it has answered, it would have to get the first one again.
+    wait_for(lambda: settled(one))
     peer.stop()
     peer.start("ok")
     put(one, make_ct())
     wait_for(lambda: len(peer.stored()) == 2)
     assert [d.attempts for d in one.deliveries()] == [1, 1]
+
+
+def test_an_association_whose_end_shows_only_in_use_costs_no_failed_attempt(
+    node, pacs, make_ct, wait_for, monkeypatch
+):
+    peer = pacs()
+    one = node([{"port": peer.port}])
+    # What the last look at the connection says when the peer goes away just after it.
+    last_look = property(lambda used: used._assoc.is_established)
+    monkeypatch.setattr(StoreAssociation, "alive", last_look)
+    stop = threading.Event()
+    forwarder = threading.Thread(target=run_forwarder, args=(one.config, "pacs", stop))
+    forwarder.start()
+    try:
+        put(one, make_ct(size=512))
+        wait_for(lambda: settled(one))
+        peer.stop()
+        peer.start("ok")
+        put(one, make_ct(size=512))
+        wait_for(lambda: settled(one))
+    finally:
+        stop.set()
+        forwarder.join()
+    assert len(peer.stored()) == 2
+    assert [d.attempts for d in one.deliveries()] == [1, 1]
+
+
+@pytest.mark.parametrize(("mode", "unheard"), [("ok", True), ("crash-second", False)])
+def test_only_a_request_the_peer_cannot_have_read_counts_as_never_heard(
+    pacs, make_ct, mode, unheard
+):
+    peer = pacs(mode)
+    used = StoreAssociation.open(
+        "pacs", ("127.0.0.1", peer.port), called_ae="PACS", calling_ae="NODE",
+        pairs=[(CT, ExplicitVRLittleEndian)], timeout_s=5,
+    )  # fmt: skip
+    path = make_ct(size=512)
+    with path.open("rb") as file:
+        meta = read_file_meta(file)
+        assert used.store(file, meta).status == 0x0000
+        if unheard:
+            peer.stop()
+        with pytest.raises(AssociationLost) as caught:
+            used.store(file, meta)
+    assert isinstance(caught.value, NeverHeard) is unheard
 
 
 def test_a_forwarder_killed_while_sending_sends_it_again(node, pacs, make_ct, wait_for):

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from dicom_node import implementation
 from dicom_node.cli.main import COMMANDS
 from dicom_node.config import Config
-from dicom_node.dimse import contexts, part10
+from dicom_node.dimse import contexts
 from dicom_node.forward.rules import DELIVERED_STATUSES
-from dicom_node.instance import block, derivation, frames, rewrite, seal
+from dicom_node.instance import block, derivation, frames, seal
 from dicom_node.instance.syntaxes import SYNTAXES, name_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,9 +119,8 @@ def test_the_identifying_attributes_are_those_of_the_code() -> None:
 
 
 def test_the_implementation_identity_is_that_of_the_code() -> None:
-    for module in (part10, rewrite):
-        assert f"`{module.IMPLEMENTATION_CLASS_UID}`" in CONFORMANCE
-        assert f"`{module.IMPLEMENTATION_VERSION_NAME}`" in CONFORMANCE
+    assert f"`{implementation.IMPLEMENTATION_CLASS_UID}`" in CONFORMANCE
+    assert f"`{implementation.IMPLEMENTATION_VERSION_NAME}`" in CONFORMANCE
 
 
 def test_the_readme_names_every_command_and_no_other() -> None:

@@ -4,10 +4,20 @@ import re
 from pathlib import Path
 
 import pytest
+import structlog
 
 from dicom_node.config import Config, parse
-from dicom_node.errors import ConfigError
-from dicom_node.node import ROLES, mark_workers, readiness_line, roles_of, transcoder
+from dicom_node.errors import ConfigError, SpoolFull
+from dicom_node.keys import KeyRing
+from dicom_node.node import (
+    ROLES,
+    _reclaim,
+    mark_workers,
+    readiness_line,
+    roles_of,
+    serve,
+    transcoder,
+)
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 
@@ -56,6 +66,34 @@ def test_the_ready_line_says_what_runs(config: Config) -> None:
     assert line.startswith("ready: DICOMNODE on 0.0.0.0:11112, receive-0,")
     assert line.endswith("forward-archive")
     assert readiness_line(config, roles_of(config, "mark")) == "ready: mark-0, mark-1, mark-2"
+
+
+def test_keys_of_another_owner_than_configured_are_refused_with_both_ways_out(
+    tmp_path: Path,
+) -> None:
+    keys, spool = tmp_path / "keys", tmp_path / "spool"
+    ring = KeyRing.open(keys, owner="NORTH-CLINIC", create=True)
+    text = f'[keys]\ndirectory = "{keys}"\n[spool]\ndirectory = "{spool}"\n[watermark]\n'
+    config = parse(text + 'owner = "SOUTH-CLINIC"\n', "test")
+    with pytest.raises(ConfigError, match=r"watermark\.owner = 'SOUTH-CLINIC'") as caught:
+        serve(config, announce=print)
+    said = str(caught.value)
+    assert ring.current.key_id.hex() in said
+    assert "set watermark.owner = 'NORTH-CLINIC'" in said
+    assert "`dicom-node keys rotate`" in said
+    assert not spool.exists(), "nothing was started"
+    with pytest.raises(ConfigError):
+        serve(config, only="mark", announce=print)
+
+
+def test_claims_that_cannot_be_freed_now_do_not_end_the_node() -> None:
+    class Full:
+        def reclaim(self) -> None:
+            raise SpoolFull("no space left for the journal")
+
+    with structlog.testing.capture_logs() as events:
+        _reclaim(Full())  # type: ignore[arg-type]
+    assert [event["reason"] for event in events] == ["no space left for the journal"]
 
 
 def test_every_role_has_a_systemd_unit_and_the_target_wants_it() -> None:

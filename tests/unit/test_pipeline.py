@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from dicom_node import pipeline
 from dicom_node.config import SpoolConfig
 from dicom_node.errors import EngineError, PixelError, ReadBackError
 from dicom_node.pipeline import MarkWorker, retry_delay_s
 from dicom_node.spool import Job, Spool
+from dicom_node.spool.reserve import Reserve
 
 
 @dataclass
@@ -38,8 +41,13 @@ class Outcome:
 class Stamp:
     """Marks by appending; answers, raises or acts as told."""
 
-    def __init__(self, answer: Outcome | BaseException | Callable[[Path], Outcome]) -> None:
+    def __init__(
+        self,
+        answer: Outcome | BaseException | Callable[[Path], Outcome],
+        mark: bytes = b" marked",
+    ) -> None:
         self.answer = answer
+        self.stamp = mark
         self.times: list[datetime] = []
 
     def mark(self, source: Path, out: Path, *, marked_at: datetime) -> Any:
@@ -48,7 +56,7 @@ class Stamp:
             raise self.answer
         outcome = self.answer(source) if callable(self.answer) else self.answer
         if outcome.action not in ("held", "rejected"):
-            out.write_bytes(source.read_bytes() + b" marked")
+            out.write_bytes(source.read_bytes() + self.stamp)
         return outcome
 
 
@@ -58,7 +66,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
         yield opened
 
 
-def run_one(spool: Spool, stamp: Stamp | None, **more: Any) -> Job:
+def receive(spool: Spool) -> None:
     spool.receive(
         b"header ",
         b"pixels",
@@ -66,6 +74,10 @@ def run_one(spool: Spool, stamp: Stamp | None, **more: Any) -> Job:
         sop_instance_uid="1.2.3",
         transfer_syntax_uid="1.2.840.10008.1.2.1",
     )
+
+
+def run_one(spool: Spool, stamp: Stamp | None, **more: Any) -> Job:
+    receive(spool)
     marker_for = None if stamp is None else lambda _key: stamp
     values: dict[str, Any] = {"current_key_id": b"k" * 8, "destinations": ["pacs"]} | more
     worker = MarkWorker(spool, marker_for, **values)
@@ -138,6 +150,33 @@ def test_what_is_our_own_failure_is_tried_again_later(spool: Spool, error: Excep
     assert job.due_at > job.updated_at + 1
 
 
+def test_a_result_that_finds_no_room_is_marked_again_at_once_with_the_reserve(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Reserve, "needed", True)
+    stamp = Stamp(OSError(28, "No space left on device"))
+    receive(spool)
+    worker = MarkWorker(spool, lambda _key: stamp, current_key_id=None, destinations=["pacs"])
+    assert worker.step()
+    [job] = spool.jobs()
+    assert (job.state, job.reason, job.attempts) == ("received", "", 0)
+    assert not (spool.settings.directory / "journal.reserve").exists()
+    stamp.answer = Outcome()
+    assert worker.step()
+    assert spool.tally()["marked"] == 1
+
+
+def test_what_waits_for_room_is_tried_often_for_room_comes_with_a_delivery(spool: Spool) -> None:
+    receive(spool)
+    stamp = Stamp(OSError(28, "No space left on device"))
+    worker = MarkWorker(spool, lambda _key: stamp, current_key_id=None, destinations=["pacs"])
+    for _ in range(12):
+        spool.retry_now(1)
+        assert worker.step()
+    [job] = spool.jobs()
+    assert 0 < job.due_at - job.updated_at <= pipeline.RETRY_FULL_S
+
+
 def test_an_instance_that_never_fits_into_memory_is_held_in_the_end(spool: Spool) -> None:
     job = run_one(spool, Stamp(MemoryError()))
     worker = MarkWorker(
@@ -168,13 +207,7 @@ def test_a_repeat_is_marked_with_the_first_key_and_time(spool: Spool) -> None:
         asked.append(key_id)
         return stamp
 
-    spool.receive(
-        b"header ",
-        b"pixels",
-        sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
-        sop_instance_uid="1.2.3",
-        transfer_syntax_uid="1.2.840.10008.1.2.1",
-    )
+    receive(spool)
     assert MarkWorker(spool, marker_for, current_key_id=b"new key!", destinations=["pacs"]).step()
     again = spool.jobs()[-1]
     assert asked == [b"k" * 8]
@@ -182,6 +215,36 @@ def test_a_repeat_is_marked_with_the_first_key_and_time(spool: Spool) -> None:
     assert again.marked_at == first.marked_at
     assert again.result_digest == first.result_digest
     assert not again.differs_from_repeat
+
+
+def test_a_repeat_that_other_weights_mark_otherwise_is_held_and_released_by_hand(
+    spool: Spool,
+) -> None:
+    run_one(spool, Stamp(Outcome()))
+    spool.delivered(spool.claim_delivery("pacs")[0])
+    job = run_one(spool, Stamp(Outcome(), mark=b" marked otherwise"))
+    assert job.state == "held"
+    assert f"`dicom-node queue release {job.id}` sends it as a second version" in job.reason
+    assert spool.claim_delivery("pacs") == []
+    assert spool.release(job.id)
+    [delivery] = spool.claim_delivery("pacs")
+    assert delivery.path.read_bytes() == b"header pixels marked otherwise"
+
+
+def test_the_stages_of_a_job_add_up_to_what_it_cost(spool: Spool) -> None:
+    def work(_source: Path) -> Outcome:
+        until = time.thread_time() + 0.2
+        while time.thread_time() < until:
+            pass
+        return Outcome(stage_s={"w1": 0.05, "w2": 0.03})
+
+    with structlog.testing.capture_logs() as events:
+        before = time.thread_time()
+        run_one(spool, Stamp(work))
+        spent = time.thread_time() - before
+    [stage_s] = [event["stage_s"] for event in events if event["event"] == "marked"]
+    assert list(stage_s) == ["w1", "w2", "other"]
+    assert 0.2 <= sum(stage_s.values()) <= spent
 
 
 def test_a_worker_ends_when_told_to(spool: Spool) -> None:

@@ -23,7 +23,7 @@ def decode(code: bytes, form: PixelForm, *, little: bool = True) -> tuple[Codes,
 def encode(codes: Codes, form: PixelForm, *, little: bool = True) -> bytes:
     """Return one native frame, in the planar configuration of `form`."""
     if form.bits_allocated == 16:
-        codes = codes.astype("<u2" if little else ">u2")
+        codes = codes.astype("<u2" if little else ">u2", copy=False)
     if form.subsampled:
         quads = np.empty((form.pixels // 2, 4), codes.dtype)
         pairs = codes.reshape(-1, 2, 3)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
 
 from dicom_node.bench import frames, measures
@@ -57,9 +58,10 @@ def test_a_marked_frame_is_compared_in_the_window_of_its_cover(tmp_path: Path) -
     values = np.random.default_rng(1).integers(20, 200, (64, 64), np.uint8)
     assert cv2.imwrite(str(tmp_path / "a.png"), values)
     path = frames.wrap_picture(tmp_path / "a.png", tmp_path / "a.dcm")
+    ds = pydicom.dcmread(path)
+    del ds.WindowCenter, ds.WindowWidth  # so that percentiles decide
+    ds.save_as(path)
     with closing(open_instance(path, max_pixels=1 << 20)) as instance:
-        for keyword in ("WindowCenter", "WindowWidth"):
-            delattr(instance.header, keyword)  # so that percentiles decide
         display, cover = display_of(instance), instance.frame(0)
         brighter = StoredFrame(cover.values + 10)
         found = measures.quality_of(instance, display, 0, cover, brighter)

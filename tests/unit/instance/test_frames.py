@@ -359,3 +359,29 @@ def test_a_thousand_frames_are_streamed_in_the_memory_of_a_few(tmp_path):
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 40, "MiB more than before, for an object of 150 MiB"
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
+
+
+def test_a_deflated_data_set_may_inflate_to_the_pixels_it_announces_and_a_header(
+    make, monkeypatch, tmp_path
+):
+    from dicom_node.instance import datafile, source
+
+    monkeypatch.setattr(source, "_FIRST", 1 << 16)
+    monkeypatch.setattr(datafile, "_HEADER_LIMIT", 1 << 16)
+    path = make(np.zeros((1024, 1024), np.uint8), syntax=DEFLATED)
+    data = datafile.open_data_file(path, max_pixels=1 << 20, scratch=tmp_path)
+    assert data.pixel is not None
+    assert data.pixel.length == 1 << 20
+    data.close()
+    with pytest.raises(PixelError, match="inflates to more than 65536 bytes"):
+        datafile.open_data_file(path, max_pixels=(1 << 20) - 1)
+    # More pixel data than rows and columns account for.
+    path = make(np.zeros((64, 64), np.uint8), syntax=DEFLATED, pixel_data=bytes(1 << 20))
+    with pytest.raises(PixelError, match=f"inflates to more than {(1 << 16) + 64 * 64} bytes"):
+        datafile.open_data_file(path)  # _HEADER_LIMIT and the pixels
+    # A long value that is no pixel data.
+    extra = {"EncapsulatedDocument": bytes(1 << 20)}
+    path = make(np.zeros((64, 64), np.uint8), syntax=DEFLATED, extra=extra)
+    with pytest.raises(PixelError, match="inflates to more than 65536 bytes"):
+        datafile.open_data_file(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["source.dcm"]  # unnamed while it is open

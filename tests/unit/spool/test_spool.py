@@ -78,7 +78,7 @@ def test_a_received_instance_is_on_disk_as_sent_and_in_the_journal(spool: Spool)
     assert job is not None
     assert (job.state, job.calling_ae, job.sop_instance_uid) == ("received", "CT1", "1.2.3")
     assert job.path.read_bytes() == HEADER + b"pixels"
-    assert job.digest == hashlib.sha3_256(b"pixels").digest()
+    assert job.digest == hashlib.blake2b(b"pixels", digest_size=32).digest()
 
 
 def test_a_data_set_may_come_in_chunks(spool: Spool) -> None:
@@ -89,7 +89,7 @@ def test_a_data_set_may_come_in_chunks(spool: Spool) -> None:
     job = spool.job(receipt.job_id)
     assert job is not None
     assert job.path.read_bytes() == HEADER + b"pixels"
-    assert job.digest == hashlib.sha3_256(b"pixels").digest()
+    assert job.digest == hashlib.blake2b(b"pixels", digest_size=32).digest()
 
 
 def test_files_are_named_by_our_ids_never_by_a_uid(spool: Spool) -> None:
@@ -192,16 +192,55 @@ def test_the_same_bytes_after_delivery_repeat_the_first_marking(spool: Spool, cl
     assert (job.marked_at, job.key_id) == (1_700_000_000, b"k" * 8)
 
 
-def test_a_repeat_with_another_result_is_reported(spool: Spool) -> None:
+def test_a_repeat_with_another_result_is_held_until_an_administrator_decides(spool: Spool) -> None:
     for data, same in ((b"marked pixels", True), (b"marked pixels", True), (b"other", False)):
         send(spool)
         job = spool.claim()
         assert job is not None
         out = spool.work_path(job)
         out.write_bytes(HEADER + data)
-        assert spool.finish(job, out, action="marked", deliver_to=["pacs"]) is same
-        spool.delivered(spool.claim_delivery("pacs")[0])
+        assert spool.finish(job, out, action="marked", deliver_to=["pacs", "archive"]) is same
+        for name in ("pacs", "archive"):
+            claimed = spool.claim_delivery(name)
+            assert len(claimed) == same
+            for delivery in claimed:
+                spool.delivered(delivery)
     assert [job.differs_from_repeat for job in spool.jobs()] == [False, False, True]
+    last = spool.jobs()[-1]
+    assert last.state == "held"
+    assert "what job 2 delivered" in last.reason
+    assert "`dicom-node queue release 3`" in last.reason
+    assert "`dicom-node queue drop 3`" in last.reason
+    assert {d.state for d in spool.deliveries(last.id)} == {"held"}
+    assert send(spool).duplicate_of == last.id, "sent once more, it waits for the same decision"
+    assert spool.release(last.id)
+    for name in ("pacs", "archive"):
+        [delivery] = spool.claim_delivery(name)
+        assert delivery.path.read_bytes() == HEADER + b"other"
+        spool.delivered(delivery)
+    assert spool.tally()["delivered"] == 3
+
+
+def test_a_released_version_is_what_later_repeats_have_to_equal(spool: Spool) -> None:
+    for data in (b"one", b"two", b"two", b"one"):
+        send(spool)
+        mark(spool, data=data)
+        job = spool.jobs()[-1]
+        if job.state == "held":
+            spool.release(job.id)
+        spool.delivered(spool.claim_delivery("pacs")[0])
+    assert [job.differs_from_repeat for job in spool.jobs()] == [False, True, False, True]
+
+
+def test_another_version_that_is_dropped_leaves_no_file(spool: Spool) -> None:
+    for data in (b"one", b"two"):
+        send(spool)
+        mark(spool, data=data)
+        for delivery in spool.claim_delivery("pacs"):
+            spool.delivered(delivery)
+    assert spool.drop(spool.jobs()[-1].id)
+    wait_for(lambda: files(spool, "received") == files(spool, "marked") == [])
+    assert spool.backlog() == 0
 
 
 def test_the_result_digest_ignores_who_sent_the_file(spool: Spool) -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from dicom_node.errors import CapacityError, WatermarkError
 from dicom_node.keys import KeyRing
 from dicom_node.watermark import integrity
-from dicom_node.watermark.integrity import Bounds, IntegrityCheck
+from dicom_node.watermark.integrity import Bounds, IntegrityCheck, IntegrityMark
 
-from .conftest import UID, Marks, tissue
+from .conftest import TWELVE_BITS, UID, Marks, tissue
 
 CT = Bounds(-32768, 32767, (-2000, -2000))
 RELAXED = settings(
@@ -397,3 +397,40 @@ def test_frame_digests_tell_shape_samples_and_sides_apart() -> None:
     }
     assert len(digests) == 7
     assert integrity.frame_digest(np.asfortranarray(host), None) in digests
+
+
+def test_a_small_frame_is_marked_more_gently_the_less_has_to_stand_in_its_pixels(
+    marks: Marks,
+) -> None:
+    host = tissue(128, 128, noise=12.0)
+    record = marks.record(host, restoration=bytes(range(236)))
+
+    def embed(**how: Any) -> tuple[float, IntegrityMark]:
+        mark = integrity.embed(host, None, TWELVE_BITS, record, marks.keys, **how)
+        return float(np.square(mark.marked - host).mean()), mark
+
+    in_pixels, tiled = embed()
+    outside, header = embed(restoration_in_header=True)
+    least, compact = embed(unseen=lambda marked: False)
+    assert (tiled.profile, header.profile, compact.profile) == ("tiled", "header", "compact")
+    assert in_pixels > 2 * outside > 40 * least
+    for mark in (header, compact):
+        result = marks.check(mark.marked, header_block=mark.header_block)
+        assert result.status == "valid"
+        assert (result.recovered == host).all()
+        assert result.record is not None
+        assert result.record.restoration == bytes(range(236))
+
+
+def test_attempts_go_on_until_the_mark_is_not_seen(marks: Marks) -> None:
+    host = tissue(128, 128, noise=12.0)
+    looked: list[float] = []
+
+    def unseen(marked: Any) -> bool:
+        looked.append(float(np.square(marked - host).mean()))
+        return len(looked) == 3
+
+    mark = integrity.embed(host, None, TWELVE_BITS, marks.record(host), marks.keys, unseen=unseen)
+    assert len(looked) == 3
+    assert np.square(mark.marked - host).mean() == looked[-1]
+    assert marks.check(mark.marked, header_block=mark.header_block).status == "valid"

@@ -1,0 +1,213 @@
+"""All shifts, or all angles, of a whitened picture at once.
+
+Soft bits are inner products with the carrier patterns, so those of every shift are correlations,
+and those of every angle are correlations along the circles around the centre: one Fourier
+transform each instead of a resampling per hypothesis. Which hypothesis is right is told without
+knowing the message: at the frame's true place the soft bits are larger than elsewhere, and, since
+E1 gave each what it needed and no more, of nearly equal size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.inference.base import Float32
+
+Complex64 = NDArray[np.complex64]
+
+ANGLES = 512
+_INNER, _OUTER, _RADIAL_STEP = 3.0, 88.0, 0.8  # samples of 128; nothing is told nearer the centre
+_MEAN_RATIO = float(np.sqrt(2 / np.pi))  # mean size over rms, of normal soft bits
+_RATIO_SPREAD = float(np.sqrt(1 - 3 / np.pi))  # standard deviation of that, times sqrt(K)
+
+
+def evidence(energy: Float32, size: Float32, bits: int, noise: float) -> Float32:
+    """Return how unlike chance soft bits are, in standard deviations, two of them added.
+
+    Parameters
+    ----------
+    energy, size
+        Sums over `bits` soft bits of their squares and absolute values, any shape.
+    noise
+        Mean square of a soft bit where nothing is marked.
+    """
+    power = (energy / noise - bits) / np.sqrt(2.0 * bits)
+    ratio = size / np.sqrt(bits * energy + np.float32(1e-9))
+    evenness = (ratio - _MEAN_RATIO) * (np.sqrt(bits) / _RATIO_SPREAD)
+    both: Float32 = (power + evenness).astype(np.float32)
+    return both
+
+
+def chance(places: int) -> float:
+    """Return about the most evidence that chance finds in so many places (two normal variables)."""
+    return float(np.sqrt(4 * np.log(max(places, 2))))
+
+
+def enlarged(plane: Float32, times: int) -> Float32:
+    """Return ``(n, n)`` at ``(times n, times n)``, interpolated in the frequency domain.
+
+    Sample i becomes sample ``times * i``. The patterns reach 0.45 cycles a sample, where bilinear
+    interpolation alone halves them.
+    """
+    n = plane.shape[-1]
+    half = n // 2
+    spectrum = np.fft.rfft2(plane)
+    spectrum[:, half] /= 2  # the highest frequency is shared between both signs
+    wide = np.zeros((times * n, times * half + 1), np.complex64)
+    wide[:half, : half + 1] = spectrum[:half]
+    wide[-half:, : half + 1] = spectrum[half:]
+    wide[-half] /= 2
+    wide[half] = wide[-half]
+    return (np.fft.irfft2(wide, s=(times * n, times * n)) * times**2).astype(np.float32)
+
+
+class Peak(NamedTuple):
+    """The likeliest of many shifts.
+
+    Attributes
+    ----------
+    surprise
+        How far its evidence is above what chance finds among so many.
+    down, right
+        The shift, samples.
+    noise
+        Mean square of a soft bit at all other shifts.
+    """
+
+    surprise: float
+    down: float
+    right: float
+    noise: float
+
+
+class ShiftBank:
+    """Soft bits of every cyclic shift of a whitened picture.
+
+    Parameters
+    ----------
+    patterns
+        ``(K, side, side)``, K even, each of norm 1.
+    """
+
+    def __init__(self, patterns: Float32) -> None:
+        self.bits = len(patterns)
+        spectra = np.fft.fft2(patterns).conj()
+        # Two real correlations travel as one complex one.
+        self._pairs: Complex64 = (spectra[0::2] + 1j * spectra[1::2]).astype(np.complex64)
+
+    def sums(self, spectrum: Complex64, most: int) -> tuple[Float32, Float32]:
+        """Return sums of squares and of absolute soft bits by shift, each ``(side, side)``.
+
+        Entry ``[y, x]`` is of the frame whose origin lies at row y, column x of the picture with
+        this spectrum. The first `most` patterns are asked.
+        """
+        product = np.empty_like(spectrum)
+        as_pairs = product.view(np.float32).reshape(*product.shape, 2)
+        pair = np.empty_like(as_pairs)
+        energy, size = np.zeros_like(as_pairs), np.zeros_like(as_pairs)
+        for each in self._pairs[: most // 2]:
+            np.multiply(spectrum, each, out=product)
+            cv2.dft(as_pairs, pair, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE)
+            cv2.accumulateSquare(pair, energy)
+            size += np.abs(pair, out=pair)
+        return energy.sum(-1), size.sum(-1)
+
+    def peaks(
+        self, whitened: Float32, reach: tuple[float, float], most: int
+    ) -> Iterator[Peak]:
+        """Yield the likeliest shifts of a whitened picture: within `reach`, and of all.
+
+        Shifts by whole samples are asked, and by half a sample more both ways: the farthest from
+        any is then half a sample in one direction, where half of the evidence is left.
+
+        Parameters
+        ----------
+        reach
+            Farthest likely shift, samples down and right.
+        most
+            How many patterns are asked.
+        """
+        side = len(whitened)
+        spectrum = np.fft.fft2(whitened).astype(np.complex64)
+        whole = np.fft.fftfreq(side, 1 / side)
+        likely = (np.abs(whole) <= reach[0])[:, None] & (np.abs(whole) <= reach[1])
+        for half in (0.0, 0.5):
+            if half:
+                ramp = np.exp(2j * np.pi * half * whole / side).astype(np.complex64)
+                spectrum *= ramp[:, None] * ramp
+            energy, size = self.sums(spectrum, most)
+            noise = float(np.median(energy)) / most
+            there = evidence(energy, size, most, noise)
+            for places, count in (
+                (np.where(likely, there, -np.inf), int(likely.sum())), (there, there.size)
+            ):  # fmt: skip
+                down, right = np.unravel_index(int(places.argmax()), places.shape)
+                surprise = float(places[down, right]) - chance(count)
+                yield Peak(surprise, whole[down] + half, whole[right] + half, noise)
+
+
+class TurnBank:
+    """Soft bits of every angle of whitened pictures, around their middle.
+
+    Parameters
+    ----------
+    patterns
+        ``(K, side, side)``, each of norm 1.
+    aspect
+        Columns over rows of the frame: it was marked at ``side x side``, and turned at its own.
+    """
+
+    def __init__(self, patterns: Float32, aspect: float) -> None:
+        self.bits, self._side = len(patterns), patterns.shape[-1]
+        self.aspect = aspect
+        bank = np.empty((ANGLES // 2 + 1, len(patterns), len(self._radii)), np.complex64)
+        # Sums over circles become sums over samples, so that both banks' soft bits compare.
+        area = self._radii * np.float32(2 * np.pi / ANGLES * (self._radii[1] - self._radii[0]))
+        for number, pattern in enumerate(patterns):
+            circles = self._circles(enlarged(pattern, 2), 1.0, np.sqrt(aspect))
+            bank[:, number] = np.fft.rfft(circles, axis=1).conj().T * area
+        self._bank: Complex64 = bank
+
+    @cached_property
+    def _radii(self) -> Float32:
+        factor = self._side / 128
+        return np.arange(_INNER, _OUTER, _RADIAL_STEP, dtype=np.float32) * np.float32(factor)
+
+    def _circles(self, plane: Float32, size: float, stretch: float) -> Float32:
+        angle = np.arange(ANGLES, dtype=np.float32) * np.float32(2 * np.pi / ANGLES)
+        radius = (2 * size * self._radii)[:, None]
+        across = self._side - 1 + radius * np.cos(angle) / np.float32(stretch)
+        down = self._side - 1 + radius * np.sin(angle) * np.float32(stretch)
+        return np.asarray(cv2.remap(plane, across.astype(np.float32), down.astype(np.float32),
+                                    cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT))  # fmt: skip
+
+    def soft_bits(self, planes: list[tuple[Float32, float]]) -> Float32:
+        """Return soft bits ``(ANGLES, K, len(planes))`` by angle, anticlockwise.
+
+        Parameters
+        ----------
+        planes
+            Whitened pictures, doubled, of square samples; with each the side of a frame of equal
+            area, as a part of the picture's side.
+        """
+        circles = np.stack([self._circles(plane, size, 1.0) for plane, size in planes])
+        turning = np.fft.rfft(circles, axis=2).astype(np.complex64).transpose(2, 1, 0)
+        both = np.matmul(self._bank, np.ascontiguousarray(turning))
+        # A turn against the clock is one towards smaller angles where y points down.
+        return np.fft.irfft(both.conj(), n=ANGLES, axis=0).astype(np.float32)
+
+    def evidence(self, planes: list[tuple[Float32, float]]) -> list[tuple[Float32, float]]:
+        """Return for each plane the evidence by angle, ``(ANGLES,)``, and the noise of a bit."""
+        soft = self.soft_bits(planes)
+        energy, size = np.square(soft).sum(1).T, np.abs(soft).sum(1).T
+        noises = [float(np.median(each)) / self.bits for each in energy]
+        return [
+            (evidence(e, s, self.bits, noise), noise)
+            for e, s, noise in zip(energy, size, noises, strict=True)
+        ]

@@ -1,0 +1,161 @@
+"""Where a marked frame lies in a picture, and the frame cut out of it again.
+
+A picture is turned anticlockwise by any angle, then mirrored, then scaled, cropped or put on a
+larger canvas. Everything after the mirror is told by where the frame's middle is and how long its
+sides are, in pixels of the picture; the frame may be larger than the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.inference.base import Float32
+from dicom_node.watermark.robust import Pose
+
+LONGEST_PX = 384  # side to which a picture is shrunk before it is searched: thrice the networks'
+_BORDER_STEP = 12 / 255  # a border differs by no more from its level (what JPEG does to it)
+_BORDER_ASTRAY = 0.03  # but for this part of a line
+_LEAST_INSIDE = 0.3  # of each side; less is no picture in a border but a spot on a background
+_TO_CORNER = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # sample i has its centre at i + 0.5
+
+
+@dataclass(frozen=True)
+class Placement(Pose):
+    """A pose with a place and a size.
+
+    Attributes
+    ----------
+    columns, rows
+        The frame's own sides, in pixels of the picture (`columns` lies along the picture's rows
+        when it is not turned).
+    centre
+        The frame's middle in the picture, ``(x, y)``, pixels from its upper left corner.
+    """
+
+    columns: float = 0.0
+    rows: float = 0.0
+    centre: tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...], quarter: int = 0, *, flip: bool = False) -> Placement:
+        """Return the placement of a frame that fills a picture of `shape`."""
+        rows, columns = shape[:2]
+        across, down = (rows, columns) if quarter % 2 else (columns, rows)
+        return cls(90.0 * quarter, flip, 1.0, across, down, (columns / 2, rows / 2))
+
+    def matrix(self) -> NDArray[np.float64]:
+        """Return the map from the frame's unit square to the picture's pixels, ``(3, 3)``."""
+        turn = np.deg2rad(self.rotation_deg)
+        cosine, sine = np.cos(turn), np.sin(turn)
+        linear = np.array([[cosine, sine], [-sine, cosine]]) @ np.diag([self.columns, self.rows])
+        if self.flip:
+            linear[0] *= -1
+        whole = np.eye(3)
+        whole[:2, :2] = linear
+        whole[:2, 2] = np.array(self.centre) - linear @ (0.5, 0.5)
+        return whole
+
+    def moved(self, right: float, down: float, side: int) -> Placement:
+        """Return this placement moved along the frame's own axes, in samples of `side`."""
+        x, y = (self.matrix()[:2, :2] @ (right / side, down / side)) + self.centre
+        return replace(self, centre=(float(x), float(y)))
+
+    def changed(self, turn: float, size: float, shape: float) -> Placement:
+        """Return it turned by `turn` degrees, larger by `size` and stretched by `shape` (logs)."""
+        return replace(
+            self,
+            rotation_deg=self.rotation_deg + turn,
+            columns=self.columns * float(np.exp(size + shape)),
+            rows=self.rows * float(np.exp(size - shape)),
+        )
+
+    def told(self, shape: tuple[int, ...]) -> Placement:
+        """Return it as it is reported: angle in 0..360, scale against a picture of `shape`."""
+        scale = float(np.sqrt(self.columns * self.rows / (shape[0] * shape[1])))
+        return replace(self, rotation_deg=self.rotation_deg % 360.0, scale=scale)
+
+    def upright(self, picture: Float32) -> Float32:
+        """Return the frame cut out of `picture`, at about the size it has there."""
+        side = max(8, round(np.sqrt(self.columns * self.rows)))
+        return cut(picture, self, (side, side))
+
+
+def cut(picture: Float32, placement: Placement, shape: tuple[int, int]) -> Float32:
+    """Return the frame at `placement`, resampled to `shape`; its edge is continued outside."""
+    rows, columns = shape
+    return _warp(picture, placement, rows, columns, cv2.BORDER_REPLICATE)
+
+
+def as_seen(picture: Float32, placement: Placement, side: int) -> Float32:
+    """Return the frame as the networks see it, ``(side, side)``: means of areas, not samples."""
+    fine = _warp(picture, placement, 2 * side, 2 * side, cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.resize(fine, (side, side), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def inside(placement: Placement, shape: tuple[int, ...], side: int) -> Float32:
+    """Return 1 where a sample of the frame lies in a picture of `shape`, 0 outside."""
+    whole = np.ones(shape[:2], np.float32)
+    return _warp(whole, placement, side, side, cv2.BORDER_CONSTANT)
+
+
+def resampled(
+    plane: Float32, times: int, before: Placement, after: Placement, side: int
+) -> Float32:
+    """Return the frame `after`, ``(side, side)``, from one cut out at `before`, enlarged."""
+    change = np.linalg.solve(before.matrix(), after.matrix())
+    fine = side * times
+    to_samples = np.diag([fine, fine, 1.0]) @ change @ np.diag([1 / side, 1 / side, 1.0])
+    to_samples[:2, 2] -= (times - 1) / 2  # sample i became times i: not the middle of its parts
+    return _sampled(plane, to_samples, side, side, cv2.BORDER_CONSTANT)
+
+
+def _warp(picture: Float32, placement: Placement, rows: int, columns: int, border: int) -> Float32:
+    to_pixels = placement.matrix() @ np.diag([1 / columns, 1 / rows, 1.0])
+    return _sampled(picture, to_pixels, rows, columns, border)
+
+
+def _sampled(
+    picture: Float32, to_pixels: NDArray[np.float64], rows: int, columns: int, border: int
+) -> Float32:
+    """Return `picture` at ``(rows, columns)`` samples; `to_pixels` maps corners to corners."""
+    centres = np.linalg.inv(_TO_CORNER) @ to_pixels @ _TO_CORNER
+    warped = cv2.warpAffine(
+        picture, centres[:2], (columns, rows), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=border,
+    )  # fmt: skip
+    return np.asarray(warped, np.float32)
+
+
+def shrunk(picture: Float32) -> Float32:
+    """Return the picture with its longest side at most `LONGEST_PX`, by area."""
+    factor = max(picture.shape) / LONGEST_PX
+    if factor <= 1:
+        return np.ascontiguousarray(picture, np.float32)
+    rows, columns = (max(1, round(side / factor)) for side in picture.shape)
+    small = cv2.resize(picture, (columns, rows), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.float32)
+
+
+def borderless(picture: Float32) -> tuple[slice, slice] | None:
+    """Return the part inside a border of one grey level (a screenshot's), None without one."""
+    spans = []
+    for lines in (picture, picture.T):
+        first = _border(lines)
+        last = len(lines) - _border(lines[::-1])
+        if last - first < _LEAST_INSIDE * len(lines):
+            return None
+        spans.append(slice(first, last))
+    rows, columns = spans
+    whole = (rows.stop - rows.start, columns.stop - columns.start) == picture.shape
+    return None if whole else (rows, columns)
+
+
+def _border(lines: Float32) -> int:
+    """Return how many of the first lines are of one level, but for what JPEG does to them."""
+    level = float(np.median(lines[0]))
+    astray = np.mean(np.abs(lines - level) > _BORDER_STEP, axis=1) > _BORDER_ASTRAY
+    return int(astray.argmax()) if astray.any() else len(lines)

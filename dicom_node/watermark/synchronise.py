@@ -1,0 +1,231 @@
+"""Find W1 in a picture that was turned, mirrored, scaled, shifted, cropped or framed.
+
+Nothing is embedded to synchronise with, and the message is unknown: the carrier patterns
+themselves are looked for (see :mod:`fourier`). Cheap and likely geometry comes first. What looks
+like a mark is moved into place by small steps, and decoded if it then looks even more like one.
+
+Only a valid tag counts as found. A search decodes at most `MOST_DECODES` places beside the eight
+plain poses, four words each, and a wrong word passes the 32-bit tag once in 2**32: less than
+4e-8 false accepts a picture and key at worst. A picture without a mark comes to about four.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dicom_node.inference.base import Float32, RobustEngine
+from dicom_node.watermark.alignment import Tools, View, tools_of
+from dicom_node.watermark.fourier import ANGLES, chance, enlarged
+from dicom_node.watermark.placement import Placement, borderless
+from dicom_node.watermark.robust import Detection, RobustKey, RobustWatermark
+
+MOST_DECODES = 32  # places whose soft bits are decoded, each against every key
+_CLEAR = 3.0  # surprise from which a place is looked at closely at once
+_NOTICED = 0.5  # surprise from which it is if it is among the `_CLOSELY` best of its stage
+_CLOSELY = 3
+_PROMISING = 7.0  # evidence after a first small move from which it is moved on
+_BELIEVED = 8.0  # evidence, in its final place, from which it is decoded
+_ROUNDS = (1.0, 1.0, 0.7, 0.5)  # of small moves, see `View.moved_in`
+_SAME = 0.01  # of the frame's side: places nearer than that lead to the same one
+
+# Logs of sizes, a frame's against the picture's.
+_FINE_STEP, _COARSE_STEP = 0.014, 0.02  # 0.01 amiss, half of the evidence is left
+_HALF_LEFT = 0.36  # a crop that keeps half of the area
+_EXPANDED = -0.36  # a square on the canvas that holds it turned by 45 degrees
+_BORDERED = -0.47  # a frame of 0.63 of the picture's side
+_STRETCHES = (-0.018, 0.018, -0.036, 0.036, -0.054, 0.054)  # logs of columns over rows, halved
+_TURNS = [0.75 * n for n in range(1, 60)]  # degrees
+_ALL, _MANY, _FEW = 160, 96, 48  # patterns asked: the evidence falls with the root
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A place that looks like a mark.
+
+    Attributes
+    ----------
+    surprise
+        How far its evidence is above what chance finds among so many places.
+    noise
+        Mean square of a soft bit elsewhere.
+    """
+
+    surprise: float
+    placement: Placement
+    noise: float
+
+
+def find(
+    display: Float32, engine: RobustEngine, keys: Sequence[RobustKey], *, budget_s: float = 3.0
+) -> Detection:
+    """Read W1 from a picture of unknown geometry.
+
+    Parameters
+    ----------
+    display
+        Display values 0..1, ``(rows, columns)``.
+    budget_s
+        CPU time of this thread after which nothing further is looked at.
+
+    Returns
+    -------
+    Detection
+        Its pose is a `Placement` where the search found it: anticlockwise turn, then mirror;
+        `scale` is the whole frame's size against the picture's (above 1: cropped).
+    """
+    plain = RobustWatermark(engine).detect(display, keys, dihedral=True)
+    if plain.decoded:
+        return plain
+    return _Search(display, tools_of(engine), keys, budget_s).run()
+
+
+class _Search:
+    def __init__(
+        self, display: Float32, tools: Tools, keys: Sequence[RobustKey], budget_s: float
+    ) -> None:
+        self._tools, self._keys = tools, keys
+        self._view = View(display, tools)
+        self._watermark = RobustWatermark(tools.engine)
+        self._tried: list[Placement] = []
+        self.decodes = 0
+        self._until = time.thread_time() + budget_s
+
+    def run(self) -> Detection:
+        """Look for the mark, stage after stage; in each, the best of the doubtful come last."""
+        for stage in self._stages():
+            doubtful = []
+            for candidate in stage:
+                if candidate.surprise >= _CLEAR:
+                    found = self._closely(candidate)
+                    if found.decoded:
+                        return found
+                elif candidate.surprise >= _NOTICED:
+                    doubtful.append(candidate)
+            for candidate in heapq.nlargest(_CLOSELY, doubtful, key=lambda each: each.surprise):
+                found = self._closely(candidate)
+                if found.decoded:
+                    return found
+            if self._late():
+                break
+        return Detection(False)
+
+    def _late(self) -> bool:
+        return time.thread_time() > self._until or self.decodes >= MOST_DECODES
+
+    def _stages(self) -> Iterator[Iterator[Candidate]]:
+        whole = Placement.whole(self._view.shape)
+        crops = _sizes(0.0, _HALF_LEFT, _FINE_STEP)
+        coarse = _sizes(0.0, _HALF_LEFT, _COARSE_STEP)
+        yield self._turned(whole, [0.0])
+        box = borderless(self._view.picture)
+        if box is not None:
+            yield from self._framed(box)
+        yield self._turned(whole, _sizes(_EXPANDED, -_COARSE_STEP, _COARSE_STEP))
+        half = len(crops) // 2  # small crops are likelier: there the weak marks are looked for too
+        yield self._shifted([_resized(whole, size) for size in crops[:half]], _ALL)
+        yield self._shifted([_resized(whole, size) for size in crops[half:]], _MANY)
+        yield self._turned(whole, _sizes(_FINE_STEP, _HALF_LEFT, _FINE_STEP))
+        poses = [Placement.whole(self._view.shape, n % 4, flip=n > 3) for n in range(1, 8)]
+        small_crops, large_crops = coarse[: len(coarse) // 2], coarse[len(coarse) // 2 :]
+        yield self._shifted([_resized(pose, size) for size in small_crops for pose in poses], _FEW)
+        slightly, more = _STRETCHES[:2], _STRETCHES[2:]
+        yield self._shifted([_resized(whole, size, s) for size in coarse for s in slightly], _FEW)
+        smaller = _sizes(_BORDERED, -_COARSE_STEP, _COARSE_STEP)
+        yield self._shifted([_resized(whole, size) for size in smaller], _FEW)
+        # Reached only with a larger budget, the last also turned by a little.
+        yield self._shifted([_resized(whole, size, s) for size in coarse for s in more], _FEW)
+        yield self._shifted([_resized(pose, size) for size in large_crops for pose in poses], _FEW)
+        both = [replace(whole, rotation_deg=turn) for turn in _alternating(_TURNS)]
+        yield self._shifted([_resized(pose, size) for pose in both for size in small_crops], _FEW)
+
+    def _framed(self, box: tuple[slice, slice]) -> Iterator[Iterator[Candidate]]:
+        """Look in the part inside a border, whose edges are known to about a sample."""
+        rows, columns = box
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        middle = ((columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2)
+        poses = [
+            replace(Placement.whole(shape, n % 4, flip=n > 3), centre=middle) for n in range(8)
+        ]
+        yield self._shifted(poses[:1], _ALL)
+        near = _sizes(-0.03, 0.03, _FINE_STEP)
+        yield self._shifted([*poses[1:], *(_resized(poses[0], size) for size in near)], _FEW)
+        yield self._turned(poses[0], [0.0])
+
+    def _shifted(self, places: Sequence[Placement], patterns: int) -> Iterator[Candidate]:
+        """Look for frames of the given sizes and turns anywhere; likelier around the picture."""
+        side = self._tools.side
+        rows, columns = self._view.shape
+        for place in places:
+            if self._late():
+                return
+            across, down = (rows, columns) if place.rotation_deg % 180 == 90 else (columns, rows)
+            reach = (_slack(place.rows, down, side), _slack(place.columns, across, side))
+            for peak in self._tools.shifts.peaks(self._view.whitened(place), reach, patterns):
+                yield Candidate(peak.surprise, place.moved(peak.right, peak.down, side), peak.noise)
+
+    def _turned(self, whole: Placement, sizes: Sequence[float]) -> Iterator[Candidate]:
+        """Look for frames around the same middle, of the same aspect, at every angle, both ways."""
+        bank = self._tools.turns(whole.columns / whole.rows)
+        length = float(np.sqrt(whole.columns * whole.rows))
+        for some in (sizes[at : at + 4] for at in range(0, len(sizes), 4)):
+            if self._late():
+                return
+            # Whitening hardly depends on size: neighbouring sizes share it.
+            shared = length * float(np.exp(np.mean(some)))
+            for flip in (False, True):
+                square = replace(whole, columns=shared, rows=shared, rotation_deg=0.0, flip=flip)
+                plane = enlarged(self._view.whitened(square), 2)
+                asked = [(plane, length * float(np.exp(size)) / shared) for size in some]
+                for size, (there, noise) in zip(some, bank.evidence(asked), strict=True):
+                    for at in np.argsort(-there)[:2]:
+                        place = replace(_resized(whole, size), flip=flip)
+                        place = replace(place, rotation_deg=float(at) * 360 / ANGLES)
+                        yield Candidate(float(there[at]) - chance(ANGLES), place, noise)
+
+    def _closely(self, candidate: Candidate) -> Detection:
+        """Move a candidate into place; decode it if it then looks like a mark."""
+        place, noise = candidate.placement, candidate.noise
+        if self._late() or any(_same_place(place, other) for other in self._tried):
+            return Detection(False)
+        self._tried.append(place)
+        place, there = self._view.moved_in(place, noise, _ROUNDS[:1])
+        if there >= _PROMISING:
+            place, there = self._view.moved_in(place, noise, _ROUNDS[1:])
+        if there < _BELIEVED:
+            return Detection(False)
+        self._tried.append(place)
+        self.decodes += 1
+        soft = self._view.soft_bits(place)
+        return self._watermark.read(soft, self._keys, place.told(self._view.shape))
+
+
+def _sizes(low: float, high: float, step: float) -> list[float]:
+    """Return logs of sizes from `low` to `high`, nearest to none first."""
+    numbers = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1)
+    return sorted((float(n) * step for n in numbers), key=abs)
+
+
+def _slack(frame: float, picture: float, side: int) -> float:
+    """Return how far one can lie within the other, in samples from the middle."""
+    return abs(1 - picture / frame) * side / 2 + 1
+
+
+def _alternating(turns: Sequence[float]) -> Iterator[float]:
+    for turn in turns:
+        yield turn
+        yield -turn
+
+
+def _resized(place: Placement, size: float, shape: float = 0.0) -> Placement:
+    return place.changed(0.0, size, shape)
+
+
+def _same_place(one: Placement, other: Placement) -> bool:
+    """Whether small moves from both would lead to the same place."""
+    apart = np.linalg.solve(one.matrix(), other.matrix()) - np.eye(3)
+    return bool(np.abs(apart).max() < _SAME)

@@ -1,0 +1,265 @@
+"""The geometric search on real frames: what it finds, what it costs, what it never accepts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dicom_node.inference import open_engine
+from dicom_node.watermark import synchronise
+from dicom_node.watermark.alignment import Tools, tools_of
+from dicom_node.watermark.fourier import ANGLES, ShiftBank, TurnBank, chance, enlarged, evidence
+from dicom_node.watermark.placement import Placement, as_seen, borderless, cut, inside
+from dicom_node.watermark.robust import Detection, RobustWatermark
+from dicom_node.watermark.synchronise import find
+
+Picture = np.ndarray
+
+
+class Key:
+    """A key set with nothing but what W1 needs."""
+
+    def __init__(self, secret: bytes, owner: str = "GENERAL-HOSPITAL") -> None:
+        self.robust_key, self.owner, self.key_id = secret * 32, owner, secret * 8
+
+
+KEY = Key(b"k")
+
+
+@pytest.fixture(scope="module")
+def watermark() -> RobustWatermark:
+    return RobustWatermark(open_engine("onnx"))
+
+
+@pytest.fixture(scope="module")
+def marked(watermark: RobustWatermark, shared: Path) -> list[tuple[Picture, bytes]]:
+    """Five frames of the validation split with W1 in them, and their messages."""
+    names = sorted((shared / "whole" / "val").rglob("*.webp"))
+    pairs = []
+    for name in names[:: len(names) // 5][:5]:
+        frame = cv2.imread(str(name), cv2.IMREAD_GRAYSCALE)
+        mark = watermark.embed(frame.astype(np.int32), _display(frame), step=1.0, low=0, high=255,
+                               padding=None, key=KEY)  # fmt: skip
+        pairs.append((mark.marked.astype(np.uint8), mark.message))
+    return pairs
+
+
+def _display(picture: Picture) -> np.ndarray:
+    return (picture / 255).astype(np.float32)
+
+
+def turned(picture: Picture, degrees: float, *, whole: bool = False) -> Picture:
+    """Turn anticlockwise; on the same canvas, or on one that holds the whole frame."""
+    rows, columns = picture.shape
+    matrix = cv2.getRotationMatrix2D(((columns - 1) / 2, (rows - 1) / 2), degrees, 1.0)
+    if whole:
+        cosine, sine = abs(matrix[0, 0]), abs(matrix[0, 1])
+        wide = int(np.ceil(columns * cosine + rows * sine))
+        high = int(np.ceil(columns * sine + rows * cosine))
+        matrix[:, 2] += (wide - columns) / 2, (high - rows) / 2
+        columns, rows = wide, high
+    return cv2.warpAffine(picture, matrix, (columns, rows), flags=cv2.INTER_CUBIC)
+
+
+def cropped(picture: Picture, removed: float, *, corner: bool = False) -> Picture:
+    rows, columns = (round(side * (1 - removed) ** 0.5) for side in picture.shape)
+    top, left = ((a - b) // 2 for a, b in zip(picture.shape, (rows, columns), strict=True))
+    return picture[:rows, :columns] if corner else picture[top : top + rows, left : left + columns]
+
+
+def screenshot(picture: Picture) -> Picture:
+    small = cv2.resize(picture, None, fx=1.3, fy=1.3, interpolation=cv2.INTER_CUBIC)
+    framed = cv2.copyMakeBorder(small, 33, 71, 52, 20, cv2.BORDER_CONSTANT, value=40)
+    return cv2.imdecode(cv2.imencode(".jpg", framed, [cv2.IMWRITE_JPEG_QUALITY, 85])[1], 0)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param(lambda p: turned(p, 5), id="turned by 5 degrees"),
+        pytest.param(lambda p: turned(p, -137.3), id="turned by -137.3 degrees"),
+        pytest.param(lambda p: turned(p[:, ::-1], 20), id="mirrored and turned by 20 degrees"),
+        pytest.param(lambda p: turned(p, 30, whole=True), id="turned on a larger canvas"),
+        pytest.param(lambda p: cropped(p, 0.1), id="10 % cropped from all sides"),
+        pytest.param(lambda p: cropped(p, 0.25, corner=True), id="25 % cropped from two sides"),
+        pytest.param(lambda p: cropped(turned(p, 15), 0.1), id="turned and cropped"),
+        pytest.param(screenshot, id="screenshot with a border"),
+    ],
+)
+def test_the_message_is_found(
+    watermark: RobustWatermark,
+    marked: list[tuple[Picture, bytes]],
+    attack: Callable[[Picture], Picture],
+) -> None:
+    found = [
+        find(_display(np.ascontiguousarray(attack(picture))), watermark.engine, [KEY]).message
+        for picture, _ in marked
+    ]
+    assert sum(a == b for a, (_, b) in zip(found, marked, strict=True)) >= len(marked) - 1
+
+
+def test_the_pose_says_how_the_picture_was_turned_and_cropped(
+    watermark: RobustWatermark, marked: list[tuple[Picture, bytes]]
+) -> None:
+    picture, _ = marked[0]
+    pose = find(_display(turned(picture, 20)), watermark.engine, [KEY]).pose
+    assert pose.rotation_deg == pytest.approx(20, abs=0.3)
+    assert not pose.flip
+    pose = find(_display(cropped(picture, 0.19)), watermark.engine, [KEY]).pose
+    assert pose.scale == pytest.approx(1 / 0.9, rel=0.01)
+
+
+def test_the_frame_can_be_cut_out_of_the_picture_again(
+    watermark: RobustWatermark, marked: list[tuple[Picture, bytes]]
+) -> None:
+    picture, _ = marked[0]
+    attacked = _display(turned(picture, 20, whole=True))
+    pose = find(attacked, watermark.engine, [KEY]).pose
+    assert isinstance(pose, Placement)
+    back = cut(attacked, pose, picture.shape)
+    assert np.corrcoef(back.ravel(), picture.ravel())[0, 1] > 0.98
+
+
+def test_an_untouched_picture_is_read_without_a_search(
+    watermark: RobustWatermark,
+    marked: list[tuple[Picture, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a search was begun")
+
+    monkeypatch.setattr(synchronise, "_Search", refuse)
+    for picture, message in marked:
+        assert find(_display(picture), watermark.engine, [KEY]).message == message
+
+
+def test_an_unmarked_picture_is_searched_within_the_budget_and_reads_as_nothing(
+    watermark: RobustWatermark, shared: Path
+) -> None:
+    names = sorted((shared / "whole" / "val").rglob("*.webp"))[3:12:4]
+    for name in names:
+        began = time.thread_time()
+        picture = _display(cv2.imread(str(name), cv2.IMREAD_GRAYSCALE))
+        assert find(picture, watermark.engine, [KEY], budget_s=1.0) == Detection(False)
+        assert time.thread_time() - began < 2.0, "what was begun is finished, and no more"
+
+
+def test_another_key_finds_nothing_in_a_turned_picture(
+    watermark: RobustWatermark, marked: list[tuple[Picture, bytes]]
+) -> None:
+    picture = _display(turned(marked[0][0], 10))
+    assert not find(picture, watermark.engine, [Key(b"x")], budget_s=1.0).decoded
+    assert find(picture, watermark.engine, [Key(b"x"), KEY]).decoded
+
+
+def test_a_search_decodes_no_more_places_than_it_says(
+    watermark: RobustWatermark,
+    marked: list[tuple[Picture, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(synchronise, "MOST_DECODES", 2)
+    monkeypatch.setattr(synchronise, "_BELIEVED", -100.0)
+    monkeypatch.setattr(synchronise, "_CLEAR", -100.0)
+    picture = _display(turned(marked[0][0], 10))
+    search = synchronise._Search(picture, tools_of(watermark.engine), [Key(b"x")], 30.0)
+    assert not search.run().decoded
+    assert search.decodes == 2
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_a_flat_picture_reads_as_nothing(watermark: RobustWatermark, value: float) -> None:
+    flat = np.full((90, 120), value, np.float32)
+    assert not find(flat, watermark.engine, [KEY], budget_s=0.2).decoded
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (7, 5)])
+def test_a_tiny_picture_reads_as_nothing(
+    watermark: RobustWatermark, shape: tuple[int, int]
+) -> None:
+    noise = np.random.default_rng(0).random(shape, np.float32)
+    assert not find(noise, watermark.engine, [KEY], budget_s=0.2).decoded
+
+
+@pytest.fixture(scope="module")
+def tools(watermark: RobustWatermark) -> Tools:
+    return tools_of(watermark.engine)
+
+
+def _carrier(tools: Tools, seed: int = 3) -> np.ndarray:
+    """Soft bits of one size and any signs, as a whitened picture."""
+    signs = np.random.default_rng(seed).choice([-1, 1], len(tools.patterns)).astype(np.float32)
+    return (signs @ tools.patterns).reshape(tools.side, tools.side)
+
+
+def test_the_shift_bank_finds_a_shifted_carrier_where_it_is(tools: Tools) -> None:
+    shifted = np.roll(_carrier(tools), (5, -9), (0, 1))
+    peaks = list(tools.shifts.peaks(shifted, (12.0, 12.0), 160))
+    best = max(peaks, key=lambda peak: peak.surprise)
+    assert (best.down, best.right) == (5, -9)
+
+
+def test_soft_bits_of_a_shift_are_those_of_the_plain_product(tools: Tools) -> None:
+    plane = np.random.default_rng(1).normal(size=(tools.side, tools.side)).astype(np.float32)
+    bank = ShiftBank(tools.patterns.reshape(-1, tools.side, tools.side))
+    energy, size = bank.sums(np.fft.fft2(plane).astype(np.complex64), 160)
+    soft = tools.patterns @ np.roll(plane, (-3, -4), (0, 1)).ravel()
+    assert energy[3, 4] == pytest.approx(float(np.square(soft).sum()), rel=1e-3)
+    assert size[3, 4] == pytest.approx(float(np.abs(soft).sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("degrees", [12.0, 200.0])
+def test_the_turn_bank_finds_a_turned_carrier_at_its_angle(tools: Tools, degrees: float) -> None:
+    bank = TurnBank(tools.patterns.reshape(-1, tools.side, tools.side), 1.0)
+    plane = enlarged(turned(enlarged(_carrier(tools), 4), degrees)[::4, ::4], 2)
+    [(there, _)] = bank.evidence([(plane, 1.0)])
+    assert int(there.argmax()) * 360 / ANGLES == pytest.approx(degrees, abs=1.0)
+
+
+def test_chance_alone_hardly_exceeds_what_is_expected_of_it() -> None:
+    rng = np.random.default_rng(4)
+    soft = rng.normal(size=(20_000, 160)).astype(np.float32)
+    there = evidence(np.square(soft).sum(1), np.abs(soft).sum(1), 160, 1.0)
+    assert abs(float(there.mean())) < 0.2
+    assert float(there.std()) == pytest.approx(2**0.5, abs=0.3)
+    assert abs(float(there.max()) - chance(len(there))) < 1.5
+
+
+def test_enlarging_keeps_every_sample(tools: Tools) -> None:
+    plane = _carrier(tools)
+    np.testing.assert_allclose(enlarged(plane, 2)[::2, ::2], plane, atol=1e-3)
+
+
+def test_a_placement_and_its_matrix_agree_on_the_corners() -> None:
+    place = Placement(90.0, False, 1.0, columns=40, rows=20, centre=(50, 60))
+    corners = place.matrix() @ np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1]]).T
+    np.testing.assert_allclose(corners[:2].T, [[40, 80], [40, 40], [60, 40]], atol=1e-9)
+
+
+def test_a_whole_frame_is_seen_as_the_plain_path_sees_it(watermark: RobustWatermark) -> None:
+    picture = cv2.GaussianBlur(np.random.default_rng(2).random((256, 256), np.float32), (0, 0), 2)
+    seen = as_seen(picture, Placement.whole(picture.shape), 128)
+    np.testing.assert_allclose(seen, watermark.resample(picture), atol=1e-5)
+
+
+def test_samples_outside_the_picture_are_known() -> None:
+    place = Placement(0.0, False, 1.0, columns=200, rows=100, centre=(50, 50))
+    there = inside(place, (100, 100), 8)
+    assert there[:, 2:6].all()
+    assert not there[:, [0, 1, 6, 7]].any()
+
+
+def test_a_border_is_found_through_jpeg_and_none_where_there_is_none() -> None:
+    rng = np.random.default_rng(5)
+    picture = cv2.GaussianBlur(rng.integers(0, 256, (200, 160)).astype(np.uint8), (0, 0), 1.5)
+    assert borderless(_display(picture)) is None
+    framed = cv2.copyMakeBorder(picture, 24, 8, 16, 40, cv2.BORDER_CONSTANT, value=235)
+    found = borderless(_display(framed))
+    assert found is not None
+    rows, columns = found
+    np.testing.assert_allclose([rows.start, rows.stop], [24, 224], atol=1)
+    np.testing.assert_allclose([columns.start, columns.stop], [16, 176], atol=1)
