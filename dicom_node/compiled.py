@@ -9,10 +9,12 @@ compiles for itself, about ten seconds before its first frame.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -35,6 +37,23 @@ def compiled_loosely(function: Function) -> Function:
     For what only chooses: no bit that has to be found again may depend on it.
     """
     return _compiled(function, fastmath={"reassoc", "contract"})
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let one process at a time compile: those that waited find its code (a lock file beside it).
+
+    For what compiles everything at once; where nothing can be kept, nobody waits.
+    """
+    if _kept_in is None:
+        yield
+        return
+    handle = os.open(_kept_in / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _compiled(function: Function, *, fastmath: bool | set[str]) -> Function:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from pydicom.dataset import Dataset
 
+from dicom_node.compiled import one_at_a_time
 from dicom_node.config import WatermarkConfig
 from dicom_node.errors import PixelError, ReadBackError, WatermarkError
 from dicom_node.frame_marking import FrameMarker, timed
@@ -29,6 +31,7 @@ from dicom_node.instance.datafile import open_data_file
 from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import Instance, open_instance
 from dicom_node.instance.seal import SealCheck
+from dicom_node.instance.texture import write_texture
 from dicom_node.instance.writer import FrameWriter
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.mark_work import MarkWork
@@ -114,6 +117,21 @@ class Marker:
         self._frames = FrameMarker(engine, settings.profile, ring.current)
         self._measure = measure
         self._station = socket.gethostname()
+
+    def warm_up(self) -> None:
+        """Mark a picture made here, so that the first instance need not wait for compilers.
+
+        Raises
+        ------
+        WatermarkError
+            If even that cannot be marked: better known before the first instance comes.
+        """
+        with one_at_a_time(), tempfile.TemporaryDirectory(prefix="dicom-node-") as name:
+            source = Path(name) / "texture.dcm"
+            write_texture(source)
+            done = self.mark(source, source.with_suffix(".out"), marked_at=datetime.now(UTC))
+        if done.action != "marked" or not all(done.message):
+            raise WatermarkError(f"a picture to try it on was not marked: {done.reason}")
 
     def mark(self, source: Path, out: Path, *, marked_at: datetime) -> MarkOutcome:
         """Mark the instance at `source` and write it to `out`.

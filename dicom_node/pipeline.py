@@ -197,11 +197,12 @@ def run_marker(
 ) -> None:
     """Be a mark worker process: open the keys and the networks once, then mark until `stop`.
 
-    `on_ready` is called when it has them.
+    `on_ready` is called when it has them and has marked a picture of its own: on a new machine the
+    loops over samples are compiled then.
 
     Raises
     ------
-    KeyRingError, EngineError, SpoolError
+    KeyRingError, EngineError, SpoolError, WatermarkError
         When it cannot start.
     """
     destinations = [destination.name for destination in config.destination]
@@ -245,7 +246,7 @@ def markers(config: Config, ring: KeyRing) -> Callable[[bytes | None], Marker]:
             made[keys.key_id] = Marker(config.watermark, then, engine)
         return made[keys.key_id]
 
-    marker_for(None)
+    marker_for(None).warm_up()
     return marker_for
 
 

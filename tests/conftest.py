@@ -10,6 +10,18 @@ from pathlib import Path
 import pytest
 import structlog
 
+from dicom_node.config import WatermarkConfig
+from dicom_node.inference import open_engine
+from dicom_node.keys import KeyRing
+from dicom_node.marking import Marker
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loops_compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compile the loops over samples once, so that nothing is timed with its compiler."""
+    ring = KeyRing.open(tmp_path_factory.mktemp("warm") / "keys", owner="TESTS", create=True)
+    Marker(WatermarkConfig(), ring, open_engine("onnx")).warm_up()
+
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:

@@ -21,6 +21,7 @@ from dicom_node.watermark.framing import (
     frame_key,
     gap_of,
     spoken,
+    tile_claim,
     tile_digests,
 )
 from dicom_node.watermark.parameters import Plan, read_extensions, read_headers
@@ -305,10 +306,22 @@ class _Judge:
         tiles = [int(t) for t in np.flatnonzero(reading.sound)]
         told = self._told(tiles, payload.MAC_BYTES)
         key = frame_key(keys.mac_key, *said)
-        digests = tile_digests(self.canvas, reading.recovered, reading.grid, key, tiles, told)
+        digests = self._remembered(tiles, told, key)
+        rest = [tile for tile in tiles if tile not in digests]
+        digests |= tile_digests(self.canvas, reading.recovered, reading.grid, key, rest, told)
         for tile in tiles:
             out[tile] = digests[tile] == reading.streams[tile, : payload.MAC_BYTES].tobytes()
         return out
+
+    def _remembered(
+        self, tiles: list[int], told: dict[int, bytes], key: bytes
+    ) -> dict[int, bytes]:
+        """Return the digests of tiles that are known to be those of the frame recovered."""
+        known, reading = self.known, self.reading
+        if known is None or known.of(reading.recovered, self.canvas.side) is None:
+            return {}
+        claims = {tile: tile_claim(key, reading.grid, tile, told[tile]) for tile in tiles}
+        return {t: known.tiles[claim] for t, claim in claims.items() if claim in known.tiles}
 
     def _told(self, tiles: list[int], digest_bytes: int) -> dict[int, bytes]:
         return spoken(self.reading.plan, self.reading.streams[:, digest_bytes:], tiles)

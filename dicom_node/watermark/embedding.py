@@ -15,6 +15,7 @@ from dicom_node.watermark.framing import (
     frame_key,
     gap_of,
     spoken,
+    tile_claim,
     tile_digests,
 )
 from dicom_node.watermark.parameters import (
@@ -42,10 +43,21 @@ _SPREAD_SHARE, _LEAST_CHANGE = 64, 3
 
 @dataclass(frozen=True)
 class Embedded:
-    """What one attempt made of a frame: ``marked`` int32, and what goes into the header block."""
+    """What one attempt made of a frame.
+
+    Attributes
+    ----------
+    marked
+        ``(rows, columns)`` int32.
+    header_block
+        What goes into the header.
+    tiles
+        The digests of its tiles, by `tile_claim`.
+    """
 
     marked: Frame
     header_block: bytes
+    tiles: dict[bytes, bytes]
 
 
 @dataclass
@@ -88,7 +100,7 @@ class Embedding:
             keep_i1=self._keep_i1,
         )
         shares = self._shares(layout, pixels)
-        streams = self._streams(layout, shares)
+        streams, claimed = self._streams(layout, shares)
         tiles = np.flatnonzero(layout.carries)
         plan, forecast = layout.plan.subset(tiles), survey.forecast(tiles)
         if not embed_tiles(parts, self.canvas.span, plan, tiles, streams, forecast).all():
@@ -100,7 +112,7 @@ class Embedding:
         # The reader finds the lattice by itself; a frame where it would find another is no use.
         if gap_of(marked, self.canvas.bounds) != self.canvas.gap:
             return None
-        return Embedded(marked, header_block)
+        return Embedded(marked, header_block, claimed)
 
     @property
     def _keep_i1(self) -> bool:
@@ -230,16 +242,20 @@ class Embedding:
             shares[members] = erasure.encode(data, members.size)
         return shares
 
-    def _streams(self, layout: _Layout, shares: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return digest and share of every tile that carries, as bits."""
+    def _streams(
+        self, layout: _Layout, shares: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], dict[bytes, bytes]]:
+        """Return digest and share of every tile that carries, as bits, and the digests by claim."""
         tiles = [int(t) for t in np.flatnonzero(layout.carries)]
         said = spoken(layout.plan, shares, tiles)
         size = COMPACT_MAC_BYTES if self.profile == "compact" else payload.MAC_BYTES
+        key = self._frame_key()
         digests = tile_digests(
-            self.canvas, self.canvas.host, self.grid, self._frame_key(), tiles, said, size=size
+            self.canvas, self.canvas.host, self.grid, key, tiles, said, size=size
         )
         table = np.frombuffer(b"".join(digests[t] for t in tiles), np.uint8).reshape(-1, size)
-        return np.unpackbits(np.concatenate([table, shares[tiles]], axis=1), axis=1)
+        claimed = {tile_claim(key, self.grid, tile, said[tile]): digests[tile] for tile in tiles}
+        return np.unpackbits(np.concatenate([table, shares[tiles]], axis=1), axis=1), claimed
 
     def _frame_key(self) -> bytes:
         tag = payload.uid_tag(self.record.sop_instance_uid)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -66,11 +66,22 @@ def frame_digest(host: Frame, side: Side | None) -> bytes:
 
 @dataclass(frozen=True)
 class KnownDigest:
-    """A frame whose digest is known: comparing costs a tenth of hashing, and proves the same."""
+    """A frame whose digests are known: comparing costs a tenth of hashing, and proves the same.
+
+    Attributes
+    ----------
+    host, side
+        As `frame_digest` takes them.
+    digest
+        Of the frame.
+    tiles
+        Of its tiles, by `tile_claim`.
+    """
 
     host: Frame
     side: Side | None
     digest: bytes
+    tiles: Mapping[bytes, bytes] = field(default_factory=dict)
 
     def of(self, host: Frame, side: Side | None) -> bytes | None:
         """Return the digest of a frame that is the same as this; None of any other."""
@@ -221,6 +232,11 @@ def spoken(plan: Plan, shares: NDArray[np.uint8], tiles: Iterable[int]) -> dict[
         share = shares[tile, : plan.share_bytes[tile]].tobytes()
         out[tile] = table[tile].tobytes() + plan.maps.get(tile, b"") + share
     return out
+
+
+def tile_claim(key: bytes, grid: Grid, tile: int, told: bytes) -> bytes:
+    """Return all that a tile's digest depends on beside its pixels, to remember the digest by."""
+    return key + struct.pack("<BI", grid.size_code, tile) + told
 
 
 def tile_digests(

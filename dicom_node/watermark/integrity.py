@@ -118,7 +118,7 @@ def embed(
                 continue
             mark = IntegrityMark(
                 made.marked, profile, SIZES_PX[size_code], made.header_block,
-                KnownDigest(host, side, i1_digest),
+                KnownDigest(host, side, i1_digest, made.tiles),
             )  # fmt: skip
             if unseen is None or unseen(made.marked):
                 return mark

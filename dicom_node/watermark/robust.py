@@ -208,10 +208,11 @@ class RobustWatermark:
         least_db
             No budget below this PSNR is taken.
         """
-        message = self.message(display, key)
+        small = self.resample(display)
+        message = self.message(small if min(display.shape) > self.engine.side else display, key)
         if min(display.shape) < MIN_SIDE_PX:
             return RobustMark(host, message, None, f"a side is below {MIN_SIDE_PX} px")
-        cover = self._cover(host, display, step, low, high, code_word(message, key))
+        cover = self._cover(host, display, small, step, low, high, code_word(message, key))
         worst_db = min(max(self._least_db, least_db), self.most_db)
         chosen = self._choose(cover, (self.most_db + worst_db) / 2)
         if chosen is None:
@@ -268,9 +269,9 @@ class RobustWatermark:
         return np.asarray(small, np.float32)
 
     def _cover(
-        self, host: Int32, display: Float32, step: float, low: int, high: int, word: Float32
+        self, host: Int32, display: Float32, small: Float32, step: float, low: int, high: int,
+        word: Float32,
     ) -> _Cover:  # fmt: skip
-        small = self.resample(display)
         room = int(EDGE_GREY_LEVELS * abs(step)) + 1
         stored = host if host.ndim == 2 else np.ascontiguousarray(host[..., 1])
         soft = self.engine.decode(self._blurred(small, display.shape)[None, None])[0] * word

@@ -13,18 +13,7 @@ import numpy as np
 import pytest
 from dicom_objects import Making
 
-from dicom_node.instance import kernels
 from dicom_node.keys import KeyRing
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compiled() -> None:
-    """Compile the loops over samples once, so that no example is timed with its compiler."""
-    values = np.zeros(4, np.int32)
-    kernels.show(values, np.float32(1), np.float32(0), False, 1, 0, np.zeros(4, np.float32))
-    kernels.count(values, 0, 1, 0, np.zeros(4, np.int64))
-    for kind in (np.uint8, np.uint16):
-        kernels.contain(values, 0, 1, 255, np.zeros(4, kind))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -434,3 +435,20 @@ def test_attempts_go_on_until_the_mark_is_not_seen(marks: Marks) -> None:
     assert len(looked) == 3
     assert np.square(mark.marked - host).mean() == looked[-1]
     assert marks.check(mark.marked, header_block=mark.header_block).status == "valid"
+
+
+def test_what_is_remembered_of_a_frame_never_excuses_a_change(marks: Marks) -> None:
+    """Embedding leaves digests for the reader in the same process: good for that frame only."""
+    mark = integrity.embed(
+        host := tissue(256, 256, noise=4.0), None, TWELVE_BITS, marks.record(host), marks.keys
+    )
+    assert len(mark.carried.tiles) == 16
+    read = marks.check(mark.marked, known=mark.carried)
+    assert (read.status, read.record) == ("valid", marks.check(mark.marked).record)
+    changed = mark.marked.copy()
+    changed[100, 200] += 1
+    result = marks.check(changed, known=mark.carried)
+    assert result.status == "partial"
+    assert _only_tile(result, 100, 200)
+    forged = replace(mark.carried, tiles=dict.fromkeys(mark.carried.tiles, bytes(8)))
+    assert marks.check(mark.marked, known=forged).tampered, "the digests are compared"
