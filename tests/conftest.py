@@ -25,11 +25,11 @@ def loops_compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """Undo what a command run inside the test set up: its stream is closed with the test."""
-    before = structlog.get_config()
+    """Undo what commands set up inside a test or fixture: level, and a stream closed by now."""
+    structlog.reset_defaults()
     with warnings.catch_warnings():
         yield
-    structlog.configure(**before)
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
