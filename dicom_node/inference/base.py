@@ -26,7 +26,7 @@ _LEAST_SOFTNESS = 0.05
 
 
 class Loop(NamedTuple):
-    """The trained numbers of E1's loop, one of each a turn.
+    """The numbers of E1's loop, one of each a turn.
 
     Attributes
     ----------

@@ -18,7 +18,7 @@ _BLOCK = 2048
 
 
 @compiled
-def superpose(amplitudes: NDArray[np.int32] | Int8, patterns: Int8) -> NDArray[np.int32]:
+def superpose(amplitudes: NDArray[np.int32], patterns: Int8) -> NDArray[np.int32]:
     """Return ``sum_k amplitude_k P_k``, exactly, ``(samples,)``.
 
     Parameters

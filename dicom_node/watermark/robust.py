@@ -296,7 +296,7 @@ class RobustWatermark:
         levels = np.clip(amplitudes[0], -31, 31).astype(np.int8)
         if cover.step < 0:
             levels = (-levels).astype(np.int8)
-        carrier = superpose(levels, self.engine.patterns)
+        carrier = superpose(levels.astype(np.int32), self.engine.patterns)
         carrier_scale = synthesis.carrier_scale(carrier)
         shape = synthesis.residual_shape(carrier, grid, carrier_scale, *cover.display.shape)
         seen, energy = visible(shape, cover.display, cover.stored, cover.low, cover.high)

@@ -122,7 +122,7 @@ def residual_shape(
 
 def delta_of(record: RobustRecord, patterns: Int8, rows: int, columns: int) -> Int32:
     """Return the residual in stored values, ``(rows, columns)``."""
-    carrier = superpose(record.amplitudes, patterns)
+    carrier = superpose(record.amplitudes.astype(np.int32), patterns)
     shape = residual_shape(carrier, record.strengths, record.carrier_scale, rows, columns)
     return scale(shape, *record.scale)
 
