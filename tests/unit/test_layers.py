@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+HEAVY = ("onnxruntime", "cv2", "numba")
 FORCED = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
 
 
@@ -28,14 +29,23 @@ def test_no_module_imports_upwards_or_sideways() -> None:
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("dicom_node.cli.main", ("onnxruntime", "pydicom", "pynetdicom", "cv2")),
-        ("dicom_node.node", ("onnxruntime", "pydicom", "pynetdicom", "dicom_node.keys")),
-        ("dicom_node.receive", ("onnxruntime", "dicom_node.keys", "dicom_node.watermark", "cv2")),
-        ("dicom_node.forward", ("onnxruntime", "dicom_node.keys", "dicom_node.watermark", "cv2")),
+        ("dicom_node.cli.main", ("onnxruntime", "pydicom", "pynetdicom", "cv2", "numba")),
+        ("dicom_node.node", ("onnxruntime", "pydicom", "pynetdicom", "dicom_node.keys", "numba")),
+        ("dicom_node.receive", (*HEAVY, "dicom_node.keys", "dicom_node.watermark")),
+        ("dicom_node.forward", (*HEAVY, "dicom_node.keys", "dicom_node.watermark")),
     ],
 )
 def test_a_process_loads_only_what_it_needs(module: str, forbidden: tuple[str, ...]) -> None:
     script = f"import sys, {module}; print([m for m in {forbidden!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_asking_every_command_for_its_options_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; from dicom_node.cli.main import build_parser; build_parser()\n"
+        f"print([m for m in {(*HEAVY, 'pydicom', 'pynetdicom')!r} if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
