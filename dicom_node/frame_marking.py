@@ -3,8 +3,8 @@
     original ──W1──▶ I1 ──W2──▶ I2      I2 keeps 40 dB in the display window, and W1 reads from it
 
 W1 is chosen first, W2 shows its price only when it is in. Where the two together would be seen,
-W1 is made weaker by what W2 needs, and W2 gives up localisation before it is seen. Where W1 does
-not read from the finished frame it is put in more strongly, then left out.
+W1 is made weaker if it still reads with a margin; else W2 gives up localisation before it is seen.
+Where W1 does not read from the finished frame it is put in more strongly, then left out.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from dicom_node.watermark.integrity import FrameRecord, KnownDigest
 from dicom_node.watermark.robust import RobustMark, RobustWatermark
 
 WORST_DB = 40.0  # PSNR in the display window that both marks together leave every frame
-_SPARE_DB = 0.1
-_GENTLE_DB = 43.0  # of W1, where W2 alone takes nearly all that may be changed
+# Kept free for what W2 takes more the next time: its bits are others then.
+_SPARES_DB = (0.1, 0.3, 0.6)
 _NO_MARK = RobustMark(np.empty(0, np.int32), b"", None)
 
 
@@ -123,20 +123,35 @@ class _Work:
     stages: dict[str, float]
 
     def both(self, robust: RobustWatermark | None) -> FrameMarks:
-        """Put both marks in; again, more gently, where the two together would be seen."""
+        """Put both marks in; once more, gently, where the two together would be seen."""
         inner, mark = self._robust(robust, 0.0)
         made = self._integrity(inner, mark, gentle=False)
         if self._unseen(made.shown):
             return made
-        # What W2 took is known now: W1 gets the rest, if that is enough for a mark.
+        # What W2 took is known now: if W1 reads from the rest as well, it gets no more.
+        weaker = self._within(robust, mark, made, _SPARES_DB[0])
+        if weaker is not None and weaker[1].margin >= 1.0:
+            inner, mark = weaker
+        made = self._integrity(inner, mark, gentle=True)
+        for spare_db in _SPARES_DB:
+            if self._unseen(made.shown):
+                return made
+            # Even the least of W2 leaves W1 less than it asked for, or nothing.
+            inner, mark = self._within(robust, mark, made, spare_db) or (self.frame, _NO_MARK)
+            made = self._integrity(inner, mark, gentle=True)
+        if self._unseen(made.shown):
+            return made
+        return self._integrity(self.frame, _NO_MARK, gentle=True)
+
+    def _within(
+        self, robust: RobustWatermark | None, mark: RobustMark, made: FrameMarks, spare_db: float
+    ) -> tuple[StoredFrame, RobustMark] | None:
+        """Return W1 as strong as what W2 took leaves room for; None where that is too little."""
         taken = quality.mean_square_error(self.cover, made.shown) - mark.mse
-        left = 10 ** (-(WORST_DB + _SPARE_DB) / 10) - taken
-        needed_db = -10 * np.log10(left) if left > 0 else np.inf
-        most_db = robust.most_db if robust else 0.0
-        gentle_db = float(needed_db) if needed_db <= most_db else _GENTLE_DB
-        if mark.record is not None and mark.mse > 10 ** (-gentle_db / 10):
-            inner, mark = self._robust(robust, gentle_db)
-        return self._integrity(inner, mark, gentle=True)
+        left = 10 ** (-(WORST_DB + spare_db) / 10) - taken
+        if robust is None or mark.record is None or left < 10 ** (-robust.most_db / 10):
+            return None
+        return self._robust(robust, float(-10 * np.log10(left)))
 
     def reads(self, made: FrameMarks, robust: RobustWatermark) -> bool:
         """Whether W1 is read, blind, from an 8-bit picture of the finished frame.

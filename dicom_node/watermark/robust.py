@@ -9,7 +9,7 @@ or aspect, so scaling needs no search.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import cv2
@@ -26,7 +26,7 @@ from dicom_node.watermark.synthesis import Int32, RobustRecord
 
 TAG_BYTES = 4
 MIN_AGREEMENT = 0.35  # cosine between soft bits and code word below which no tag is believed
-ENOUGH = 0.1  # margin wanted of the second-weakest percent of the bits, in rms of the soft bits
+ENOUGH = 0.2  # margin wanted of the second-weakest percent of the bits, in rms of the soft bits
 BLUR_SIGMA_PX = 1.4  # what cv2.GaussianBlur takes for a 7 x 7 window
 EDGE_GREY_LEVELS = 3  # nearer the ends of the stored range hardly anything is changed
 MIN_SIDE_PX = 48  # a smaller frame has too few samples for 160 bits
@@ -67,7 +67,8 @@ class RobustKey(Protocol):
 class RobustMark:
     """One frame with W1 in it; `record` is None where the frame can carry none (`reason`).
 
-    `mse` is what W1 changed, mean square over the frame, display values.
+    `mse` is what W1 changed, mean square over the frame, display values; `margin` how safely it
+    reads through a blur (1: safely enough, 0: hardly).
     """
 
     marked: Int32
@@ -75,6 +76,7 @@ class RobustMark:
     record: RobustRecord | None
     reason: str = ""
     mse: float = 0.0
+    margin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,11 @@ class _Cover:
     word
         The code word to put in.
     soft
-        Soft bits of the cover itself through a blur, times `word`.
+        Soft bits of the cover itself, times `word`.
+    blur
+        Sigmas, horizontal and vertical, through which it is looked at: what a 7 x 7 blur of the
+        full frame is here. Of the attacks the mark is made for, the one that takes most from a
+        small frame. None: as it is.
     """
 
     small: Float32
@@ -142,6 +148,7 @@ class _Cover:
     high: int
     word: Float32
     soft: Float32
+    blur: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -191,8 +198,8 @@ class RobustWatermark:
         """Put W1 into one frame.
 
         E1 chooses amplitudes and strengths for a middling budget; what it chose is then scaled to
-        the least budget at which it reads back with a margin. Only a frame that none satisfies is
-        looked at again, with the last.
+        the least budget at which it reads back through a blur with a margin. A frame that cannot,
+        a small one mostly, is marked to be read as it is, as strongly as is allowed.
 
         Parameters
         ----------
@@ -218,17 +225,18 @@ class RobustWatermark:
         if chosen is None:
             return RobustMark(host, message, None, "the frame is flat or saturated throughout")
         rms, margin = self._least_enough(cover, chosen, worst_db)
-        if margin < 1.0:
-            again = self._choose(cover, worst_db)
-            if again is not None and self._least_enough(cover, again, worst_db)[1] > margin:
-                chosen, (rms, _) = again, self._least_enough(cover, again, worst_db)
+        if margin < 0.0:
+            # No strength survives a blur: all there is goes into reading as it is.
+            cover = self._as_it_is(cover)
+            chosen = self._choose(cover, worst_db) or chosen
+            rms, margin = budget_rms(worst_db, chosen.share), 0.0
         scale = synthesis.fixed_point(rms * 256 * abs(step) / chosen.size)
         marked, exceptions = synthesis.apply(
             host, synthesis.scale(chosen.shape, *scale), low, high, padding
         )
         record = RobustRecord(self.engine.model_id, chosen.amplitudes, chosen.strengths,
                               chosen.carrier_scale, scale, exceptions)  # fmt: skip
-        return RobustMark(marked, message, record, mse=rms**2)
+        return RobustMark(marked, message, record, mse=rms**2, margin=margin)
 
     def remove(
         self, marked: Int32, record: RobustRecord, *, low: int, high: int,
@@ -274,16 +282,23 @@ class RobustWatermark:
     ) -> _Cover:  # fmt: skip
         room = int(EDGE_GREY_LEVELS * abs(step)) + 1
         stored = host if host.ndim == 2 else np.ascontiguousarray(host[..., 1])
-        soft = self.engine.decode(self._blurred(small, display.shape)[None, None])[0] * word
-        return _Cover(small, display, stored, step, low + room, high - room, word, soft)
+        rows, columns = (BLUR_SIGMA_PX * self.engine.side / n for n in display.shape)
+        cover = _Cover(small, display, stored, step, low + room, high - room, word, word,
+                       (columns, rows))  # fmt: skip
+        return replace(cover, soft=self._soft(small, cover))
 
-    def _blurred(self, small: Float32, full: tuple[int, ...]) -> Float32:
-        """Return `small` as a 7 x 7 blur of the full frame leaves it.
+    def _as_it_is(self, cover: _Cover) -> _Cover:
+        """Return a cover that is looked at without a blur."""
+        sharp = replace(cover, blur=None)
+        return replace(sharp, soft=self._soft(cover.small, sharp))
 
-        Of the attacks the mark is made for, the one that takes most from a small frame.
-        """
-        rows, columns = (BLUR_SIGMA_PX * self.engine.side / n for n in full)
-        return np.asarray(cv2.GaussianBlur(small, (0, 0), columns, sigmaY=rows), np.float32)
+    def _soft(self, picture: Float32, cover: _Cover) -> Float32:
+        """Return the soft bits of a picture times the code word, seen as `cover` is."""
+        if cover.blur is not None:
+            columns, rows = cover.blur
+            picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), columns, sigmaY=rows))
+        soft: Float32 = self.engine.decode(picture[None, None].astype(np.float32))[0] * cover.word
+        return soft
 
     def _choose(self, cover: _Cover, psnr_db: float) -> _Choice | None:
         """Return what E1 chooses for a budget; None where it finds no room."""
@@ -306,8 +321,7 @@ class RobustWatermark:
         share = float(np.mean(grid > 0))
         shown = self.resample(seen) * np.float32(np.sign(cover.step) / size)
         tried = np.float32(budget_rms(psnr_db, share))
-        picture = self._blurred(np.clip(cover.small + tried * shown, 0, 1), seen.shape)
-        soft = self.engine.decode(picture[None, None])[0] * cover.word
+        soft = self._soft(np.clip(cover.small + tried * shown, 0, 1), cover)
         gain = (soft - cover.soft) / tried
         return _Choice(levels, grid, carrier_scale, shape, size, share, gain)
 
