@@ -114,6 +114,16 @@ def test_what_is_marked_is_authentic_and_restores_bit_for_bit(
     assert harness.differences(source, tmp_path / "restored.dcm") == []
 
 
+@pytest.mark.parametrize("name", ["CT small", "MR 64 x 64", "MR enhanced, 10 frames, RLE", "PT"])
+def test_both_marks_together_leave_the_smallest_frames_forty_decibels(
+    name, shared, ring, engine, tmp_path
+):
+    measuring = Marker(WatermarkConfig(), ring, engine, measure=True)
+    outcome = measuring.mark(object_of(shared, name), tmp_path / "out.dcm", marked_at=WHEN)
+    assert outcome.action == "marked"
+    assert outcome.psnr_db >= 40.0
+
+
 def test_marking_keeps_the_uids_and_describes_itself(marked_ct):
     before = pydicom.dcmread(marked_ct.with_name("source.dcm"))
     after = pydicom.dcmread(marked_ct)

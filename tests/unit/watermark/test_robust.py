@@ -12,7 +12,15 @@ import pytest
 from dicom_node.errors import WatermarkError
 from dicom_node.inference import open_engine
 from dicom_node.watermark import perceptual, quality
-from dicom_node.watermark.robust import DIHEDRAL, Pose, RobustWatermark, remove
+from dicom_node.watermark.robust import (
+    BLUR_SIGMA_PX,
+    DIHEDRAL,
+    ENOUGH,
+    Pose,
+    RobustWatermark,
+    code_word,
+    remove,
+)
 
 
 class Key:
@@ -81,6 +89,38 @@ def test_a_marked_frame_stays_above_forty_decibels(
     for frame in frames:
         mark = _embed(watermark, frame, Key(b"k"))
         assert quality.psnr_db(_display(frame), _display(mark.marked)) >= 40.0
+
+
+def test_the_margin_foretold_is_the_margin_there_is(
+    watermark: RobustWatermark, frames: list[np.ndarray]
+) -> None:
+    """The strength is computed from two pictures; a third, of the result, has to agree."""
+    key, reached = Key(b"k"), 0
+    for frame in frames:
+        mark = _embed(watermark, frame, key)
+        if mark.margin < 1.0:
+            continue
+        small = watermark.resample(_display(mark.marked))
+        blurred = cv2.GaussianBlur(small, (0, 0), BLUR_SIGMA_PX * len(small) / len(frame))
+        soft = watermark.engine.decode(blurred[None, None])[0] * code_word(mark.message, key)
+        margin = np.partition(soft, 3)[3] / (ENOUGH * np.sqrt(np.mean(soft**2)))
+        assert margin == pytest.approx(mark.margin, abs=0.3)
+        reached += 1
+    assert reached >= len(frames) - 2
+
+
+def test_a_frame_that_no_strength_carries_through_a_blur_is_marked_to_be_read_as_it_is(
+    watermark: RobustWatermark, frames: list[np.ndarray]
+) -> None:
+    small = [cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA) for frame in frames]
+    marks = [_embed(watermark, frame, Key(b"k")) for frame in small]
+    hopeless = [mark.margin == 0.0 for mark in marks]
+    assert sum(hopeless) >= len(small) // 2
+    read = 0
+    for mark, is_hopeless in zip(marks, hopeless, strict=True):
+        found = watermark.detect(_display(mark.marked), [Key(b"k")])
+        read += is_hopeless and found.message == mark.message
+    assert read >= 0.7 * sum(hopeless)
 
 
 def test_the_frame_comes_back_bit_for_bit_without_any_network(
