@@ -83,8 +83,9 @@ class FrameMarker:
     def __init__(self, engine: RobustEngine, profile: str, keys: KeySet) -> None:
         self._keys = keys
         # Tried in turn until W1 reads from the finished frame.
-        names = dict.fromkeys((profile, "robust"))
-        self._robust = [RobustWatermark(engine, name) for name in names]
+        self._robust = (
+            RobustWatermark(engine, profile), RobustWatermark(engine, "robust", second=True)
+        )  # fmt: skip
 
     def mark(
         self, instance: Instance, display: Display, frame: StoredFrame, index: int,

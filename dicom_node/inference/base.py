@@ -85,8 +85,9 @@ class RobustEngine(ABC):
         return soft
 
     def encode(
-        self, frames: Float32, code_words: Float32, rms: Float32, *, before: Float32 | None = None
-    ) -> tuple[Float32, Float32]:
+        self, frames: Float32, code_words: Float32, rms: Float32, *,
+        before: Float32 | None = None, softness: float | None = None,
+    ) -> tuple[Float32, Float32]:  # fmt: skip
         """Run E1: look through D1, raise what is not read yet, and look again.
 
         Parameters
@@ -99,6 +100,9 @@ class RobustEngine(ABC):
         before
             Soft bits of the covers ``(batch, code_bits)``, where the caller has them. Those of the
             covers through a blur make the mark survive blurs better, at no cost to the rest.
+        softness
+            Instead of the loop's own, to choose otherwise than before: less of it gives more to
+            the bits that read worst.
 
         Returns
         -------
@@ -108,11 +112,11 @@ class RobustEngine(ABC):
         grids = self.strengths(frames)
         amplitudes = np.zeros_like(code_words)
         soft = self.decode(frames) if before is None else before
-        for turn, (step, softness) in enumerate(zip(*self.loop, strict=True)):
+        for turn, (step, own) in enumerate(zip(*self.loop, strict=True)):
             if turn:
                 soft = self.decode(self.picture(frames, amplitudes, grids, rms))
             soft = code_words * soft
-            need = 1 / (1 + np.exp(soft / max(softness, _LEAST_SOFTNESS)))
+            need = 1 / (1 + np.exp(soft / max(softness or own, _LEAST_SOFTNESS)))
             amplitudes = amplitudes + np.float32(step) * code_words * need
         return np.stack([_whole(row) for row in amplitudes]).astype(np.float32), grids
 

@@ -39,6 +39,7 @@ PROFILES = {"diagnostic": (46.4, 40.9), "robust": (42.2, 40.9)}
 # window; half of it 5.5 dB higher. Where only a corner can carry, PSNR alone would allow too much.
 LOCAL_GREY, LOCAL_DB, LOCAL_HALVES_DB = 5.4, 40.9, 5.5
 _STEP_DB = 0.1
+SECOND_SOFTNESS = 2.2
 
 
 def budget_rms(psnr_db: float, share: float) -> float:
@@ -185,9 +186,15 @@ class RobustWatermark:
         The networks on some backend.
     profile
         ``diagnostic`` or ``robust``: how little and how much may be changed.
+    second
+        For frames that another did not make readable: where there is no more strength to give, it
+        is at least given otherwise.
     """
 
-    def __init__(self, engine: RobustEngine, profile: str = "diagnostic") -> None:
+    def __init__(
+        self, engine: RobustEngine, profile: str = "diagnostic", *, second: bool = False
+    ) -> None:
+        self._second = second
         self.engine = engine
         self.most_db, self._least_db = PROFILES[profile]
 
@@ -306,6 +313,7 @@ class RobustWatermark:
         amplitudes, grids = self.engine.encode(
             cover.small[None, None], cover.word[None], rms,
             before=(cover.soft * cover.word)[None],
+            softness=SECOND_SOFTNESS if self._second and cover.blur is None else None,
         )  # fmt: skip
         grid = np.clip(grids[0], 0, 7).astype(np.uint8)
         levels = np.clip(amplitudes[0], -31, 31).astype(np.int8)
