@@ -129,20 +129,30 @@ class _Work:
         made = self._integrity(inner, mark, gentle=False)
         if self._unseen(made.shown):
             return made
+        first = inner, mark
         # What W2 took is known now: if W1 reads from the rest as well, it gets no more.
         weaker = self._within(robust, mark, made, _SPARES_DB[0])
         if weaker is not None and weaker[1].margin >= 1.0:
-            inner, mark = weaker
-        made = self._integrity(inner, mark, gentle=True)
-        for spare_db in _SPARES_DB:
+            first = weaker
+        # W1 goes before W2 goes compact: a compact frame is known as ours by its header alone.
+        for compact in (False, True):
+            made = self._gently(robust, *first, compact=compact)
             if self._unseen(made.shown):
                 return made
-            # Even the least of W2 leaves W1 less than it asked for, or nothing.
-            inner, mark = self._within(robust, mark, made, spare_db) or (self.frame, _NO_MARK)
-            made = self._integrity(inner, mark, gentle=True)
-        if self._unseen(made.shown):
-            return made
         return self._integrity(self.frame, _NO_MARK, gentle=True)
+
+    def _gently(
+        self, robust: RobustWatermark | None, inner: StoredFrame, mark: RobustMark, *,
+        compact: bool,
+    ) -> FrameMarks:  # fmt: skip
+        """Let W2 retreat, then W1 give way to the least that W2 can be."""
+        made = self._integrity(inner, mark, gentle=True, compact=compact)
+        for spare_db in _SPARES_DB:
+            if self._unseen(made.shown):
+                break
+            inner, mark = self._within(robust, mark, made, spare_db) or (self.frame, _NO_MARK)
+            made = self._integrity(inner, mark, gentle=True, compact=compact)
+        return made
 
     def _within(
         self, robust: RobustWatermark | None, mark: RobustMark, made: FrameMarks, spare_db: float
@@ -180,7 +190,9 @@ class _Work:
                 return self.frame, mark
             return with_robust_part(self.frame, self.instance, mark.marked), mark
 
-    def _integrity(self, inner: StoredFrame, mark: RobustMark, *, gentle: bool) -> FrameMarks:
+    def _integrity(
+        self, inner: StoredFrame, mark: RobustMark, *, gentle: bool, compact: bool = True
+    ) -> FrameMarks:
         """Put W2 into a frame that carries W1."""
         restoration = mark.record.to_bytes() if mark.record is not None else b""
         host_index = self.instance.host_index
@@ -191,6 +203,7 @@ class _Work:
                 replace(self.record, restoration=restoration), self.keys,
                 unseen=(lambda host: self._unseen(self._shown(with_host(inner, host_index, host))))
                 if gentle else None,
+                compact=compact,
             )  # fmt: skip
             after = with_host(inner, host_index, sealed.marked)
             shown = self._shown(after)

@@ -72,6 +72,7 @@ class IntegrityMark:
 def embed(
     host: Frame, side: Side | None, bounds: Bounds, record: FrameRecord, keys: KeySet, *,
     restoration_in_header: bool = False, unseen: Callable[[Frame], bool] | None = None,
+    compact: bool = True,
 ) -> IntegrityMark:  # fmt: skip
     """Put W2 into one frame.
 
@@ -90,6 +91,9 @@ def embed(
         attempts go on: larger tiles, "header", the frame as one tile, at last "compact", whose
         single digest costs 20 dB less still. If none is good enough, the one that changes least
         (in the mean square of the stored values) is returned. None: the first that fits.
+    compact
+        False: "compact" only where nothing else fits. A compact frame is known as ours by its
+        header block alone.
 
     Raises
     ------
@@ -113,6 +117,8 @@ def embed(
             if shape in tried or (restoration_in_header and profile == "tiled"):
                 continue
             tried.add(shape)
+            if profile == "compact" and not compact and gentlest is not None:
+                continue
             made = Embedding(canvas, grid, profile, record, keys, i1_digest).run()
             if made is None:
                 continue
