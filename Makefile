@@ -8,8 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 SOURCES := $(shell find dicom_node engines conf demo -type f ! -name '*.pyc' 2>/dev/null)
-PEERS := storescu storescp echoscu dcmdump dcmconv dciodvfy Orthanc
-PEER_PACKAGES := dcmtk orthanc dicom3tools
+PEERS := storescu storescp echoscu findscu movescu getscu dcmdump dcmconv dciodvfy Orthanc initdb
+PEER_PACKAGES := dcmtk orthanc dicom3tools postgresql
 
 # Workers are the parallelism: spinning threads on shared cores cost a factor of six.
 export OMP_NUM_THREADS := 1
@@ -44,12 +44,12 @@ $(VENV)/.installed: pyproject.toml $(SOURCES)
 	    apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet '.[dev,demo]'
+	$(BIN)/python -m pip install --quiet '.[dev]'
 	touch $@
 
 # The peers are real ones; without root their tests are skipped, and that is said.
 peers:
-	@missing=(); for tool in $(PEERS); do PATH=$$PATH:/usr/sbin command -v $$tool >/dev/null || missing+=($$tool); done; \
+	@missing=(); for tool in $(PEERS); do PATH=$$PATH:/usr/sbin:$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -1) command -v $$tool >/dev/null || missing+=($$tool); done; \
 	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing $(PEER_PACKAGES) for the peer tests (missing: $${missing[*]})"; \

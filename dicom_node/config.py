@@ -30,6 +30,12 @@ def _checked_ae_title(value: str) -> str:
     return value.strip()
 
 
+def _checked_address(value: str) -> str:
+    """Refuse what is no IP address."""
+    ipaddress.ip_address(value)
+    return value
+
+
 class NodeConfig(_Section):
     """``[node]``: the Storage SCP that modalities send to."""
 
@@ -45,12 +51,7 @@ class NodeConfig(_Section):
     shutdown_timeout_s: float = Field(20.0, gt=0, description="Seconds a drain may take.")
 
     _ae = field_validator("ae_title")(_checked_ae_title)
-
-    @field_validator("bind")
-    @classmethod
-    def _address(cls, value: str) -> str:
-        ipaddress.ip_address(value)
-        return value
+    _address = field_validator("bind")(_checked_address)
 
 
 class SpoolConfig(_Section):
@@ -132,13 +133,87 @@ class MoveDestinationConfig(_Section):
     _ae = field_validator("ae_title")(_checked_ae_title)
 
 
-class VerifyConfig(_Section):
-    """``[verify]``: the auditors' query/retrieve service."""
+Policy = Literal["as-is", "restored", "refuse-tampered"]
 
-    ae_title: str = Field("DICOMVERIFY", description="AE title auditors call.")
-    port: int = Field(11113, ge=1, le=65535, description="TCP port.")
+
+class ClientConfig(_Section):
+    """``[[verify.client]]``: what one calling AE title is given."""
+
+    ae_title: str = Field(description="AE title of the client, as it calls.")
+    policy: Policy = Field(description="as-is, restored (originals) or refuse-tampered.")
 
     _ae = field_validator("ae_title")(_checked_ae_title)
+
+
+class VerifyConfig(_Section):
+    """``[verify]``: the auditors' query/retrieve service; runs where the file has this section."""
+
+    ae_title: str = Field("DICOMVERIFY", description="AE title auditors call.")
+    bind: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - an auditor is another host
+    port: int = Field(11113, ge=1, le=65535, description="TCP port.")
+    pacs: str = Field("", description="Name of the [[destination]] asked; empty: the first.")
+    pacs_ae_title: str = Field("", description="Where query/retrieve has an AE title of its own.")
+    pacs_host: str = Field("", description="Where it has a host of its own.")
+    pacs_port: int = Field(0, ge=0, le=65535, description="Where it has a port; 0: the same.")
+    retrieve: Literal["auto", "move", "get"] = Field(
+        "auto", description="How instances are fetched; auto: C-GET where the PACS has it."
+    )
+    fetch_ae_title: str = Field("DICOMFETCH", description="AE title the PACS moves to.")
+    fetch_port: int = Field(11114, ge=1, le=65535, description="TCP port of that Storage SCP.")
+    on_find: Literal["last", "verify"] = Field(
+        "last", description="What C-FIND tells: the last verdict, or one made now."
+    )
+    policy: Policy = Field("as-is", description="What C-MOVE and C-GET give to other clients.")
+    client: tuple[ClientConfig, ...] = Field((), description="Clients with a policy of their own.")
+    max_matches: int = Field(500, ge=1, description="Most matches a C-FIND is given.")
+    workers: int = Field(0, ge=0, le=256, description="Processes that check; 0 = one per core.")
+    nightly_sample: int = Field(0, ge=0, description="Instances re-checked every night.")
+    nightly_at: str = Field(
+        "02:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d$", description="When, local time, HH:MM."
+    )
+    instances_per_s: float = Field(
+        20.0, gt=0, description="Most instances a second an audit fetches from the PACS."
+    )
+    store_reports: bool = Field(False, description="Store a structured report into the PACS.")
+
+    _ae = field_validator("ae_title", "fetch_ae_title")(_checked_ae_title)
+    _address = field_validator("bind")(_checked_address)
+
+    @field_validator("pacs_ae_title")
+    @classmethod
+    def _ae_or_none(cls, value: str) -> str:
+        return _checked_ae_title(value) if value else ""
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> VerifyConfig:
+        if self.port == self.fetch_port:
+            raise ValueError(f"port and fetch_port are both {self.port}; give each its own")
+        titles = [client.ae_title for client in self.client]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ValueError(f"two [[verify.client]] are {title!r}; remove one")
+        return self
+
+
+class RegistryConfig(_Section):
+    """``[registry]``: what was marked, searchable."""
+
+    url: str = Field("", description="SQLAlchemy URL; empty: registry.sqlite in spool.directory.")
+
+
+class AuditConfig(_Section):
+    """``[audit]``: the audit trail."""
+
+    directory: str = Field("", description="Folder of the log; empty: audit in spool.directory.")
+    checkpoint_every: int = Field(
+        1000, ge=1, description="Entries after which the log is signed again."
+    )
+    syslog: str = Field(
+        "",
+        pattern=r"^$|^(udp|tls)://[^/:\s]+:\d+$",
+        description='Collector of DICOM audit messages: "udp://host:514" or "tls://host:6514".',
+    )
+    syslog_ca: str = Field("", description="PEM file of the authority that signed the collector.")
 
 
 class WebConfig(_Section):
@@ -158,7 +233,25 @@ class Config(_Section):
     destination: tuple[DestinationConfig, ...] = ()
     move_destination: tuple[MoveDestinationConfig, ...] = ()
     verify: VerifyConfig = VerifyConfig()
+    registry: RegistryConfig = RegistryConfig()
+    audit: AuditConfig = AuditConfig()
     web: WebConfig = WebConfig()
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the file has a ``[verify]`` section: only then is its port opened."""
+        return "verify" in self.model_fields_set
+
+    @property
+    def registry_url(self) -> str:
+        """SQLAlchemy URL of the registry."""
+        return self.registry.url or f"sqlite:///{self.spool.directory / 'registry.sqlite'}"
+
+    @property
+    def audit_directory(self) -> Path:
+        """Folder of the audit trail."""
+        named = self.audit.directory
+        return Path(named) if named else self.spool.directory / "audit"
 
     @model_validator(mode="after")
     def _distinct(self) -> Config:
@@ -167,6 +260,17 @@ class Config(_Section):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"two [[{section}]] are named {name!r}; rename one")
+        titles = [d.ae_title for d in self.move_destination]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ValueError(f"two [[move_destination]] have AE title {title!r}; remove one")
+        named = [d.name for d in self.destination]
+        if self.verify.pacs and self.verify.pacs not in named:
+            known = ", ".join(named) or "none"
+            raise ValueError(
+                f"verify.pacs = {self.verify.pacs!r}: no [[destination]] has this name;"
+                f" known: {known}"
+            )
         return self
 
 
@@ -234,7 +338,8 @@ def _nearest(keys: list[str]) -> str:
     known: dict[str, type[BaseModel]] = {
         "": Config, "node": NodeConfig, "spool": SpoolConfig, "keys": KeysConfig,
         "watermark": WatermarkConfig, "destination": DestinationConfig,
-        "move_destination": MoveDestinationConfig, "verify": VerifyConfig, "web": WebConfig,
+        "move_destination": MoveDestinationConfig, "verify": VerifyConfig,
+        "registry": RegistryConfig, "audit": AuditConfig, "web": WebConfig,
     }  # fmt: skip
     section = known.get(keys[0] if len(keys) > 1 else "", Config)
     close = difflib.get_close_matches(keys[-1], section.model_fields, n=1)

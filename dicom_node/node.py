@@ -17,7 +17,7 @@ from dicom_node.supervisor import Role, StopEvent, Supervisor, notify_systemd
 
 _log = structlog.get_logger(__name__)
 
-ROLES = ("receive", "mark", "forward")
+ROLES = ("receive", "mark", "forward", "register", "verify")
 
 
 def serve(config: Config, *, only: str | None = None, announce: Callable[[str], None]) -> int:
@@ -26,8 +26,9 @@ def serve(config: Config, *, only: str | None = None, announce: Callable[[str], 
     Parameters
     ----------
     only
-        One of ``receive``, ``mark``, ``forward`` or ``forward:NAME``: run just these processes, for
-        a systemd unit each. None: all of them.
+        One of ``receive``, ``mark``, ``forward``, ``forward:NAME``, ``register`` or ``verify``: run
+        just these processes, for a systemd unit each. None: all of them; ``verify`` only where the
+        configuration has a ``[verify]`` section.
     announce
         Given the readiness line once every process works and the port accepts.
 
@@ -73,7 +74,8 @@ def roles_of(config: Config, only: str | None = None) -> list[Role]:
     """Return the processes of the node, or those that `only` names (ConfigError)."""
     kind, _, name = (only or "").partition(":")
     if only is not None and (kind not in ROLES or (name and kind != "forward")):
-        raise ConfigError(f"--only {only}: use receive, mark, forward or forward:NAME")
+        known = ", ".join(ROLES)
+        raise ConfigError(f"--only {only}: use one of {known}, or forward:NAME")
     roles: list[Role] = []
     if kind in ("", "receive"):
         roles += [
@@ -94,6 +96,10 @@ def roles_of(config: Config, only: str | None = None) -> list[Role]:
             for each in names
             if name in ("", each)
         ]
+    if kind in ("", "register"):
+        roles.append(Role("register", _register, (config,), essential=False))
+    if kind == "verify" or (not kind and config.verifies):
+        roles.append(Role("verify", _verify, (config,), retry_start=True, essential=False))
     return roles
 
 
@@ -168,6 +174,18 @@ def _forward(config: Config, name: str, *, stop: StopEvent, ready: Callable[[], 
 
     ready()
     run_forwarder(config, name, stop, transcoder(config, name))
+
+
+def _register(config: Config, *, stop: StopEvent, ready: Callable[[], None]) -> None:
+    from dicom_node.registering import run_registrar
+
+    run_registrar(config, stop, on_ready=ready)
+
+
+def _verify(config: Config, *, stop: StopEvent, ready: Callable[[], None]) -> None:
+    from dicom_node.verify.service import run_verifier
+
+    run_verifier(config, stop, on_ready=ready)
 
 
 def transcoder(config: Config, name: str) -> Callable[[Path, tuple[str, ...]], Path | None]:

@@ -51,13 +51,15 @@ class Role:
     `target` is called as ``target(*args, stop=Event, ready=function)`` in a fresh interpreter; it
     calls ``ready()`` when it works and returns soon after `stop` is set. A role that returns by
     itself is started again. With `retry_start`, a failing first start is tried again a few times (a
-    port may still be held by the process that was killed before us).
+    port may still be held by the process that was killed before us). One that is not `essential` is
+    not waited for, and tried again for ever: images pass without it.
     """
 
     name: str
     target: Callable[..., None]
     args: tuple[Any, ...] = ()
     retry_start: bool = False
+    essential: bool = True
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Supervisor:
     on_death
         Called after a child ended unasked, before it is started again.
     on_ready
-        Called once, when every role is ready for the first time.
+        Called once, when every essential role is ready for the first time.
     """
 
     def __init__(
@@ -154,7 +156,8 @@ class Supervisor:
                     child.ready = child.was_ready = True
                 else:
                     child.problem = message
-        if not self._announced and all(child.ready for child in self._children):
+        needed = [child for child in self._children if child.role.essential] or self._children
+        if not self._announced and all(child.ready for child in needed):
             self._announced = True
             self._on_ready()
 
@@ -185,7 +188,8 @@ class Supervisor:
             )
             self._on_death()
             tries = _START_TRIES if child.role.retry_start else 1
-            if not child.was_ready and ended != 0 and child.failures >= tries:
+            given_up = child.role.essential or len(self._children) == 1
+            if given_up and not child.was_ready and ended != 0 and child.failures >= tries:
                 _log.error("cannot_start", role=child.role.name, reason=reason)
                 return code
         return 0

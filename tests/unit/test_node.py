@@ -36,7 +36,8 @@ def names(config: Config, only: str | None = None) -> list[str]:
 
 def test_every_kind_of_process_runs_as_often_as_configured(config: Config) -> None:
     assert names(config) == [
-        "receive-0", "receive-1", "mark-0", "mark-1", "mark-2", "forward-pacs", "forward-archive"
+        "receive-0", "receive-1", "mark-0", "mark-1", "mark-2", "forward-pacs", "forward-archive",
+        "register",
     ]  # fmt: skip
 
 
@@ -44,6 +45,18 @@ def test_only_selects_one_kind_or_one_destination(config: Config) -> None:
     assert names(config, "receive") == ["receive-0", "receive-1"]
     assert names(config, "forward") == ["forward-pacs", "forward-archive"]
     assert names(config, "forward:archive") == ["forward-archive"]
+    assert names(config, "verify") == ["verify"]
+
+
+def test_auditors_are_served_only_where_the_file_says_so(config: Config) -> None:
+    assert "verify" not in names(config)
+    assert names(parse("[verify]\nport = 4711\n", "test"))[-1] == "verify"
+
+
+def test_images_flow_without_registry_and_verification(config: Config) -> None:
+    inessential = {role.name for role in roles_of(config) if not role.essential}
+    assert inessential == {"register"}
+    assert not roles_of(config, "verify")[0].essential
 
 
 @pytest.mark.parametrize("only", ["paint", "mark:pacs", "forward:moon", ""])
@@ -64,7 +77,7 @@ def test_with_marking_off_one_worker_looks_after_what_was_left() -> None:
 def test_the_ready_line_says_what_runs(config: Config) -> None:
     line = readiness_line(config, roles_of(config))
     assert line.startswith("ready: DICOMNODE on 0.0.0.0:11112, receive-0,")
-    assert line.endswith("forward-archive")
+    assert line.endswith("forward-archive, register")
     assert readiness_line(config, roles_of(config, "mark")) == "ready: mark-0, mark-1, mark-2"
 
 
@@ -103,12 +116,9 @@ def test_every_role_has_a_systemd_unit_and_the_target_wants_it() -> None:
         unit = (SYSTEMD / f"dicom-node-{role}.service").read_text()
         assert f"--only {role}\n" in unit
         assert "Type=notify" in unit
-        # What holds no keys cannot reach them; what holds them has no network.
-        shut = (
-            "PrivateNetwork=yes"
-            if role == "mark"
-            else "InaccessiblePaths=-/var/lib/dicom-node/keys"
-        )
+        # What needs no keys cannot reach them; what marks has no network; the rest reads them only.
+        keys = "ReadOnlyPaths" if role in ("register", "verify") else "InaccessiblePaths"
+        shut = "PrivateNetwork=yes" if role == "mark" else f"{keys}=-/var/lib/dicom-node/keys"
         assert shut in unit
 
 

@@ -112,6 +112,32 @@ def test_a_role_that_cannot_start_ends_the_node_with_its_exit_code(
     assert "node.port = 104" in capfd.readouterr().err
 
 
+def test_an_inessential_role_that_cannot_start_delays_nothing_and_ends_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    announced: list[bool] = []
+    supervisor = supervise(
+        Role("a", tell, (tmp_path,)),
+        Role("b", refuse, essential=False),
+        on_ready=lambda: announced.append(True),
+    )
+    seen: list[str] = []
+
+    def refused_twice() -> bool:
+        seen.append(capfd.readouterr().err)
+        return "".join(seen).count("node.port = 104") >= 2
+
+    watcher = when(refused_twice, end)
+    assert supervisor.run() == 0
+    watcher.join()
+    assert announced == [True]
+    assert len(pids(tmp_path)) == 1
+
+
+def test_an_inessential_role_on_its_own_still_says_that_it_cannot_start() -> None:
+    assert supervise(Role("b", refuse, essential=False)).run() == 2
+
+
 def test_a_receiver_waits_for_the_port_of_its_killed_predecessor(tmp_path: Path) -> None:
     role = Role("receive", refuse_once, (tmp_path,), retry_start=True)
     watcher = when(lambda: pids(tmp_path), end)

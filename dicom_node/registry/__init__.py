@@ -1,0 +1,1 @@
+"""What was marked, searchable: the registry."""

@@ -1,0 +1,222 @@
+"""What was checked of a study: every instance's verdict, and what is missing, extra or re-coded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dicom_node.errors import PixelError
+from dicom_node.instance.datafile import open_data_file
+from dicom_node.instance.syntaxes import name_of
+from dicom_node.verify.verdict import InstanceVerdict, Verdict, worst
+
+if TYPE_CHECKING:
+    from dicom_node.registry.records import MarkedInstance
+
+SUSPECT: frozenset[Verdict] = frozenset(("tampered", "foreign", "unreadable"))
+"""Verdicts that nobody should be handed without a word: changed, of another image, or no image."""
+
+_SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
+_MODALITY, _INSTANCE_NUMBER = 0x00080060, 0x00200013
+_STUDY, _SERIES = 0x0020000D, 0x0020000E
+
+
+@dataclass(frozen=True)
+class CheckedInstance:
+    """One instance as it was found, and the verdict on it.
+
+    Attributes
+    ----------
+    transfer_syntax_uid
+        How it was coded when it was checked.
+    instance_number
+        None where there is none, or none that is a number.
+    path
+        The file that was checked; None where it was thrown away after the check.
+    """
+
+    verdict: InstanceVerdict
+    study_instance_uid: str = ""
+    series_instance_uid: str = ""
+    sop_class_uid: str = ""
+    transfer_syntax_uid: str = ""
+    modality: str = ""
+    instance_number: int | None = None
+    path: Path | None = None
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """SOP Instance UID, "" if it could not be read."""
+        return self.verdict.sop_instance_uid
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the verdict is one of `SUSPECT`."""
+        return self.verdict.verdict in SUSPECT
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line of ``verify --json`` with where the instance belongs."""
+        line = self.verdict.to_json()
+        if self.path is None:
+            del line["path"]
+        return line | {
+            "study_instance_uid": self.study_instance_uid,
+            "series_instance_uid": self.series_instance_uid,
+            "sop_class_uid": self.sop_class_uid,
+            "transfer_syntax_uid": self.transfer_syntax_uid,
+            "modality": self.modality,
+            "instance_number": self.instance_number,
+        }
+
+
+@dataclass(frozen=True)
+class StudyCheck:
+    """One study, re-checked.
+
+    Attributes
+    ----------
+    checked_at
+        With time zone.
+    instances
+        In order of series, instance number and SOP Instance UID.
+    missing
+        SOP Instance UIDs that the registry knows as delivered and that did not come back.
+    extra
+        That came back although the registry does not know them, in a study of which it knows some.
+    transcoded
+        That came back in another transfer syntax than they were delivered in.
+    entries
+        The registry's records of this study, in its order.
+    """
+
+    study_instance_uid: str
+    checked_at: datetime
+    instances: tuple[CheckedInstance, ...] = ()
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    transcoded: tuple[str, ...] = ()
+    entries: tuple[MarkedInstance, ...] = field(default=(), repr=False)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst instance's verdict; ``unmarked`` for a study of which nothing came."""
+        return worst([each.verdict.verdict for each in self.instances])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many instances have each verdict; verdicts that nobody has are left out."""
+        return dict(Counter(each.verdict.verdict for each in self.instances))
+
+    @property
+    def stripped(self) -> tuple[str, ...]:
+        """SOP Instance UIDs that came back unmarked although the registry knows our marks."""
+        known = {entry.sop_instance_uid for entry in self.entries}
+        return tuple(
+            each.sop_instance_uid for each in self.instances
+            if each.verdict.verdict == "unmarked" and each.sop_instance_uid in known
+        )  # fmt: skip
+
+    @property
+    def sound(self) -> bool:
+        """Whether every instance is authentic and none is missing."""
+        return self.verdict == "authentic" and not self.missing
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``audit --json`` prints of a study."""
+        return {
+            "study_instance_uid": self.study_instance_uid,
+            "checked_at": self.checked_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "verdict": self.verdict,
+            "sound": self.sound,
+            "counts": self.counts,
+            "missing": list(self.missing),
+            "extra": list(self.extra),
+            "transcoded": [
+                {"sop_instance_uid": each.sop_instance_uid,
+                 "transfer_syntax": name_of(each.transfer_syntax_uid)}
+                for each in self.instances if each.sop_instance_uid in set(self.transcoded)
+            ],
+            "stripped": list(self.stripped),
+            "instances": [each.to_json() for each in self.instances],
+        }  # fmt: skip
+
+
+def study_check(
+    study_instance_uid: str,
+    instances: Iterable[CheckedInstance],
+    entries: Sequence[MarkedInstance] = (),
+    *,
+    checked_at: datetime | None = None,
+) -> StudyCheck:
+    """Compare what was checked with what the registry says was delivered.
+
+    Parameters
+    ----------
+    instances
+        Every instance that came back, in any order.
+    entries
+        The registry's records of what was asked for: of the study, or of the part of it. Records
+        that were not delivered anywhere are not expected back.
+    """
+    found = tuple(sorted(instances, key=_in_order))
+    came = {each.sop_instance_uid: each for each in found}
+    known = {entry.sop_instance_uid: entry for entry in entries}
+    delivered = {uid for uid, entry in known.items() if was_delivered(entry)}
+    return StudyCheck(
+        study_instance_uid,
+        checked_at or datetime.now(UTC),
+        found,
+        missing=tuple(uid for uid in known if uid in delivered and uid not in came),
+        extra=tuple(uid for uid in came if known and uid not in known),
+        transcoded=tuple(uid for uid, each in came.items() if is_transcoded(each, known.get(uid))),
+        entries=tuple(entries),
+    )
+
+
+def was_delivered(entry: MarkedInstance) -> bool:
+    """Say whether a destination has taken the instance."""
+    return bool(entry.delivered_to)
+
+
+def is_transcoded(found: CheckedInstance, entry: MarkedInstance | None) -> bool:
+    """Say whether an instance is coded otherwise than we wrote it."""
+    if entry is None or not entry.transfer_syntax_uid or not found.transfer_syntax_uid:
+        return False
+    return entry.transfer_syntax_uid != found.transfer_syntax_uid
+
+
+def checked_instance(
+    path: Path, verdict: InstanceVerdict, *, keep_path: bool = True
+) -> CheckedInstance:
+    """Return the verdict on a file together with where the instance belongs.
+
+    What cannot be read of the header is empty: an unreadable instance has a verdict, too.
+    """
+    kept = path if keep_path else None
+    try:
+        with closing(open_data_file(path)) as data:
+
+            def text(tag: int) -> str:
+                try:
+                    return data.text(tag).strip(" \0")
+                except Exception:  # noqa: BLE001 - pydicom raises nearly anything on such values
+                    return ""
+
+            number = text(_INSTANCE_NUMBER)
+            return CheckedInstance(
+                verdict, text(_STUDY), text(_SERIES), text(_SOP_CLASS), data.transfer_syntax_uid,
+                text(_MODALITY), int(number) if number.isascii() and number.isdigit() else None,
+                kept,
+            )  # fmt: skip
+    except (PixelError, OSError):
+        return CheckedInstance(verdict, path=kept)
+
+
+def _in_order(each: CheckedInstance) -> tuple[str, int, str]:
+    number = each.instance_number
+    return each.series_instance_uid, -1 if number is None else number, each.sop_instance_uid

@@ -1,0 +1,229 @@
+"""Train the fingerprint: code network F and the comparator that finds what was changed.
+
+    python pack.py --data DATA --out pack.npz                      # once
+    python fingerprint.py --pack pack.npz --out run                # 40 minutes on one core
+    python fingerprint.py --pack pack.npz --out run --export ..    # f1.onnx, f1_check.onnx
+
+    frame before ──F──▶ 16 x 16 cells of 8 bits            (signed, kept)
+    frame after ──F's trunk──┐
+    bits ────────────────────┴─comparator──▶ 16 x 16 cells: changed?
+
+Both are trained together: the bits are whatever lets the comparator tell processing from
+tampering. Bits are ordered by use: the first 2, 4 or 6 of a cell do for themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import cv2
+import fingerprint_pairs as pairs
+import numpy as np
+import torch
+import torch.nn.functional as F
+from networks import smooth_noise
+from torch import Tensor, nn
+
+RECIPE = {
+    "bits": 8,  # of a cell
+    "width": 32,
+    "batch": 24,
+    "steps": 4000,
+    "lr": 3e-3,
+    "seed": 1,
+    "few_bits": 0.4,  # share of batches in which only the first 2, 4 or 6 bits are kept
+    "hardest": 0.3,  # weight of the untouched cells that look changed most
+    "steady": 0.05,  # weight of bits that should not flip
+}
+EVERY, LOOK = 250, 500
+
+
+class Trunk(nn.Module):
+    """What a frame is made of, whatever its contrast: ``(batch, 1, 128, 128)`` -> 16 x 16 cells."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 8, stride=4, padding=2, bias=False)
+        with torch.no_grad():
+            self.stem.weight -= self.stem.weight.mean((2, 3), keepdim=True)
+        self.floor = nn.Parameter(torch.tensor(-4.0))
+        self.mix = nn.Conv2d(width + 1, width, 3, padding=1)
+        self.down = nn.Conv2d(width, 48, 4, stride=2, padding=1)
+        self.last = nn.Conv2d(48, 48, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        power = F.avg_pool2d((y * y).mean(1, keepdim=True), 5, 1, 2, count_include_pad=False)
+        scale = power.sqrt() + self.floor.exp()
+        y = torch.cat([y / scale, scale.log() + 3], 1)
+        return F.relu(self.last(F.relu(self.down(F.relu(self.mix(y))))))
+
+
+class Fingerprint(nn.Module):
+    """Trunk, code head and comparator."""
+
+    def __init__(self, bits: int, width: int) -> None:
+        super().__init__()
+        self.trunk = Trunk(width)
+        self.code = nn.Conv2d(48, bits, 1)
+        self.compare = nn.Sequential(
+            nn.Conv2d(3 * bits + 48, 64, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 1, 1),
+        )  # fmt: skip
+
+    def changed(self, bits: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how much each cell looks changed ``(batch, 16, 16)``, and the code of `after`.
+
+        `bits` are -1, 0 (not kept) and +1, ``(batch, bits, 16, 16)``.
+        """
+        h = self.trunk(after)
+        now = torch.tanh(self.code(h))
+        same = bits * now
+        overall = same.mean((2, 3), keepdim=True).expand_as(same)
+        return self.compare(torch.cat([bits, same, overall, h], 1))[:, 0], now
+
+
+def sign(z: Tensor) -> Tensor:
+    """Return -1 or +1, with the gradient of tanh."""
+    soft = torch.tanh(z)
+    return soft + (torch.where(z > 0, 1.0, -1.0) - soft).detach()
+
+
+def loss_of(logits: Tensor, marked: Tensor) -> Tensor:
+    """Return the cost: changed and untouched cells weigh the same, the hardest ones more."""
+    yes, no = (marked == 1).float(), (marked == 0).float()
+    missed = (F.softplus(-logits) * yes).sum() / yes.sum().clamp_min(1)
+    alarm = F.softplus(logits) * no
+    hardest = alarm.flatten(1).topk(6, 1).values.mean()
+    return missed + alarm.sum() / no.sum() + RECIPE["hardest"] * hardest
+
+
+def auc(scores: np.ndarray, marked: np.ndarray) -> float:
+    """Return the area under the ROC curve of cells."""
+    yes, no = scores[marked == 1], np.sort(scores[marked == 0])
+    return float(np.searchsorted(no, yes).mean() / len(no))
+
+
+def mark_fields(count: int = 16) -> np.ndarray:
+    """Return fields of W1's band at 256 x 256, of unit power."""
+    small = smooth_noise(count).numpy()
+    big = np.stack([cv2.resize(f, (pairs.SIDE, pairs.SIDE)) for f in small])
+    return (big / big.std()).astype(np.float32)
+
+
+def batch(frames, chosen, fields, rng, kind=None):
+    """Return tensors before, after ``(batch, 1, 128, 128)`` and labels ``(batch, 16, 16)``."""
+    made = []
+    for i in chosen:
+        near = int(np.clip(i + rng.integers(-12, 13), 0, len(frames) - 1))
+        other = near if rng.random() < 0.5 else int(rng.integers(len(frames)))
+        plain = kind is not None
+        frame = frames[i] if plain else pairs.augment(frames[i], rng)
+        donor = frames[other] if plain else pairs.augment(frames[other], rng)
+        made.append(pairs.pair(frame, donor, fields, rng, kind))
+    before, after, marked = (np.stack(each) for each in zip(*made, strict=True))
+    return (torch.from_numpy(before)[:, None], torch.from_numpy(after)[:, None],
+            torch.from_numpy(marked))  # fmt: skip
+
+
+def look(model: Fingerprint, frames: np.ndarray, fields: np.ndarray) -> str:
+    """Return figures over held-out frames: cell AUC by kind of tampering, for 2, 4, 6, 8 bits."""
+    rng = np.random.default_rng(0)
+    untouched, by_kind = [], {}
+    model.eval()
+    with torch.no_grad():
+        for kind in ("", *pairs.TAMPERING):
+            scores, truth = [], []
+            for start in range(0, len(frames), 51):
+                chosen = range(start, min(start + 51, len(frames)))
+                before, after, marked = batch(frames, chosen, fields, rng, kind)
+                bits = sign(model.code(model.trunk(before)))
+                rows = []
+                for kept in (2, 4, 6, 8):
+                    part = bits.clone()
+                    part[:, kept:] = 0
+                    rows.append(model.changed(part, after)[0])
+                scores.append(torch.stack(rows, 1).numpy()), truth.append(marked.numpy())
+            by_kind[kind] = np.concatenate(scores), np.concatenate(truth)
+    model.train()
+    out = []
+    for place, kept in enumerate((2, 4, 6, 8)):
+        untouched = np.sort(by_kind[""][0][:, place].max((1, 2)))
+        limit = untouched[int(np.ceil(0.98 * len(untouched))) - 1]
+        text = f"   {kept} bits:"
+        for kind in pairs.TAMPERING:
+            score, truth = by_kind[kind][0][:, place], by_kind[kind][1]
+            hit = (truth == 1).any((1, 2))
+            found = (np.where(truth == 1, score, -99).max((1, 2)) > limit)[hit].mean()
+            text += f" {kind} auc {auc(score, truth):.4f} found {found:.3f}"
+        out.append(text)
+    return "\n".join(out)
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(RECIPE["seed"])
+    rng = np.random.default_rng(RECIPE["seed"])
+    data = np.load(args.pack)
+    frames, held_out = data["train"], data["test"]
+    sampler = data["weight"] / data["weight"].sum()
+    steps = args.steps or RECIPE["steps"]
+    fields = mark_fields()
+    model = Fingerprint(RECIPE["bits"], RECIPE["width"]).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(model.parameters(), RECIPE["lr"], weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, RECIPE["lr"], total_steps=steps, pct_start=0.1
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    first = 0
+    if args.resume:
+        state = torch.load(args.out / "last.pt", weights_only=False)
+        model.load_state_dict(state["model"]), optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        first = state["step"]
+        rng = np.random.default_rng(RECIPE["seed"] + first)
+    started, running = time.time(), 0.0
+    for step in range(first, steps):
+        chosen = rng.choice(len(frames), RECIPE["batch"], p=sampler)
+        before, after, marked = batch(frames, chosen, fields, rng)
+        bits = sign(model.code(model.trunk(before)))
+        if rng.random() < RECIPE["few_bits"]:
+            kept = int(rng.choice([2, 4, 6]))
+            bits = bits * (torch.arange(RECIPE["bits"]) < kept).float()[:, None, None]
+        logits, now = model.changed(bits, after)
+        untouched = (marked == 0).float()[:, None]
+        flips = (F.relu(0.5 - bits.detach() * now) * untouched).mean()
+        even = bits.mean((0, 2, 3)).pow(2).mean()
+        loss = loss_of(logits, marked) + RECIPE["steady"] * (flips + even)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        running = 0.98 * running + 0.02 * loss.item()
+        done = step - first + 1
+        if step % 50 == 0:
+            print(f"{step} loss {running / (1 - 0.98**done):.4f} flips {flips.item():.4f} "
+                  f"{(time.time() - started) / done:.2f} s/step", flush=True)  # fmt: skip
+        if (step + 1) % EVERY == 0 or step + 1 == steps:
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(),
+                     "schedule": schedule.state_dict(), "step": step + 1,
+                     "recipe": {**RECIPE, "steps": steps}}  # fmt: skip
+            torch.save(state, args.out / "last.pt")
+        if (step + 1) % LOOK == 0 or step + 1 == steps:
+            print(f"== {step + 1}\n{look(model, held_out, fields)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pack", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--resume", action="store_true")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
