@@ -6,6 +6,8 @@
   x SpoolError          0xA700  Out of resources
     - SpoolFull
     - LeaseLost         (never answered: the result is thrown away)
+  x AuditError          0xA700  Out of resources
+  x RegistryError       0x0110
   x PixelError          0xC000  Cannot understand
     - Unmarkable        (the policy decides)
   x WatermarkError      0x0110
@@ -56,6 +58,16 @@ class SpoolFull(SpoolError):
 
 class LeaseLost(SpoolError):
     """A claim ended before its result arrived: the lease ran out, or the job was dropped."""
+
+
+class AuditError(NodeError):
+    """The audit trail could not be written or read."""
+
+    status = 0xA700
+
+
+class RegistryError(NodeError):
+    """The registry of what was marked cannot be reached, read or written."""
 
 
 class PixelError(NodeError):

@@ -40,6 +40,24 @@ class MarkedFrame:
     fingerprint: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class InstanceFacts:
+    """What is remembered of a whole instance beside its UIDs.
+
+    Attributes
+    ----------
+    instance_number
+        None where the instance has none.
+    frames
+        In order; empty where frames were not looked at.
+    """
+
+    modality: str = ""
+    instance_number: int | None = None
+    frame_count: int = 0
+    frames: tuple[MarkedFrame, ...] = ()
+
+
 def stored_digest(values: NDArray[np.int32]) -> bytes:
     """Return the BLAKE2b-256 of a frame's stored values, whatever they were coded in.
 
@@ -55,5 +73,5 @@ def stored_digest(values: NDArray[np.int32]) -> bytes:
         have at most 16 bits. Digests of 16 bits cost half of what 32 would.
     """
     digest = hashlib.blake2b(np.asarray(values.shape, "<u4").tobytes(), digest_size=DIGEST_BYTES)
-    digest.update(np.ascontiguousarray(values.astype("<u2")))
+    digest.update(np.ascontiguousarray(values.astype("<u2")).data)
     return digest.digest()

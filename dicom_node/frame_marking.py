@@ -12,13 +12,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.inference.base import RobustEngine
+from dicom_node.inference.fingerprinter import open_fingerprinter
 from dicom_node.instance.display import Display
 from dicom_node.instance.frames import Instance
 from dicom_node.instance.model import StoredFrame
@@ -31,13 +33,16 @@ from dicom_node.planes import (
     with_host,
     with_robust_part,
 )
-from dicom_node.watermark import integrity, quality
-from dicom_node.watermark.integrity import FrameRecord, KnownDigest
+from dicom_node.watermark import fingerprint, integrity, quality
+from dicom_node.watermark.integrity import FrameRecord, KnownDigest, Sealing
 from dicom_node.watermark.robust import RobustMark, RobustWatermark
 
 WORST_DB = 40.0  # PSNR in the display window that both marks together leave every frame
 # Kept free for what W2 takes more the next time: its bits are others then.
 _SPARES_DB = (0.1, 0.3, 0.6)
+# W1's margin falls by 0.24 to 0.5 a dB on real frames; less is not reckoned with.
+_MARGIN_A_DB = 0.2
+_NO_DIGEST = bytes(32)
 _NO_MARK = RobustMark(np.empty(0, np.int32), b"", None)
 
 
@@ -60,6 +65,10 @@ class FrameMarks:
     cover, shown
         The original and the marked frame in display values, ``(rows, columns)``, both in the
         window of the original.
+    features
+        The content fingerprint of the original.
+    features_signed
+        Whether W2 had room for it.
     """
 
     after: StoredFrame
@@ -69,6 +78,8 @@ class FrameMarks:
     carried: KnownDigest
     cover: NDArray[np.float32]
     shown: NDArray[np.float32]
+    features: bytes
+    features_signed: bool
 
 
 class FrameMarker:
@@ -82,6 +93,7 @@ class FrameMarker:
 
     def __init__(self, engine: RobustEngine, profile: str, keys: KeySet) -> None:
         self._keys = keys
+        self._fingerprinter = open_fingerprinter()
         # Tried in turn until W1 reads from the finished frame.
         self._robust = (
             RobustWatermark(engine, profile), RobustWatermark(engine, "robust", second=True)
@@ -92,16 +104,16 @@ class FrameMarker:
         attribute_digests: tuple[bytes, ...], marked_at: datetime, stages: dict[str, float],
     ) -> FrameMarks:  # fmt: skip
         """Put both marks into frame `index` (from 0); CPU seconds are added to `stages`."""
-        original = split(frame, instance.host_index)
+        with timed(stages, "w1"):
+            cover = display.image(frame, index)
+        with timed(stages, "fingerprint"):
+            features = fingerprint.compute(cover, self._fingerprinter)
         record = FrameRecord(
             owner=self._keys.owner, sop_instance_uid=instance.sop_instance_uid,
             frame_number=index + 1, frame_count=instance.frame_count,
-            marked_at=int(marked_at.timestamp()),
-            original_digest=integrity.frame_digest(original.host, original.side),
-            attribute_digests=attribute_digests,
+            marked_at=int(marked_at.timestamp()), original_digest=_NO_DIGEST,
+            attribute_digests=attribute_digests, features=features,
         )  # fmt: skip
-        with timed(stages, "w1"):
-            cover = display.image(frame, index)
         work = _Work(instance, display, frame, index, record, self._keys, cover, stages)
         for robust in (*self._robust, None):
             made = work.both(robust)
@@ -110,9 +122,41 @@ class FrameMarker:
         return made
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
+class _Inner:
+    """A frame with W1 in it, or as it was; what W2 makes of it is remembered.
+
+    Attributes
+    ----------
+    sealing
+        W2's attempts on it, once there is one.
+    latest
+        Host plane of the last of them.
+    seen
+        Those that are known not to be good enough.
+    """
+
+    frame: StoredFrame
+    mark: RobustMark
+    sealing: Sealing | None = None
+    latest: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    seen: list[NDArray[np.int32]] = field(default_factory=list)
+
+    @property
+    def restoration(self) -> bytes:
+        """What taking W1 off needs."""
+        return self.mark.record.to_bytes() if self.mark.record is not None else b""
+
+
+@dataclass(eq=False)
 class _Work:
-    """One frame on its way."""
+    """One frame on its way.
+
+    Attributes
+    ----------
+    record
+        What W2 is to say, less the digest of the original frame.
+    """
 
     instance: Instance
     display: Display
@@ -122,47 +166,56 @@ class _Work:
     keys: KeySet
     cover: NDArray[np.float32]
     stages: dict[str, float]
+    digest: bytes | None = None
 
     def both(self, robust: RobustWatermark | None) -> FrameMarks:
         """Put both marks in; once more, gently, where the two together would be seen."""
-        inner, mark = self._robust(robust, 0.0)
-        made = self._integrity(inner, mark, gentle=False)
+        inner = self._robust(robust, 0.0)
+        made = self._integrity(inner, gentle=False)
         if self._unseen(made.shown):
             return made
-        first = inner, mark
+        inner.seen.append(inner.latest)
+        first = inner
         # What W2 took is known now: if W1 reads from the rest as well, it gets no more.
-        weaker = self._within(robust, mark, made, _SPARES_DB[0])
-        if weaker is not None and weaker[1].margin >= 1.0:
+        weaker = self._within(robust, inner.mark, made, _SPARES_DB[0], margin=1.0)
+        if weaker is not None and weaker.mark.margin >= 1.0:
             first = weaker
         # W1 goes before W2 goes compact: a compact frame is known as ours by its header alone.
         for compact in (False, True):
-            made = self._gently(robust, *first, compact=compact)
+            made = self._gently(robust, first, compact=compact)
             if self._unseen(made.shown):
                 return made
-        return self._integrity(self.frame, _NO_MARK, gentle=True)
+        return self._integrity(self._bare, gentle=True)
 
     def _gently(
-        self, robust: RobustWatermark | None, inner: StoredFrame, mark: RobustMark, *,
-        compact: bool,
-    ) -> FrameMarks:  # fmt: skip
+        self, robust: RobustWatermark | None, inner: _Inner, *, compact: bool
+    ) -> FrameMarks:
         """Let W2 retreat, then W1 give way to the least that W2 can be."""
-        made = self._integrity(inner, mark, gentle=True, compact=compact)
+        made = self._integrity(inner, gentle=True, compact=compact)
         for spare_db in _SPARES_DB:
             if self._unseen(made.shown):
                 break
-            inner, mark = self._within(robust, mark, made, spare_db) or (self.frame, _NO_MARK)
-            made = self._integrity(inner, mark, gentle=True, compact=compact)
+            inner = self._within(robust, inner.mark, made, spare_db) or self._bare
+            made = self._integrity(inner, gentle=True, compact=compact)
         return made
 
     def _within(
-        self, robust: RobustWatermark | None, mark: RobustMark, made: FrameMarks, spare_db: float
-    ) -> tuple[StoredFrame, RobustMark] | None:
-        """Return W1 as strong as what W2 took leaves room for; None where that is too little."""
+        self, robust: RobustWatermark | None, mark: RobustMark, made: FrameMarks, spare_db: float,
+        *, margin: float | None = None,
+    ) -> _Inner | None:  # fmt: skip
+        """Return W1 as strong as what W2 took leaves room for; None where that is too little.
+
+        None as well where no `margin` can be hoped for: `mark` was the least that has it.
+        """
         taken = quality.mean_square_error(self.cover, made.shown) - mark.mse
         left = 10 ** (-(WORST_DB + spare_db) / 10) - taken
         if robust is None or mark.record is None or left < 10 ** (-robust.most_db / 10):
             return None
-        return self._robust(robust, float(-10 * np.log10(left)))
+        least_db = float(-10 * np.log10(left))
+        weaker_db = least_db + 10 * np.log10(mark.mse)
+        if margin is not None and mark.margin - _MARGIN_A_DB * weaker_db < margin:
+            return None
+        return self._robust(robust, least_db)
 
     def reads(self, made: FrameMarks, robust: RobustWatermark) -> bool:
         """Whether W1 is read, blind, from an 8-bit picture of the finished frame.
@@ -173,12 +226,15 @@ class _Work:
             shown = np.rint(made.shown * 255) * np.float32(1 / 255)
             return robust.detect(shown, [self.keys]).message.hex() == made.message
 
-    def _robust(
-        self, robust: RobustWatermark | None, least_db: float
-    ) -> tuple[StoredFrame, RobustMark]:
+    @cached_property
+    def _bare(self) -> _Inner:
+        """The frame without W1."""
+        return _Inner(self.frame, _NO_MARK)
+
+    def _robust(self, robust: RobustWatermark | None, least_db: float) -> _Inner:
         """Return the frame with W1 in it, or as it was where it can carry none."""
         if robust is None:
-            return self.frame, _NO_MARK
+            return self._bare
         with timed(self.stages, "w1"):
             part, bounds = robust_part(self.frame, self.instance), bounds_of(self.instance)
             mark = robust.embed(
@@ -187,30 +243,51 @@ class _Work:
                 key=self.keys, least_db=least_db,
             )  # fmt: skip
             if mark.record is None:
-                return self.frame, mark
-            return with_robust_part(self.frame, self.instance, mark.marked), mark
+                return self._bare
+            return _Inner(with_robust_part(self.frame, self.instance, mark.marked), mark)
 
-    def _integrity(
-        self, inner: StoredFrame, mark: RobustMark, *, gentle: bool, compact: bool = True
-    ) -> FrameMarks:
+    def _integrity(self, inner: _Inner, *, gentle: bool, compact: bool = True) -> FrameMarks:
         """Put W2 into a frame that carries W1."""
-        restoration = mark.record.to_bytes() if mark.record is not None else b""
         host_index = self.instance.host_index
+
+        def unseen(host: NDArray[np.int32]) -> bool:
+            if any(host is known for known in inner.seen):
+                return False
+            if self._unseen(self._shown(with_host(inner.frame, host_index, host))):
+                return True
+            inner.seen.append(host)
+            return False
+
         with timed(self.stages, "w2"):
-            planes = split(inner, host_index)
-            sealed = integrity.embed(
-                planes.host, planes.side, bounds_of(self.instance),
-                replace(self.record, restoration=restoration), self.keys,
-                unseen=(lambda host: self._unseen(self._shown(with_host(inner, host_index, host))))
-                if gentle else None,
-                compact=compact,
-            )  # fmt: skip
-            after = with_host(inner, host_index, sealed.marked)
+            if inner.sealing is None:
+                inner.sealing = self._sealing(inner)
+            sealed = inner.sealing.embed(unseen=unseen if gentle else None, compact=compact)
+            inner.latest = sealed.marked
+            after = with_host(inner.frame, host_index, sealed.marked)
             shown = self._shown(after)
+        assert self.digest is not None, "the first sealing finds it"
         return FrameMarks(
-            after, mark.message.hex() if restoration else "", sealed.header_block,
-            self.record.original_digest, sealed.carried, self.cover, shown,
+            after, inner.mark.message.hex() if inner.mark.record is not None else "",
+            sealed.header_block, self.digest, sealed.carried, self.cover, shown,
+            self.record.features, bool(sealed.features),
         )  # fmt: skip
+
+    def _sealing(self, inner: _Inner) -> Sealing:
+        """Prepare a frame for W2; the digest of the original is found beside its own."""
+        before = split(self.frame, self.instance.host_index)
+        planes = before if inner is self._bare else split(inner.frame, self.instance.host_index)
+        if self.digest is not None:
+            known = inner is self._bare
+            digest = self.digest if known else integrity.frame_digest(planes.host, planes.side)
+        elif inner is self._bare:
+            self.digest = digest = integrity.frame_digest(planes.host, planes.side)
+        else:
+            self.digest, digest = integrity.frame_digests(
+                (before.host, before.side), (planes.host, planes.side)
+            )
+        record = replace(self.record, restoration=inner.restoration, original_digest=self.digest)
+        return Sealing(planes.host, planes.side, bounds_of(self.instance), record, self.keys,
+                       digest=digest)  # fmt: skip
 
     def _shown(self, after: StoredFrame) -> NDArray[np.float32]:
         return self.display.image(after, self.index, like=self.frame)

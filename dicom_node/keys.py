@@ -20,10 +20,15 @@ from functools import cached_property
 from hashlib import sha3_256
 from pathlib import Path
 
-from Crypto.Hash import SHA3_256
-from Crypto.Protocol.KDF import HKDF
-from Crypto.PublicKey import ECC
-from Crypto.Signature import eddsa
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA3_256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_public_key,
+)
 
 from dicom_node.errors import KeyRingError
 
@@ -58,8 +63,7 @@ class KeySet:
     def from_master(cls, master: bytes, owner: str, created: datetime) -> KeySet:
         """Derive the whole set from 32 secret bytes (`master`)."""
         seed = _derive(master, b"ed25519 seed")
-        raw = ECC.construct(curve="Ed25519", seed=seed).public_key().export_key(format="raw")
-        public_key = bytes(raw)
+        public_key = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
         return cls(_key_id(public_key), owner, created, public_key, master)
 
     @property
@@ -85,13 +89,13 @@ class KeySet:
     def sign(self, message: bytes) -> bytes:
         """Return the 64-byte Ed25519 signature of `message` (KeyRingError if public only)."""
         self._secret()
-        return bytes(self._signer.sign(message))
+        return self._signer.sign(message)
 
     def verify(self, message: bytes, signature: bytes) -> bool:
         """Whether `signature` is this key's Ed25519 signature of `message`."""
         try:
-            self._verifier.verify(message, signature)
-        except ValueError:
+            self._verifier.verify(signature, message)
+        except InvalidSignature:
             return False
         return True
 
@@ -105,13 +109,12 @@ class KeySet:
 
     # The parsed keys are kept: building one costs more than a signature.
     @cached_property
-    def _signer(self) -> eddsa.EdDSASigScheme:
-        seed = _derive(self._secret(), b"ed25519 seed")
-        return eddsa.new(ECC.construct(curve="Ed25519", seed=seed), "rfc8032")
+    def _signer(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(_derive(self._secret(), b"ed25519 seed"))
 
     @cached_property
-    def _verifier(self) -> eddsa.EdDSASigScheme:
-        return eddsa.new(eddsa.import_public_key(self.public_key), "rfc8032")
+    def _verifier(self) -> Ed25519PublicKey:
+        return Ed25519PublicKey.from_public_bytes(self.public_key)
 
 
 class KeyRing:
@@ -157,13 +160,13 @@ class KeyRing:
             notes = dict(_NOTE.findall(text[position : match.start()]))
             position = match.end()
             try:
-                key = ECC.import_key(match.group())
+                key = load_pem_public_key(match.group().encode())
                 created = datetime.fromisoformat(notes.get("created", "1970-01-01T00:00:00+00:00"))
-            except (ValueError, IndexError, TypeError) as error:
+            except (ValueError, TypeError, UnsupportedAlgorithm) as error:
                 raise KeyRingError(f"not a public key in PEM: {error}") from error
-            if key.curve != "Ed25519":
-                raise KeyRingError(f"a public key on {key.curve}; the marks use Ed25519")
-            raw = bytes(key.public_key().export_key(format="raw"))
+            if not isinstance(key, Ed25519PublicKey):
+                raise KeyRingError(f"{_kind(key)}; the marks use Ed25519")
+            raw = key.public_bytes_raw()
             if created.tzinfo is None:
                 created = created.replace(tzinfo=UTC)
             sets.append(KeySet(_key_id(raw), notes.get("owner", ""), created, raw))
@@ -201,16 +204,20 @@ class KeyRing:
     def export_public(self) -> str:
         """Return the current public key as PEM, with owner and date as comments before it."""
         keys = self.current
-        pem = eddsa.import_public_key(keys.public_key).export_key(format="PEM")
-        return f"owner: {keys.owner}\ncreated: {keys.created.isoformat()}\n{pem}\n"
+        key = Ed25519PublicKey.from_public_bytes(keys.public_key)
+        pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+        return f"owner: {keys.owner}\ncreated: {keys.created.isoformat()}\n{pem}"
 
 
 def _derive(master: bytes, context: bytes) -> bytes:
     """HKDF-SHA3-256 (RFC 5869) of `master`; a distinct `context` per key, 32 bytes."""
-    derived = HKDF(master, 32, _SALT, SHA3_256, 1, context)
-    if not isinstance(derived, bytes):
-        raise KeyRingError("HKDF returned more than one key")
-    return derived
+    return HKDF(SHA3_256(), 32, _SALT, context).derive(master)
+
+
+def _kind(key: object) -> str:
+    """Return what key was given instead of ours, in words."""
+    curve = getattr(key, "curve", None)
+    return f"a public key on {curve.name}" if curve is not None else f"a {type(key).__name__}"
 
 
 def _key_id(public_key: bytes) -> bytes:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dicom_node.facts import MarkedFrame, stored_digest
 from dicom_node.frame_marking import FrameMarks
 from dicom_node.instance.model import StoredFrame
 from dicom_node.planes import split
-from dicom_node.watermark import integrity, quality
+from dicom_node.watermark import integrity, perceptual, quality
 from dicom_node.watermark.integrity import KnownDigest
 
 
@@ -26,9 +27,11 @@ class MarkWork:
     """What is remembered of the frames while they stream through."""
 
     messages: list[str] = field(default_factory=list)
+    features_signed: list[bool] = field(default_factory=list)
     blocks: list[bytes] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    facts: list[MarkedFrame] = field(default_factory=list)
     psnr_db: float | None = None
     ssim: float | None = None
     largest_change: int = 0
@@ -39,8 +42,14 @@ class MarkWork:
         """Take in one marked frame; `keep` what it was until it is read back."""
         after = marks.after.values
         self.messages.append(marks.message)
+        self.features_signed.append(marks.features_signed)
         self.blocks.append(marks.header_block)
         self.digests.append(marks.digest)
+        message = bytes.fromhex(marks.message)
+        look = message[:8] or perceptual.perceptual_hash(marks.cover)
+        self.facts.append(
+            MarkedFrame(marks.digest, stored_digest(after), look, message, marks.features)
+        )
         if keep:
             self.kept.append(Kept(before, marks.carried))
         change = int(np.abs(after - before.values).max())

@@ -23,6 +23,7 @@ from pydicom.dataset import Dataset
 from dicom_node.compiled import one_at_a_time
 from dicom_node.config import WatermarkConfig
 from dicom_node.errors import PixelError, ReadBackError, WatermarkError
+from dicom_node.facts import InstanceFacts
 from dicom_node.frame_marking import FrameMarker, timed
 from dicom_node.inference.base import RobustEngine
 from dicom_node.instance import derivation, seal
@@ -30,6 +31,7 @@ from dicom_node.instance.block import PrivateBlock, read_block, write_block
 from dicom_node.instance.datafile import open_data_file
 from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import Instance, open_instance
+from dicom_node.instance.particulars import facts_of
 from dicom_node.instance.seal import SealCheck
 from dicom_node.instance.texture import write_texture
 from dicom_node.instance.writer import FrameWriter
@@ -63,6 +65,8 @@ class MarkOutcome:
         Why, where it is not simply marked.
     transfer_syntax_uid
         Of the file written, else of the source.
+    facts
+        What the registry remembers.
     message
         W1's message of each frame, hex; "" for a frame that carries no W1.
     psnr_db, ssim
@@ -70,7 +74,7 @@ class MarkOutcome:
     max_change
         Largest absolute change of a stored value.
     stage_s
-        CPU seconds by stage: decode, w1, w2, encode, readback.
+        CPU seconds by stage: decode, fingerprint, w1, w2, encode, readback.
     """
 
     action: Action
@@ -86,6 +90,7 @@ class MarkOutcome:
     ssim: float | None = None
     max_change: int | None = None
     stage_s: dict[str, float] = field(default_factory=dict)
+    facts: InstanceFacts = field(default_factory=InstanceFacts)
 
 
 class Marker:
@@ -174,11 +179,11 @@ class Marker:
         work, syntax = self._write(instance, out, marked_at, stages)
         with timed(stages, "readback"):
             self._read_back(instance, out, work)
-        without = sum(not message for message in work.messages)
         return self._outcome(
-            instance, "marked", f"{without} frames carry no robust mark" if without else "",
+            instance, "marked", _without(work),
             transfer_syntax_uid=syntax, message=tuple(work.messages), psnr_db=work.psnr_db,
             ssim=work.ssim, max_change=work.largest_change, stage_s=stages,
+            facts=facts_of(instance.data, instance.frame_count, work.facts),
         )  # fmt: skip
 
     def _write(
@@ -289,32 +294,35 @@ class Marker:
         policy = self._settings.on_unmarkable
         if policy in ("hold", "reject"):
             return MarkOutcome("held" if policy == "hold" else "rejected", why)
-        uids = ("", "", "", "", "")
+        uids, facts = ("", "", "", "", ""), InstanceFacts()
         try:
             with closing(open_data_file(source, scratch=out.parent)) as data:
                 uids = (*_uids_of(data.read_header()), data.transfer_syntax_uid)
+                facts = facts_of(data)
                 known = _sealed_before(seal.check_header(data.read_header(), data, self._ring))
             if known or policy == "forward-untouched":
                 _copy(source, out)
-                return MarkOutcome("untouched", f"{why}; {known}" if known else why, *uids)
+                also = f"{why}; {known}" if known else why
+                return MarkOutcome("untouched", also, *uids, facts=facts)
             seal.seal_file(source, out, self._keys, marked_at=int(marked_at.timestamp()))
             checked = seal.check_seal(out, self._ring)
         except (PixelError, WatermarkError) as error:
             out.unlink(missing_ok=True)
             if policy == "forward-untouched":
                 _copy(source, out)
-                return MarkOutcome("untouched", why, *uids)
+                return MarkOutcome("untouched", why, *uids, facts=facts)
             also = "" if str(error) == why else f": {error}"
             return MarkOutcome("held", f"{why}; and its header cannot be sealed{also}", *uids)
         if not checked.intact:
             out.unlink(missing_ok=True)
             return MarkOutcome("held", f"{why}; and the header seal does not read back", *uids)
-        return MarkOutcome("sealed", why, *uids)
+        return MarkOutcome("sealed", why, *uids, facts=facts)
 
     def _outcome(
         self, instance: Instance, action: Action, reason: str, **figures: object
     ) -> MarkOutcome:
-        named = {"transfer_syntax_uid": instance.transfer_syntax_uid, **figures}
+        named = {"transfer_syntax_uid": instance.transfer_syntax_uid,
+                 "facts": facts_of(instance.data, instance.frame_count), **figures}  # fmt: skip
         return MarkOutcome(
             action, reason, sop_class_uid=instance.sop_class_uid,
             sop_instance_uid=instance.sop_instance_uid,
@@ -322,6 +330,15 @@ class Marker:
             series_instance_uid=instance.series_instance_uid,
             frames=instance.frame_count, **named,  # type: ignore[arg-type]
         )  # fmt: skip
+
+
+def _without(work: MarkWork) -> str:
+    """Return what the frames had no room for, "" if for all."""
+    counts = {
+        "robust mark": sum(not message for message in work.messages),
+        "fingerprint": sum(not signed for signed in work.features_signed),
+    }
+    return ", ".join(f"{count} frames carry no {what}" for what, count in counts.items() if count)
 
 
 def _sealed_before(sealed: SealCheck) -> str:

@@ -158,6 +158,7 @@ class MarkWorker:
             transfer_syntax_uid=outcome.transfer_syntax_uid if written else None,
             study_instance_uid=outcome.study_instance_uid,
             series_instance_uid=outcome.series_instance_uid,
+            facts=outcome.facts,
         )
         _log.info(
             outcome.action,

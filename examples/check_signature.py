@@ -1,9 +1,10 @@
-"""Check the signed header of a DICOM instance with its owner's public key, and name what changed.
+"""Check the signed header of a DICOM instance with its owner's public key; say what changed.
 
-    python check_signature.py public.pem instance.dcm      # 0: it holds; 1: it does not
+    python check_signature.py public.pem instance.dcm        # exit 0: all as signed; 1: it is not
 
-Shares no code with dicom-node: pydicom and openssl. What a seal is: docs/VERIFYING.md.
+Shares no code with dicom-node; needs pydicom and openssl. The format: docs/VERIFYING.md.
 """
+# ruff: noqa: T201
 
 import struct
 import subprocess
@@ -11,52 +12,79 @@ import sys
 import tempfile
 from hashlib import sha3_256
 from io import BytesIO
+from pathlib import Path
 
 from pydicom import datadict, dcmread, encaps, values
 
-CREATOR, TEXT = "DICOM-NODE WATERMARK 1.0", "AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT"
-STORED_ELSEWHERE = {0x00080001, 0x7FE00001, 0x7FE00002, 0xFFFCFFFC}  # lengths, offsets, padding
+TEXT = "AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT"
+PIXELS, ITEM, HEAD = 0x7FE00010, b"\xfe\xff\x00\xe0", struct.Struct("<4sB8sQ16s32sIB")
+STORAGE = {0x00080001, 0x7FE00001, 0x7FE00002, 0xFFFCFFFC}  # lengths, offsets, padding
 
 
-def elements(ds):
-    return [(t, ds.get_item(t)) for t in sorted(ds.keys()) if t.elem and t not in STORED_ELSEWHERE]
+def _elements(ds):
+    return [(tag, ds.get_item(tag)) for tag in sorted(ds.keys()) if tag.elem and tag not in STORAGE]
 
 
-def canonical(tag, element):
+def _canonical(tag, element):
     vr, value = element.VR or "UN", element.value or b""
     if vr == "UN" and not tag.is_private and datadict.dictionary_has_tag(tag):
         vr = datadict.dictionary_VR(tag)
-    if vr == "SQ" or (vr == "UN" and value[:4] == b"\xfe\xff\x00\xe0"):
-        implicit = vr == "UN" or element.VR in (None, "UN") or element.is_implicit_VR
-        items = values.convert_SQ(value, implicit, True) if isinstance(value, bytes) else value
-        inside = [b"".join(canonical(*each) for each in elements(item)) for item in items]
-        if inside:
-            body = b"".join(struct.pack("<I", len(item)) + item for item in inside)
-            return struct.pack("<IcI", tag, b"S", len(inside)) + body
-    plain = vr in TEXT.split() and not tag.is_private
-    value = value.rstrip(b" \0") if plain else bytes(value) + bytes(len(value) % 2)
+    if vr == "SQ" or (vr == "UN" and value[:4] == ITEM):
+        if value and isinstance(value, bytes):
+            implicit = element.VR == "UN" or element.is_implicit_VR
+            value = values.convert_SQ(value, implicit, True)
+        items = [b"".join(_canonical(*each) for each in _elements(item)) for item in value]
+        sized = b"".join(struct.pack("<I", len(item)) + item for item in items)
+        return struct.pack("<IcI", tag, b"S" if items else b"V", len(items)) + sized
+    if not isinstance(value, bytes):  # a character set: pydicom has read that already
+        value = "\\".join([value] if isinstance(value, str) else value).encode("ascii")
+    text = vr in TEXT and not tag.is_private
+    value = value.rstrip(b" \0") if text else value + bytes(len(value) % 2)
     return struct.pack("<IcI", tag, b"V", len(value)) + value
 
 
-def bulk(element):  # pixel data, and whatever is longer than 1 MiB
-    if element.tag != 0x7FE00010 or element.value[:4] != b"\xfe\xff\x00\xe0":
-        return sha3_256(element.value + bytes(len(element.value) % 2)).digest()
-    stream = BytesIO(element.value)
-    encaps.parse_basic_offsets(stream)
-    parts = (struct.pack("<Q", len(f)) + f for f in encaps.generate_fragments(stream))
-    return sha3_256(b"".join(parts)).digest()
+def _content(tag, element):
+    value = element.value or b""
+    if tag == PIXELS and value[:4] == ITEM:  # compressed: every fragment behind its length
+        stream = BytesIO(value)
+        encaps.parse_basic_offsets(stream)
+        value = b"".join(struct.pack("<Q", len(f)) + f for f in encaps.generate_fragments(stream))
+    elif tag >> 16 != 0x7FE0 and not (isinstance(value, bytes) and len(value) > 1 << 20):
+        return _canonical(tag, element)
+    return sha3_256(value + bytes(len(value) % 2)).digest()
 
 
-def main(public_key, path):
-    ds = dcmread(path)
-    seal = ds.private_block(0x0071, CREATOR)[2]  # KeyError: this instance carries no seal of ours
-    magic, pixels, key_id, when, salt, total, count, owner = struct.unpack_from("<4sB8sQ16s32sIB",
-                                                                                seal.value)
-    end = 74 + owner + 12 * count
-    with tempfile.NamedTemporaryFile() as message, tempfile.NamedTemporaryFile() as signature:
-        message.write(seal.value[:end])
-        signature.write(seal.value[end : end + 64])
-        message.flush(), signature.flush()
-        subprocess.run(["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public_key, "-rawin",
-                        "-in", message.name, "-sigfile", signature.name], check=True)
-    signed = dict(struct.iter_unpack("<I8s", seal.value[74 + owner : end]))
+def _signed_by(public_key, message, signature):
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "message"), Path(folder, "signature")
+        files[0].write_bytes(message)
+        files[1].write_bytes(signature)
+        command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public_key, "-rawin"]
+        done = subprocess.run([*command, "-in", files[0], "-sigfile", files[1]], check=False)
+    return done.returncode == 0
+
+
+public_key, path = sys.argv[1:]
+own = dcmread(path).private_block(0x0071, "DICOM-NODE WATERMARK 1.0").get_tag(2)
+instance = dcmread(path)  # afresh: what is looked at is no longer as it was stored
+if not instance.original_encoding[1]:
+    sys.exit("big endian: convert it first (dcmconv +te)")
+seal = bytes(instance.get_item(own).value)
+magic, with_pixels, key_id, marked_at, salt, total, count, owner = HEAD.unpack_from(seal)
+end = HEAD.size + owner + 12 * count
+if magic != b"DNS1" or not _signed_by(public_key, seal[:end], seal[end : end + 64]):
+    sys.exit("the seal is not signed with this key")
+signed = dict(struct.iter_unpack("<I8s", seal[HEAD.size + owner : end]))
+found = {
+    tag: sha3_256(salt + _content(tag, element)).digest()
+    for tag, element in _elements(instance)
+    if tag != own and (tag != PIXELS or with_pixels)
+}
+changed = [t for t in {*signed, *found} if signed.get(t) != found.get(t, b"")[:8]]
+for tag in sorted(changed):
+    print(f"changed: ({tag >> 16:04X},{tag & 0xFFFF:04X}) {datadict.keyword_for_tag(tag)}")
+everything = salt + b"".join(struct.pack("<I", tag) + full for tag, full in found.items())
+if changed or sha3_256(everything).digest() != total:
+    sys.exit("the header is not what was signed")
+print(f"{count} attributes as signed by key {key_id.hex()}, pixels {'' if with_pixels else 'not '}"
+      "among them")  # fmt: skip

@@ -15,8 +15,8 @@ from dicom_node.cli.common import EXIT_FAILED, EXIT_USAGE
 from dicom_node.errors import ConfigError, NodeError
 
 COMMANDS = (
-    "serve", "demo", "mark", "verify", "restore", "trace", "audit", "queue", "keys", "config",
-    "engines", "bench",
+    "serve", "demo", "mark", "verify", "restore", "trace", "audit", "audit-log", "queue", "keys",
+    "config", "engines", "bench",
 )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dicom-node {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        module = f"dicom_node.cli.{name}"
+        module = f"dicom_node.cli.{name.replace('-', '_')}"
         # A command that this release does not have has no module.
         if importlib.util.find_spec(module) is not None:
             importlib.import_module(module).register(subparsers)

@@ -42,20 +42,25 @@ class Card:
 
     def path(self, file: str) -> Path:
         """Return the path of `file` after checking that it is what the card says (EngineError)."""
-        wanted = {**self.former, **self.files}.get(file)
-        if wanted is None:
-            raise EngineError(f"{self.folder / 'card.toml'}: names no file {file}")
-        path = self.folder / file
-        try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise EngineError(f"{path}: cannot be read: {error.strerror}; reinstall") from error
-        if digest != wanted:
-            raise EngineError(
-                f"{path}: SHA-256 {digest[:16]}... is not the card's {wanted[:16]}...; "
-                "the file was altered or damaged: reinstall"
-            )
-        return path
+        return file_as_on_card(self.folder, file, {**self.former, **self.files})
+
+
+def file_as_on_card(folder: Path, file: str, files: dict[str, str]) -> Path:
+    """Return the path of `file` after checking it against its SHA-256 in `files` (EngineError)."""
+    wanted = files.get(file)
+    if wanted is None:
+        raise EngineError(f"{folder / 'card.toml'}: names no file {file}")
+    path = folder / file
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise EngineError(f"{path}: cannot be read: {error.strerror}; reinstall") from error
+    if digest != wanted:
+        raise EngineError(
+            f"{path}: SHA-256 {digest[:16]}... is not the card's {wanted[:16]}...; "
+            "the file was altered or damaged: reinstall"
+        )
+    return path
 
 
 def folder() -> Path:

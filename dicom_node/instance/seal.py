@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from Crypto.Cipher import AES
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
@@ -274,10 +275,7 @@ def encrypt(key: bytes, plaintext: bytes, context: bytes) -> bytes:
         What it belongs to; needed again to decrypt, and authenticated.
     """
     nonce = hmac.digest(key, b"nonce" + hashlib.sha3_256(context).digest() + plaintext, "sha3_256")
-    cipher = AES.new(key, AES.MODE_GCM, nonce=nonce[:_NONCE_BYTES])
-    cipher.update(context)
-    body, tag = cipher.encrypt_and_digest(plaintext)
-    return nonce[:_NONCE_BYTES] + body + tag
+    return nonce[:_NONCE_BYTES] + AESGCM(key).encrypt(nonce[:_NONCE_BYTES], plaintext, context)
 
 
 def decrypt(key: bytes, sealed: bytes, context: bytes, *, padded: bool = False) -> bytes:
@@ -294,15 +292,12 @@ def decrypt(key: bytes, sealed: bytes, context: bytes, *, padded: bool = False) 
         If it was altered, or made with another key or context.
     """
     for end in (len(sealed), len(sealed) - 1)[: 1 + padded]:
-        nonce, body, tag = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:end], b""
-        body, tag = body[:-_TAG_BYTES], body[-_TAG_BYTES:]
-        if len(nonce) < _NONCE_BYTES or len(tag) < _TAG_BYTES:
+        nonce, body = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:end]
+        if len(body) < _TAG_BYTES:
             break
-        cipher = AES.new(key, AES.MODE_GCM, nonce=nonce)
-        cipher.update(context)
         try:
-            return cipher.decrypt_and_verify(body, tag)
-        except ValueError:
+            return AESGCM(key).decrypt(nonce, body, context)
+        except InvalidTag:
             continue
     raise WatermarkError("the encrypted block was altered, or belongs to another key")
 

@@ -19,6 +19,8 @@ forwarder              ``claim_delivery(destination) -> list[Delivery]``, ``rene
                        ``unclaim_delivery``; ``waiting_contexts(destination)``;
                        ``wait_for_delivery(destination, timeout_s)``
 start, a dead child    ``recover()``, ``reclaim()``
+registrar              ``outbox(limit) -> list[OutboxRow]``, ``forget(row)``, ``outbox_depth()``;
+                       ``wait_for_news(timeout_s)``
 administrator          ``jobs``, ``job``, ``deliveries``, ``tally``, ``retry_now``, ``release``,
                        ``drop``
 =====================  ==================================================================
@@ -30,6 +32,7 @@ by threads. The waits return early when another process has something new, withi
 and never later than the next due time.
 """
 
+from dicom_node.spool.outbox import OutboxRow
 from dicom_node.spool.records import (
     DELIVERY_STATES,
     JOB_STATES,
@@ -45,6 +48,7 @@ __all__ = [
     "JOB_STATES",
     "Delivery",
     "Job",
+    "OutboxRow",
     "Receipt",
     "Recovery",
     "Spool",

@@ -11,10 +11,12 @@ import structlog
 from dicom_node.errors import LeaseLost
 from dicom_node.spool.base import forward_channel
 from dicom_node.spool.marking_queue import MarkingQueue
+from dicom_node.spool.outbox import REGISTER, Kind, tell
 from dicom_node.spool.records import Delivery
 from dicom_node.spool.reserve import on_a_full_disk
 
 LEASE_S = 180.0
+_TOLD: dict[str, Kind] = {"delivered": "delivered", "held": "held"}
 _log = structlog.get_logger(__name__)
 
 
@@ -106,6 +108,8 @@ class DeliveryQueue(MarkingQueue):
             due_at=delivery.due_at if due_at is None else due_at,
             refund=refund,
         )
+        if state in _TOLD:
+            self._ring(REGISTER)
         if settled and settled["state"] in ("delivered", "dropped"):
             self._remove_later(settled)
 
@@ -116,6 +120,12 @@ class DeliveryQueue(MarkingQueue):
         with self._journal.transaction() as journal:
             row = journal.row("leave_delivery", now=now, **values, **_claim_of(delivery))
             _owned(row, delivery)
+            if values["state"] in _TOLD:
+                tell(
+                    journal, _TOLD[values["state"]], delivery.job_id, now,
+                    reason=values["reason"], destination=delivery.destination,
+                    status=values["status"],
+                )  # fmt: skip
             return journal.row("settle_job", id=delivery.job_id, now=now)
 
     def _remove_later(self, job: sqlite3.Row) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dicom_node.errors import SpoolFull
-from dicom_node.spool.base import MARK, SpoolBase, forward_channel
+from dicom_node.spool.base import MARK, forward_channel
 from dicom_node.spool.files import Buffer, free_bytes
+from dicom_node.spool.outbox import Outbox
 from dicom_node.spool.records import Receipt
 from dicom_node.spool.reserve import RESERVE_MIB
 
@@ -16,7 +17,7 @@ _STATVFS_S = 1.0
 _MIB = 1 << 20
 
 
-class Intake(SpoolBase):
+class Intake(Outbox):
     """The receiver's side of the spool."""
 
     _free_bytes = 0

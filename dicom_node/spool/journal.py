@@ -15,7 +15,7 @@ from dicom_node.errors import SpoolError, SpoolFull
 from dicom_node.spool.files import free_bytes
 
 BUSY_TIMEOUT_S = 30.0
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no outbox
 _NO_ROOM_PERHAPS = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 _LAST_BYTES = 1 << 16
 
@@ -26,8 +26,12 @@ def load_queries(text: str) -> dict[str, str]:
     return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-_SQL = resources.files("dicom_node.spool").joinpath("queries.sql")
-QUERIES = load_queries(_SQL.read_text("utf-8"))
+_SQL = resources.files("dicom_node.spool")
+QUERIES = {
+    name: statement
+    for file in ("queries.sql", "outbox.sql")
+    for name, statement in load_queries(_SQL.joinpath(file).read_text("utf-8")).items()
+}
 
 
 class Journal:
@@ -59,13 +63,14 @@ class Journal:
         [version] = self._connection.execute("PRAGMA user_version").fetchone()
         if version == SCHEMA_VERSION:
             return
-        if version != 0:
+        if version not in (0, 1):
             raise SpoolError(
                 f"{self.path}: journal version {version}, this release reads {SCHEMA_VERSION};"
                 " empty the spool with the release that wrote it"
             )
         self._connection.executescript(
-            f"BEGIN IMMEDIATE; {QUERIES['schema']} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            f"BEGIN IMMEDIATE; {QUERIES['schema']} {QUERIES['outbox_schema']}"
+            f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
 
     def close(self) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from dicom_node.errors import LeaseLost
+from dicom_node.facts import InstanceFacts
 from dicom_node.spool.base import MARK, forward_channel
+from dicom_node.spool.outbox import REGISTER, Kind, tell
 from dicom_node.spool.records import Job
 from dicom_node.spool.recovery import RecoverableSpool
 from dicom_node.spool.reserve import on_a_full_disk
 
 LEASE_S = 120.0
+_TOLD: dict[str, Kind] = {"held": "held", "rejected": "refused"}
 _ANY_SIZE = (1 << 63) - 1
 NO_DESTINATION = "no [[destination]] is configured; add one, then `dicom-node queue release`"
 ANOTHER_VERSION = (
@@ -92,6 +95,7 @@ class MarkingQueue(RecoverableSpool):
         transfer_syntax_uid: str | None = None,
         study_instance_uid: str = "",
         series_instance_uid: str = "",
+        facts: InstanceFacts | None = None,
     ) -> bool:
         """Make the result durable and queue it for every destination.
 
@@ -106,6 +110,8 @@ class MarkingQueue(RecoverableSpool):
             left where it is.
         transfer_syntax_uid
             Of the result; None as received.
+        facts
+            For the registry.
 
         Returns
         -------
@@ -134,25 +140,31 @@ class MarkingQueue(RecoverableSpool):
                 result_syntax_uid=transfer_syntax_uid,
                 study_instance_uid=study_instance_uid,
                 series_instance_uid=series_instance_uid,
+                facts=facts,
             )
         except BaseException:
             if name is not None:
                 self._files.remove(self._files.marked(name))
             raise
+        self._ring(REGISTER)
         if not differs:
             self._ring(*map(forward_channel, deliver_to))
         return not differs
 
     @on_a_full_disk
-    def _record_result(self, job: Job, deliver_to: Sequence[str], **values: Any) -> bool:
+    def _record_result(
+        self, job: Job, deliver_to: Sequence[str], *, facts: InstanceFacts | None, **values: Any
+    ) -> bool:
         """Queue the result, or hold it if it is another version; return whether it is one."""
         now = self._clock()
         with self._journal.transaction() as journal:
             row = journal.row("finish_job", now=now, **values, **self._claim_of(job))
             differs, first = _owned(row, job)
             reason = ANOTHER_VERSION.format(first=first, job=job.id) if differs else ""
+            tell(journal, "marked", job.id, now, reason=values["reason"], facts=facts)
             if differs:
                 journal.rows("hold_repeat", id=job.id, reason=reason, now=now)
+                tell(journal, "held", job.id, now, reason=reason)
             for destination in deliver_to:
                 journal.rows(
                     "add_delivery",
@@ -185,6 +197,7 @@ class MarkingQueue(RecoverableSpool):
     def _leave(
         self, job: Job, state: str, reason: str, *, due_at: float | None = None, refund: int = 0
     ) -> None:
+        now = self._clock()
         with self._journal.transaction() as journal:
             row = journal.row(
                 "leave_job",
@@ -192,10 +205,14 @@ class MarkingQueue(RecoverableSpool):
                 reason=reason,
                 due_at=job.due_at if due_at is None else due_at,
                 refund=refund,
-                now=self._clock(),
+                now=now,
                 **self._claim_of(job),
             )
             _owned(row, job)
+            if state in _TOLD:
+                tell(journal, _TOLD[state], job.id, now, reason=reason)
+        if state in _TOLD:
+            self._ring(REGISTER)
 
     def _claim_of(self, job: Job) -> dict[str, Any]:
         return {"id": job.id, "worker": job.worker, "attempts": job.attempts}

@@ -129,7 +129,7 @@ UPDATE job SET crashes = crashes + 1, worker = '', lease_until = 0, updated_at =
                      THEN 'marking it ended its worker ' || (crashes + 1) || ' times'
                      ELSE 'its worker ended while marking it' END
  WHERE id = :id AND state = 'marking' AND worker = :worker
-RETURNING state;
+RETURNING state, reason;
 
 -- renew_job --
 -- A worker still has the job in hand.

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from dicom_node.spool.base import MARK, forward_channel
 from dicom_node.spool.intake import Intake
+from dicom_node.spool.outbox import tell
 from dicom_node.spool.records import Recovery
 from dicom_node.spool.reserve import on_a_full_disk
 
@@ -91,6 +92,8 @@ class RecoverableSpool(Intake):
             limit=CRASH_LIMIT,
             delay_s=CRASH_DELAY_S,
         )
+        if row and row["state"] == "held":
+            tell(self._journal, "held", job_id, now, reason=row["reason"])
         return str(row["state"]) if row else ""
 
     def _delivery_crashed(self, delivery_id: int, worker: str, now: float) -> list[str]:
@@ -106,6 +109,7 @@ class RecoverableSpool(Intake):
                 "hold_lost", id=row["id"], state=row["state"], reason=reason, now=self._clock()
             )
             if held:
+                tell(journal, "held", row["id"], self._clock(), reason=reason)
                 journal.rows(
                     "hold_lost_deliveries", job_id=row["id"], reason=reason, now=self._clock()
                 )

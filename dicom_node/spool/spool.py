@@ -8,6 +8,7 @@ from typing import Self
 
 from dicom_node.spool.base import MARK, forward_channel
 from dicom_node.spool.delivery_queue import DeliveryQueue
+from dicom_node.spool.outbox import REGISTER, tell
 from dicom_node.spool.records import Delivery, Job
 from dicom_node.spool.reserve import on_a_full_disk
 
@@ -91,6 +92,7 @@ class Spool(DeliveryQueue):
         row = self._record_drop(job_id, reason)
         if row is None:
             return False
+        self._ring(REGISTER)
         self._remove_files_of(row)
         return True
 
@@ -101,4 +103,5 @@ class Spool(DeliveryQueue):
             row = journal.row("drop_job", id=job_id, reason=reason, now=now)
             if row is not None:
                 journal.rows("drop_deliveries", job_id=job_id, now=now)
+                tell(journal, "dropped", job_id, now, reason=reason)
             return row

@@ -18,8 +18,8 @@ from dicom_node.instance.model import StoredFrame
 from dicom_node.instance.seal import SealCheck
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.planes import bounds_of, split
+from dicom_node.verify.content import Content, Known, compare_content
 from dicom_node.verify.verdict import (
-    SAME_PICTURE_BITS,
     FrameVerdict,
     InstanceVerdict,
     RobustReading,
@@ -28,7 +28,7 @@ from dicom_node.verify.verdict import (
 )
 from dicom_node.watermark import integrity, perceptual
 from dicom_node.watermark.integrity import IntegrityCheck, OpenedRecord
-from dicom_node.watermark.robust import RobustWatermark
+from dicom_node.watermark.robust import Pose, RobustWatermark
 
 # Of a frame: what announces more was never marked, and would not fit into memory.
 MAX_PIXELS = 400_000_000
@@ -44,7 +44,9 @@ class _Findings:
     counts: set[int] = field(default_factory=set)
 
 
-def check_instance(path: Path, ring: KeyRing, engine: RobustEngine) -> InstanceVerdict:
+def check_instance(
+    path: Path, ring: KeyRing, engine: RobustEngine, *, known: Known | None = None
+) -> InstanceVerdict:
     """Return the verdict on the instance in a file.
 
     Parameters
@@ -53,6 +55,9 @@ def check_instance(path: Path, ring: KeyRing, engine: RobustEngine) -> InstanceV
         Keys to check with; public ones verify signatures but do not localise, nor read W1.
     engine
         W1's networks.
+    known
+        Where fingerprints are looked up (`content.fingerprints_in`) once W2 is gone; None: nowhere,
+        and the verdict says that the content was not compared.
     """
     try:
         instance = open_instance(path, max_pixels=MAX_PIXELS)
@@ -60,12 +65,14 @@ def check_instance(path: Path, ring: KeyRing, engine: RobustEngine) -> InstanceV
         return _sealed_only(path, ring, str(error))
     with closing(instance):
         try:
-            return _check(instance, ring, engine)
+            return _check(instance, ring, engine, known)
         except PixelError as error:
             return _sealed_only(path, ring, str(error))
 
 
-def _check(instance: Instance, ring: KeyRing, engine: RobustEngine) -> InstanceVerdict:
+def _check(
+    instance: Instance, ring: KeyRing, engine: RobustEngine, known: Known | None
+) -> InstanceVerdict:
     block = _block_of(instance)
     sealed = seal.check_header(instance.read_header(), instance.data, ring)
     display = display_of(instance)
@@ -81,13 +88,19 @@ def _check(instance: Instance, ring: KeyRing, engine: RobustEngine) -> InstanceV
             header_block=blocks[index] if index < len(blocks) else b"",
         )  # fmt: skip
         upright = check.status == "valid"
-        robust = _read_robust(watermark, display, frame, index, secret, upright=upright)
-        found.frames.append(_frame_verdict(index + 1, check, robust))
+        robust, pose = _read_robust(watermark, display, frame, index, secret, upright=upright)
+        content = None
+        if check.status == "absent" and robust.same_picture:
+            picture = display.image(frame, index)
+            content = compare_content(picture, pose, bytes.fromhex(robust.message), known)
+        found.frames.append(_frame_verdict(index + 1, check, robust, content))
         _take_record(found, check, instance, ring, sealed)
     return _verdict(instance, found, sealed)
 
 
-def _frame_verdict(number: int, check: IntegrityCheck, robust: RobustReading) -> FrameVerdict:
+def _frame_verdict(
+    number: int, check: IntegrityCheck, robust: RobustReading, content: Content | None
+) -> FrameVerdict:
     if check.status != "absent" and not check.bound:
         said = check.record
         whose = "another instance"
@@ -105,8 +118,9 @@ def _frame_verdict(number: int, check: IntegrityCheck, robust: RobustReading) ->
         return FrameVerdict(number, "tampered", "partial", robust, check.tampered)
     if not robust.decoded or robust.phash_distance is None:
         return FrameVerdict(number, "unmarked", "absent", robust)
-    if robust.phash_distance <= SAME_PICTURE_BITS:
-        return FrameVerdict(number, "content-preserved", "absent", robust)
+    if content is not None:
+        verdict: Verdict = "tampered" if content.changed else "content-preserved"
+        return FrameVerdict(number, verdict, "absent", robust, content.changed, content.reason)
     return FrameVerdict(number, "foreign", "absent", robust,
                         reason="the mark was made for a picture that looks different")  # fmt: skip
 
@@ -114,19 +128,19 @@ def _frame_verdict(number: int, check: IntegrityCheck, robust: RobustReading) ->
 def _read_robust(
     watermark: RobustWatermark, display: Display, frame: StoredFrame, index: int,
     keys: Sequence[KeySet], *, upright: bool,
-) -> RobustReading:  # fmt: skip
-    """Read W1; the seven other poses only where the integrity mark does not say it is upright."""
+) -> tuple[RobustReading, Pose]:  # fmt: skip
+    """Read W1 and how the frame lies; other poses only where W2 does not say it is upright."""
     if not keys or min(frame.values.shape[:2]) < 8:
-        return RobustReading(False)
+        return RobustReading(False), Pose()
     picture = display.image(frame, index)
     found = watermark.detect(picture, keys, dihedral=not upright)
     if not found.decoded:
-        return RobustReading(False)
+        return RobustReading(False), Pose()
     now = perceptual.perceptual_hash(found.pose.upright(picture))
     return RobustReading(
         True, found.message.hex(), found.bit_accuracy,
         perceptual.distance(found.perceptual_hash, now),
-    )  # fmt: skip
+    ), found.pose  # fmt: skip
 
 
 def _take_record(

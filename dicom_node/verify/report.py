@@ -1,10 +1,13 @@
-"""Pictures of a verdict: each frame as a viewer shows it, changed regions outlined."""
+"""Reports of a verdict: pictures of an instance; of a study a page, a document, JSON and an SR."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -13,18 +16,109 @@ from numpy.typing import NDArray
 from dicom_node.errors import NodeError, PixelError
 from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import open_instance
+from dicom_node.keys import KeyRing
 from dicom_node.verify.check import MAX_PIXELS
+from dicom_node.verify.study import StudyCheck
 from dicom_node.verify.verdict import InstanceVerdict
 from dicom_node.watermark.integrity import Box
 
 Picture = NDArray[np.uint8]  # (rows, columns, 3), blue green red
+Format = Literal["html", "pdf", "json", "sr"]
+FORMATS: tuple[Format, ...] = ("html", "pdf", "json", "sr")
 
 _RED = (40, 40, 235)
 _MOST_FRAMES = 64  # pictures of one instance; changed frames come first
 
 
 class ReportError(NodeError):
-    """A picture could not be written."""
+    """A picture or a report could not be written."""
+
+
+def report_stem(study_instance_uid: str) -> str:
+    """Return how the files of a study's report are named: nothing of the patient, nor a UID.
+
+    A UID from the network is no file name, and in many places it leads to the patient.
+    """
+    digest = hashlib.sha256(study_instance_uid.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"study-{digest[:16]}"
+
+
+def write_reports(
+    check: StudyCheck,
+    folder: Path,
+    *,
+    formats: Collection[Format] = FORMATS,
+    ring: KeyRing | None = None,
+    checked_by: str = "",
+) -> tuple[Path, ...]:
+    """Write the reports on a study.
+
+    Parameters
+    ----------
+    check
+        Pictures, changed values and the patient are taken from the files it names, which must
+        still be there; without them the reports say less, and there is no structured report.
+    folder
+        Made if missing. Files are named by `report_stem`: a report replaces the one before.
+    formats
+        Some of ``html``, ``pdf``, ``json`` and ``sr`` (a DICOM file, ``.dcm``).
+    ring
+        The keys it was checked with. If they can sign, the JSON file gets a signature beside it
+        (Ed25519 over the file's bytes, ``.json.sig``).
+    checked_by
+        AE title of whoever asked, or the name of a command.
+
+    Returns
+    -------
+    tuple of Path
+        What was written, in the order of `FORMATS`.
+
+    Raises
+    ------
+    ReportError
+        A file cannot be written, or there is nothing to base a structured report on.
+    """
+    # Page, document and SR each bring a library, which only a report needs.
+    from dicom_node.verify.report_facts import facts_of
+    from dicom_node.verify.report_json import report_json
+
+    facts = facts_of(check, ring, checked_by=checked_by)
+    stem = report_stem(check.study_instance_uid)
+    signer = ring.current if ring is not None and ring.current.has_secrets else None
+    signed = "json" in formats and signer is not None
+    made: dict[str, Callable[[], bytes]] = {}
+    if "html" in formats:
+        from dicom_node.verify.report_html import how_to, html_page
+
+        made[".html"] = lambda: html_page(facts, how_to(stem, signed=signed)).encode("utf-8")
+    if "pdf" in formats:
+        from dicom_node.verify.report_html import how_to
+        from dicom_node.verify.report_pdf import pdf_document
+
+        made[".pdf"] = lambda: pdf_document(facts, how_to(stem, signed=signed))
+    if "json" in formats:
+        text = json.dumps(report_json(check, facts), indent=1).encode("ascii") + b"\n"
+        made[".json"] = lambda: text
+        if signer is not None:
+            made[".json.sig"] = lambda: signer.sign(text)
+    if "sr" in formats and check.instances:
+        from dicom_node.verify.structured_report import structured_report
+
+        made[".dcm"] = lambda: structured_report(check, facts)
+    return tuple(_write(folder / f"{stem}{suffix}", make) for suffix, make in made.items())
+
+
+def _write(target: Path, make: Callable[[], bytes]) -> Path:
+    """Write a file whole or not at all."""
+    content = make()
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(target)
+    except OSError as error:
+        raise ReportError(f"{target}: cannot be written: {error.strerror or error}") from error
+    return target
 
 
 def outlined(grey_or_rgb: NDArray[np.uint8], boxes: Iterable[Box]) -> Picture:

@@ -85,7 +85,8 @@ class StudyCheck:
     instances
         In order of series, instance number and SOP Instance UID.
     missing
-        SOP Instance UIDs that the registry knows as delivered and that did not come back.
+        SOP Instance UIDs that the registry knows as delivered, or the PACS lists, and that did
+        not come.
     extra
         That came back although the registry does not know them, in a study of which it knows some.
     transcoded
@@ -151,6 +152,8 @@ def study_check(
     instances: Iterable[CheckedInstance],
     entries: Sequence[MarkedInstance] = (),
     *,
+    destination: str = "",
+    listed: Iterable[str] = (),
     checked_at: datetime | None = None,
 ) -> StudyCheck:
     """Compare what was checked with what the registry says was delivered.
@@ -160,27 +163,32 @@ def study_check(
     instances
         Every instance that came back, in any order.
     entries
-        The registry's records of what was asked for: of the study, or of the part of it. Records
-        that were not delivered anywhere are not expected back.
+        The registry's records of what was asked for: of the study, or of the part of it.
+    destination
+        Name of the ``[[destination]]`` that was asked; "" for any. What it never took is not
+        expected back.
+    listed
+        SOP Instance UIDs that the PACS says it has.
     """
     found = tuple(sorted(instances, key=_in_order))
     came = {each.sop_instance_uid: each for each in found}
     known = {entry.sop_instance_uid: entry for entry in entries}
-    delivered = {uid for uid, entry in known.items() if was_delivered(entry)}
+    delivered = [entry.sop_instance_uid for entry in entries if was_delivered(entry, destination)]
+    due = dict.fromkeys([*delivered, *listed])
     return StudyCheck(
         study_instance_uid,
         checked_at or datetime.now(UTC),
         found,
-        missing=tuple(uid for uid in known if uid in delivered and uid not in came),
+        missing=tuple(uid for uid in due if uid not in came),
         extra=tuple(uid for uid in came if known and uid not in known),
         transcoded=tuple(uid for uid, each in came.items() if is_transcoded(each, known.get(uid))),
         entries=tuple(entries),
     )
 
 
-def was_delivered(entry: MarkedInstance) -> bool:
-    """Say whether a destination has taken the instance."""
-    return bool(entry.delivered_to)
+def was_delivered(entry: MarkedInstance, destination: str = "") -> bool:
+    """Say whether this destination ("": any) has taken the instance."""
+    return entry.delivered_to(destination) if destination else bool(entry.deliveries)
 
 
 def is_transcoded(found: CheckedInstance, entry: MarkedInstance | None) -> bool:

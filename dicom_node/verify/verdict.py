@@ -1,8 +1,9 @@
 """The verdict ladder: what the marks of a frame say about it, and of the instance as a whole.
 
 1. W2 valid: *authentic*. 2. W2 valid in part: *tampered*, with the tiles. 3. W2 gone, W1 decodes
-with a valid tag: *content-preserved* if the frame still looks as it did, else *foreign* (a copied
-mark). 4. Nothing decodes: *unmarked*, never authentic.
+with a valid tag: *content-preserved* if the frame still looks as it did, *tampered* where its
+fingerprint says otherwise, with the cells, else *foreign* (a copied mark). 4. Nothing decodes:
+*unmarked*, never authentic.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ class RobustReading:
     message: str = ""
     bit_accuracy: float | None = None
     phash_distance: int | None = None
+
+    @property
+    def same_picture(self) -> bool:
+        """Whether the frame still looks like the one the mark was made for."""
+        return self.phash_distance is not None and self.phash_distance <= SAME_PICTURE_BITS
 
     def to_json(self) -> dict[str, Any]:
         """Return it as ``verify --json`` prints it."""

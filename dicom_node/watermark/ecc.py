@@ -34,11 +34,13 @@ def encode(message: bytes) -> Bits:
     if len(message) * 8 != MESSAGE_BITS:
         raise ValueError(f"a message has {MESSAGE_BITS // 8} bytes, not {len(message)}")
     bits = np.unpackbits(np.frombuffer(message, np.uint8))
-    word: Bits = (bits @ _generator().astype(np.int64) % 2).astype(np.uint8)
+    word: Bits = (bits @ generator().astype(np.int64) % 2).astype(np.uint8)
     return word
 
 
-def candidates(soft: NDArray[np.float32], most: int = 4) -> Iterator[tuple[bytes, float]]:
+def candidates(
+    soft: NDArray[np.float32], most: int = 4, *, order: int = 2
+) -> Iterator[tuple[bytes, float]]:
     """Yield messages by falling likelihood, each with its correlation to `soft`.
 
     Parameters
@@ -47,6 +49,9 @@ def candidates(soft: NDArray[np.float32], most: int = 4) -> Iterator[tuple[bytes
         Soft bits ``(160,)``; positive means 1, the size says how sure.
     most
         How many to yield at most.
+    order
+        Of the surest 96 bits, how many may be wrong together: 2 (0.5 ms), or 3 alone, among
+        142,880 more words (20 ms).
 
     Yields
     ------
@@ -59,7 +64,8 @@ def candidates(soft: NDArray[np.float32], most: int = 4) -> Iterator[tuple[bytes
     if not np.any(_parity_check() @ hard.astype(np.int64) % 2):
         yield np.packbits(hard[:MESSAGE_BITS]).tobytes(), float(np.abs(soft).sum()) / scale
         return
-    for word in _ordered_statistics(soft, most):
+    search = _triples if order == 3 else _ordered_statistics
+    for word in search(soft, most):
         agreement = float(np.dot(soft, 2.0 * word - 1.0)) / scale
         yield np.packbits(word[:MESSAGE_BITS]).tobytes(), agreement
 
@@ -67,7 +73,7 @@ def candidates(soft: NDArray[np.float32], most: int = 4) -> Iterator[tuple[bytes
 def _ordered_statistics(soft: NDArray[np.float32], most: int) -> list[Bits]:
     """Return the `most` likeliest code words that differ in at most two of the surest bits."""
     order = np.argsort(-np.abs(soft), kind="stable")
-    basis, pivots = _reduce(np.ascontiguousarray(_generator()[:, order]))
+    basis, pivots = _reduce(np.ascontiguousarray(generator()[:, order]))
     sure = soft[order].astype(np.float64)
     first = (((sure[pivots] > 0).astype(np.int64)) @ basis.astype(np.int64) % 2).astype(np.uint8)
     signed = sure * (2.0 * first - 1.0)  # what each bit of `first` adds to the correlation
@@ -88,6 +94,29 @@ def _ordered_statistics(soft: NDArray[np.float32], most: int) -> list[Bits]:
                 word ^= basis[j]
         back = np.empty_like(word)
         back[order] = word
+        words.append(back)
+    return words
+
+
+def _triples(soft: NDArray[np.float32], most: int) -> list[Bits]:
+    """Return the `most` likeliest code words that differ in three of the surest bits."""
+    order = np.argsort(-np.abs(soft), kind="stable")
+    basis, pivots = _reduce(np.ascontiguousarray(generator()[:, order]))
+    sure = soft[order].astype(np.float32)
+    first = (((sure[pivots] > 0).astype(np.int64)) @ basis.astype(np.int64) % 2).astype(np.uint8)
+    signed = sure * (np.float32(2) * first - np.float32(1))
+    upper_i, upper_j = np.triu_indices(len(basis), 1)
+    pairs = basis[upper_i] ^ basis[upper_j]
+    kept = signed * (np.float32(1) - np.float32(2) * pairs)  # what is left to each third row
+    gains = -2 * ((pairs.astype(np.float32) @ signed)[:, None] + kept @ basis.T.astype(np.float32))
+    gains[np.arange(len(basis)) <= upper_j[:, None]] = -np.inf
+    flat = gains.reshape(-1)
+    best = np.argpartition(-flat, most)[:most]
+    words = []
+    for place in best[np.argsort(-flat[best], kind="stable")]:
+        pair, third = divmod(int(place), len(basis))
+        back = np.empty_like(first)
+        back[order] = first ^ pairs[pair] ^ basis[third]
         words.append(back)
     return words
 
@@ -126,7 +155,7 @@ def _reduce(matrix: Bits) -> tuple[Bits, NDArray[np.int64]]:
 
 
 @cache
-def _generator() -> Bits:
+def generator() -> Bits:
     """Return the systematic generator matrix ``(96, 160)``."""
     polynomial = _generator_polynomial()
     parity_bits = len(polynomial) - 1
@@ -145,7 +174,7 @@ def _generator() -> Bits:
 
 @cache
 def _parity_check() -> NDArray[np.int64]:
-    parity = _generator()[:, MESSAGE_BITS:]
+    parity = generator()[:, MESSAGE_BITS:]
     return np.hstack([parity.T, np.eye(CODE_BITS - MESSAGE_BITS, dtype=np.uint8)]).astype(np.int64)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.watermark import kernels
+from dicom_node.watermark.lanes import keyed_blake2b, sha3_256_of_two
 from dicom_node.watermark.parameters import Plan
 from dicom_node.watermark.payload import MAC_BYTES
 from dicom_node.watermark.reversible import Span
@@ -28,7 +29,6 @@ from dicom_node.watermark.tiles import (
     grid_of,
     lattices,
     mostly_unit,
-    split,
     within,
 )
 
@@ -36,6 +36,8 @@ Side = NDArray[np.uint32]
 COMPACT_MAC_BYTES = 16
 # The smallest side a frame may have: below it a tile has no inside to predict from.
 MIN_SIDE_PX = 8
+_TILE_HEAD = struct.Struct("<6I")
+_TOGETHER = 64  # tiles digested at once: half a megabyte
 
 
 def frame_digest(host: Frame, side: Side | None) -> bytes:
@@ -53,15 +55,29 @@ def frame_digest(host: Frame, side: Side | None) -> bytes:
     Samples are hashed little-endian in the narrowest of int16, uint16, int32 that holds them, its
     code hashed first: the same samples always give the same bytes, and hashing is most of the cost.
     """
+    state = hashlib.sha3_256()
+    for piece in _digested(host, side):
+        state.update(piece)
+    return state.digest()
+
+
+def frame_digests(
+    first: tuple[Frame, Side | None], second: tuple[Frame, Side | None]
+) -> tuple[bytes, bytes]:
+    """Return `frame_digest` of two frames, host and side planes of each, in half the time."""
+    return sha3_256_of_two(_digested(*first), _digested(*second))
+
+
+def _digested(host: Frame, side: Side | None) -> list[bytes | memoryview]:
+    """Return what the digest of a frame is over, in pieces."""
     planes = 0 if side is None else side.shape[2]
     host = np.require(host, np.int32, ("C", "W"))
     code, narrow = _narrow(host, *kernels.extremes(host))
-    state = hashlib.sha3_256(b"dicom-node frame 1")
-    state.update(struct.pack("<IIIB", host.shape[0], host.shape[1], planes, code))
-    state.update(narrow.data)
+    shape = struct.pack("<IIIB", host.shape[0], host.shape[1], planes, code)
+    pieces: list[bytes | memoryview] = [b"dicom-node frame 1", shape, narrow.data]
     if side is not None:
-        state.update(np.ascontiguousarray(side, "<u4").data)
-    return state.digest()
+        pieces.append(np.ascontiguousarray(side, "<u4").data)
+    return pieces
 
 
 @dataclass(frozen=True)
@@ -227,10 +243,13 @@ def host_gap(host: Frame, bounds: Bounds) -> Lattice1D:
 def spoken(plan: Plan, shares: NDArray[np.uint8], tiles: Iterable[int]) -> dict[int, bytes]:
     """Return what each tile's digest covers beside its pixels: parameters and share."""
     table = plan.header_table()
+    size, width = 4 * table.shape[1], shares.shape[1]
+    headers, carried, lengths = table.tobytes(), shares.tobytes(), plan.share_bytes.tolist()
     out = {}
     for tile in tiles:
-        share = shares[tile, : plan.share_bytes[tile]].tobytes()
-        out[tile] = table[tile].tobytes() + plan.maps.get(tile, b"") + share
+        share = carried[tile * width : tile * width + min(lengths[tile], width)]
+        map_ = plan.maps.get(tile, b"")
+        out[tile] = headers[tile * size : (tile + 1) * size] + map_ + share
     return out
 
 
@@ -254,20 +273,37 @@ def tile_digests(
     said
         Parameters and share of each tile, covered by its digest; empty for a mute tile.
     """
-    if not which:
-        return {}
-    bounds = canvas.bounds
-    _, narrow = _narrow(pixels, bounds.low, bounds.high)
-    tiles = split(narrow, grid)
-    side = None if canvas.side is None else split(np.ascontiguousarray(canvas.side, "<u4"), grid)
-    planes = 0 if canvas.side is None else canvas.side.shape[2]
-    out: dict[int, bytes] = {}
+    groups: dict[int, list[int]] = {}
     for tile in which:
-        told = said.get(tile, b"")
-        head = struct.pack("<6I", tile, grid.rows, grid.columns, grid.size_code, planes, len(told))
-        state = hashlib.blake2b(head + told, key=key, digest_size=size, person=b"dcmnode-tile")
-        state.update(tiles[tile].data)
-        if side is not None:
-            state.update(side[tile].data)
-        out[tile] = state.digest()
+        groups.setdefault(len(said.get(tile, b"")), []).append(tile)
+    _, narrow = _narrow(pixels, canvas.bounds.low, canvas.bounds.high)
+    side = None if canvas.side is None else np.ascontiguousarray(canvas.side, "<u4")
+    planes = 0 if side is None else side.shape[2]
+    out: dict[int, bytes] = {}
+    for length, alike in groups.items():
+        for first in range(0, len(alike), _TOGETHER):
+            some = alike[first : first + _TOGETHER]
+            told = b"".join(
+                _TILE_HEAD.pack(t, grid.rows, grid.columns, grid.size_code, planes, length)
+                + said.get(t, b"")
+                for t in some
+            )
+            heads = np.frombuffer(told, np.uint8).reshape(len(some), -1)
+            rows = [heads, _bytes_of(narrow, grid, some)]
+            if side is not None:
+                rows.append(_bytes_of(side, grid, some))
+            messages = np.concatenate(rows, axis=1)
+            digests = keyed_blake2b(messages, key=key, digest_size=size, person=b"dcmnode-tile")
+            out.update(zip(some, digests, strict=True))
     return out
+
+
+def _bytes_of(plane: NDArray[np.generic], grid: Grid, tiles: list[int]) -> NDArray[np.uint8]:
+    """Return the samples of some tiles, zeros where they pass the frame's edge, a row of each."""
+    shape = (len(tiles), grid.tile_rows, grid.tile_columns, *plane.shape[2:])
+    whole = grid.spare == (0, 0)
+    out = np.empty(shape, plane.dtype) if whole else np.zeros(shape, plane.dtype)
+    for place, tile in enumerate(tiles):
+        row, column, rows, columns = grid.box(tile)
+        out[place, :rows, :columns] = plane[row : row + rows, column : column + columns]
+    return out.reshape(len(tiles), -1).view(np.uint8)

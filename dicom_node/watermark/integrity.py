@@ -7,8 +7,9 @@ as it was before. Integer arithmetic throughout.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from dicom_node.watermark.framing import (
     KnownDigest,
     Side,
     frame_digest,
+    frame_digests,
     host_gap,
     padding_of,
 )
@@ -33,14 +35,25 @@ from dicom_node.watermark.tiles import SIZES_PX, UNIT, Bounds, Box, Frame, exact
 
 __all__ = [
     "Bounds", "Box", "Capacity", "FrameRecord", "IntegrityCheck", "IntegrityMark", "KnownDigest",
-    "OpenedRecord", "capacity", "check", "embed", "frame_digest",
+    "OpenedRecord", "Sealing", "capacity", "check", "embed", "frame_digest", "frame_digests",
 ]  # fmt: skip
 
-# Localisation is given up before restoration leaves the pixels, both before the frame digest.
-_ATTEMPTS: tuple[tuple[Profile, int], ...] = (
-    ("tiled", 0), ("tiled", 1), ("tiled", 2), ("header", 0), ("header", 1), ("header", 2),
-    ("header", 3), ("compact", 3),
+
+class _Attempt(NamedTuple):
+    profile: Profile
+    size_code: int
+    features: bool
+
+
+# Features are given up first, then localisation, before restoration leaves the pixels; all of it
+# before the frame digest. In the header features are free.
+_ATTEMPTS = (
+    _Attempt("tiled", 0, True), _Attempt("tiled", 0, False), _Attempt("tiled", 1, False),
+    _Attempt("tiled", 2, False), _Attempt("header", 0, True), _Attempt("header", 1, True),
+    _Attempt("header", 2, True), _Attempt("header", 3, True), _Attempt("compact", 3, True),
 )  # fmt: skip
+# Of frames up to this size every attempt is remembered: 16 MiB each, mostly one or two.
+_REMEMBERED_PIXELS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,8 @@ class IntegrityMark:
         b"" unless part of the record had to leave the pixels.
     carried
         The frame that W2 went into, with its digest: what `check` is to recover.
+    features
+        As signed: b"" where the frame had no room for them.
     """
 
     marked: Frame
@@ -67,6 +82,96 @@ class IntegrityMark:
     tile_px: int
     header_block: bytes
     carried: KnownDigest
+    features: bytes = b""
+
+
+class Sealing:
+    """One frame on its way to W2: what all attempts share, and what those before made.
+
+    Parameters
+    ----------
+    host
+        ``(rows, columns)`` int32 stored values within `bounds`, or padding.
+    side
+        ``(rows, columns, n)`` uint32: samples that are vouched for but not changed, or None.
+    digest
+        `frame_digest` of host and side, where the caller has it.
+
+    Raises
+    ------
+    WatermarkError
+        If the frame is smaller than 8 x 8 or holds values out of bounds.
+    """
+
+    def __init__(
+        self, host: Frame, side: Side | None, bounds: Bounds, record: FrameRecord, keys: KeySet, *,
+        digest: bytes | None = None,
+    ) -> None:  # fmt: skip
+        _validate_shape(host, side)
+        self._host, self._side = np.require(host, requirements=("C", "W")), side
+        _validate(self._host, bounds)
+        self._record, self._keys = record, keys
+        self._digest = digest or frame_digest(host, side)
+        found = host_gap(self._host, bounds)
+        gaps = (found, UNIT) if found.step > 1 else (UNIT,)
+        self._canvases = [Canvas(self._host, side, bounds, gap) for gap in gaps]
+        self._made: dict[tuple[int, _Attempt], IntegrityMark | None] = {}
+
+    def embed(
+        self, *, restoration_in_header: bool = False,
+        unseen: Callable[[Frame], bool] | None = None, compact: bool = True,
+    ) -> IntegrityMark:  # fmt: skip
+        """Put W2 into the frame; see `embed`."""
+        gentlest: tuple[float, IntegrityMark] | None = None
+        for number, canvas in enumerate(self._canvases):
+            for attempt in self._attempts(canvas, restoration_in_header):
+                if attempt.profile == "compact" and not compact and gentlest is not None:
+                    continue
+                mark = self._made_by(number, attempt)
+                if mark is None:
+                    continue
+                if unseen is None or unseen(mark.marked):
+                    return mark
+                harm = float(np.mean(np.square((mark.marked - self._host).astype(np.float64))))
+                if gentlest is None or harm < gentlest[0]:
+                    gentlest = harm, mark
+        if gentlest is not None:
+            return gentlest[1]
+        rows, columns = self._host.shape
+        raise CapacityError(
+            f"frame {self._record.frame_number} ({rows} x {columns}) cannot hold even one digest"
+        )
+
+    def _attempts(self, canvas: Canvas, restoration_in_header: bool) -> Iterator[_Attempt]:
+        """Yield what is tried in turn; nothing that comes to the same as one before."""
+        tried: set[tuple[Profile, int, int, bool]] = set()
+        for attempt in _ATTEMPTS:
+            grid = canvas.grid(attempt.size_code)
+            features = attempt.features and bool(self._record.features)
+            same = (attempt.profile, grid.tile_rows, grid.tile_columns, features)
+            if same in tried or (restoration_in_header and attempt.profile == "tiled"):
+                continue
+            tried.add(same)
+            yield attempt
+
+    def _made_by(self, number: int, attempt: _Attempt) -> IntegrityMark | None:
+        """Return what one attempt makes; remembered, unless the frame is large."""
+        if (number, attempt) in self._made:
+            return self._made[number, attempt]
+        canvas, mark = self._canvases[number], None
+        record = self._record if attempt.features else replace(self._record, features=b"")
+        made = Embedding(
+            canvas, canvas.grid(attempt.size_code), attempt.profile, record, self._keys,
+            self._digest,
+        ).run()  # fmt: skip
+        if made is not None:
+            mark = IntegrityMark(
+                made.marked, attempt.profile, SIZES_PX[attempt.size_code], made.header_block,
+                KnownDigest(self._host, self._side, self._digest, made.tiles), record.features,
+            )  # fmt: skip
+        if self._host.size <= _REMEMBERED_PIXELS or mark is None:
+            self._made[number, attempt] = mark
+        return mark
 
 
 def embed(
@@ -78,10 +183,8 @@ def embed(
 
     Parameters
     ----------
-    host
-        ``(rows, columns)`` int32 stored values within `bounds`, or padding.
-    side
-        ``(rows, columns, n)`` uint32: samples that are vouched for but not changed, or None.
+    host, side, bounds
+        As `Sealing` takes them.
     restoration_in_header
         Begin at the "header" profile: attributes, features and restoration leave the pixels, which
         keep about 190 bytes of record. For small frames, where the whole record would be seen: in
@@ -102,40 +205,8 @@ def embed(
     CapacityError
         If not even the compact profile fits.
     """
-    _validate_shape(host, side)
-    host = np.require(host, requirements=("C", "W"))
-    _validate(host, bounds)
-    found = host_gap(host, bounds)
-    i1_digest = frame_digest(host, side)
-    gentlest: tuple[float, IntegrityMark] | None = None
-    for gap in (found, UNIT) if found.step > 1 else (UNIT,):
-        canvas = Canvas(host, side, bounds, gap)
-        tried: set[tuple[Profile, int, int]] = set()
-        for profile, size_code in _ATTEMPTS:
-            grid = canvas.grid(size_code)
-            shape = (profile, grid.tile_rows, grid.tile_columns)
-            if shape in tried or (restoration_in_header and profile == "tiled"):
-                continue
-            tried.add(shape)
-            if profile == "compact" and not compact and gentlest is not None:
-                continue
-            made = Embedding(canvas, grid, profile, record, keys, i1_digest).run()
-            if made is None:
-                continue
-            mark = IntegrityMark(
-                made.marked, profile, SIZES_PX[size_code], made.header_block,
-                KnownDigest(host, side, i1_digest, made.tiles),
-            )  # fmt: skip
-            if unseen is None or unseen(made.marked):
-                return mark
-            harm = float(np.mean(np.square((made.marked - host).astype(np.float64))))
-            if gentlest is None or harm < gentlest[0]:
-                gentlest = harm, mark
-    if gentlest is not None:
-        return gentlest[1]
-    raise CapacityError(
-        f"frame {record.frame_number} ({host.shape[0]} x {host.shape[1]}) "
-        "cannot hold even one digest"
+    return Sealing(host, side, bounds, record, keys).embed(
+        restoration_in_header=restoration_in_header, unseen=unseen, compact=compact
     )
 
 

@@ -26,8 +26,8 @@ from hashlib import sha3_256, sha3_512
 from typing import Literal
 
 import numpy as np
-from Crypto.Cipher import AES
-from Crypto.Cipher._mode_siv import SivMode
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from numpy.typing import NDArray
 
 from dicom_node.errors import WatermarkError
@@ -337,28 +337,22 @@ def _signed(core: bytes, body_digest: bytes, i1_digest: bytes) -> bytes:
     return sha3_256(_CONTEXT + core + body_digest + i1_digest).digest()
 
 
-def _cipher(keys: KeySet, core: bytes) -> SivMode:
-    key = sha3_512(b"dicom-node W2 restoration 1" + keys.restore_key).digest()
-    cipher = AES.new(key, AES.MODE_SIV)
-    cipher.update(core)
-    return cipher
+def _cipher(keys: KeySet) -> AESSIV:
+    return AESSIV(sha3_512(b"dicom-node W2 restoration 1" + keys.restore_key).digest())
 
 
 def _encrypt(plain: bytes, keys: KeySet, core: bytes) -> bytes:
-    if not plain:
-        return b""
-    ciphertext, tag = _cipher(keys, core).encrypt_and_digest(plain)
-    return bytes(tag) + bytes(ciphertext)
+    """Return tag (16 bytes) and ciphertext; nothing of nothing."""
+    return _cipher(keys).encrypt(plain, [core]) if plain else b""
 
 
 def _decrypt(data: bytes, keys: KeySet, core: bytes) -> bytes | None:
     if not data:
         return b""
     try:
-        plain = _cipher(keys, core).decrypt_and_verify(data[_TAG_BYTES:], data[:_TAG_BYTES])
-    except ValueError:
+        return _cipher(keys).decrypt(data, [core])
+    except InvalidTag:
         return None
-    return bytes(plain)
 
 
 def _number(value: int) -> bytes:

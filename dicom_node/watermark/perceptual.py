@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import cv2
 import imagehash
 import numpy as np
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 BITS = 64
+_SIDE, _FACTOR = 8, 4  # of imagehash.phash
 
 
 def perceptual_hash(display: NDArray[np.float32]) -> bytes:
@@ -19,11 +22,31 @@ def perceptual_hash(display: NDArray[np.float32]) -> bytes:
     Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010;
     computed by ``imagehash.phash`` (32 x 32 DCT, 8 x 8 low frequencies, median threshold).
     """
+    return np.packbits(imagehash.phash(_picture(display)).hash.reshape(-1)).tobytes()
+
+
+def coefficients(display: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return what the bits of the hash are decided by, ``(8, 8)``: 1 above their median."""
+    side = _SIDE * _FACTOR
+    small = np.asarray(_picture(display).resize((side, side), Image.Resampling.LANCZOS), np.float64)
+    basis = _cosines(side)[:_SIDE]
+    low: NDArray[np.float64] = basis @ small @ basis.T
+    return low
+
+
+def _picture(display: NDArray[np.float32]) -> Image.Image:
     small = np.asarray(display, np.float32)
     if min(display.shape) > 128:
         small = np.asarray(cv2.resize(small, (128, 128), interpolation=cv2.INTER_AREA), np.float32)
-    picture = Image.fromarray(np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8))
-    return np.packbits(imagehash.phash(picture).hash.reshape(-1)).tobytes()
+    return Image.fromarray(np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8))
+
+
+@cache
+def _cosines(side: int) -> NDArray[np.float64]:
+    """Return the DCT-II as a matrix, unnormalised, as imagehash takes it from scipy."""
+    sample, frequency = np.arange(side), np.arange(side)[:, None]
+    waves: NDArray[np.float64] = 2 * np.cos(np.pi * frequency * (2 * sample + 1) / (2 * side))
+    return waves
 
 
 def distance(a: bytes, b: bytes) -> int:

@@ -8,24 +8,34 @@ or aspect, so scaling needs no search.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import cv2
 import numpy as np
-from Crypto.Hash import KMAC256, SHAKE256
 from numpy.typing import NDArray
 
 from dicom_node.errors import WatermarkError
 from dicom_node.inference.base import Float32, Int8, RobustEngine
 from dicom_node.inference.correlator import superpose
-from dicom_node.watermark import ecc, perceptual, synthesis
+from dicom_node.watermark import perceptual, reading, synthesis
+from dicom_node.watermark.reading import (
+    DIHEDRAL,
+    UPRIGHT,
+    Detection,
+    Hashes,
+    Pose,
+    RobustKey,
+    code_word,
+)
 from dicom_node.watermark.residual import visible
 from dicom_node.watermark.synthesis import Int32, RobustRecord
 
-TAG_BYTES = 4
-MIN_AGREEMENT = 0.35  # cosine between soft bits and code word below which no tag is believed
+__all__ = [
+    "BLUR_SIGMA_PX", "DIHEDRAL", "ENOUGH", "MIN_SIDE_PX", "PROFILES", "Detection", "Pose",
+    "RobustKey", "RobustMark", "RobustWatermark", "budget_rms", "code_word", "remove",
+]  # fmt: skip
+
 ENOUGH = 0.2  # margin wanted of the second-weakest percent of the bits, in rms of the soft bits
 BLUR_SIGMA_PX = 1.4  # what cv2.GaussianBlur takes for a 7 x 7 window
 EDGE_GREY_LEVELS = 3  # nearer the ends of the stored range hardly anything is changed
@@ -48,22 +58,6 @@ def budget_rms(psnr_db: float, share: float) -> float:
     return float(min(10 ** (-psnr_db / 20), local / 256 * share**0.5))
 
 
-class RobustKey(Protocol):
-    """The part of a key set that W1 needs."""
-
-    @property
-    def owner(self) -> str:
-        """Whose key it is."""
-
-    @property
-    def key_id(self) -> bytes:
-        """8 bytes."""
-
-    @property
-    def robust_key(self) -> bytes:
-        """Secret of whitening and tag, 32 bytes."""
-
-
 @dataclass(frozen=True)
 class RobustMark:
     """One frame with W1 in it; `record` is None where the frame can carry none (`reason`).
@@ -78,43 +72,6 @@ class RobustMark:
     reason: str = ""
     mse: float = 0.0
     margin: float = 0.0
-
-
-@dataclass(frozen=True)
-class Pose:
-    """How the picture lies against the frame that was marked."""
-
-    rotation_deg: float = 0.0
-    flip: bool = False
-    scale: float = 1.0
-
-    def upright(self, picture: Float32) -> Float32:
-        """Return `picture` turned back to how the frame was marked (quarter turns and flips)."""
-        mirrored = picture[:, ::-1] if self.flip else picture
-        return np.ascontiguousarray(np.rot90(mirrored, -round(self.rotation_deg / 90)))
-
-
-# The poses beside the upright one: three quarter turns, and four of the mirrored picture.
-DIHEDRAL = tuple(
-    Pose(90.0 * quarter, flip) for flip in (False, True) for quarter in range(4) if flip or quarter
-)
-
-
-@dataclass(frozen=True)
-class Detection:
-    """What D1 read. `decoded` only with a valid tag; the rest is then of that message."""
-
-    decoded: bool
-    message: bytes = b""
-    owner: str = ""
-    key_id: bytes = b""
-    bit_accuracy: float = 0.0
-    pose: Pose = Pose()
-
-    @property
-    def perceptual_hash(self) -> bytes:
-        """Return the pHash the frame had when it was marked, 8 bytes."""
-        return self.message[:8]
 
 
 @dataclass(frozen=True)
@@ -256,23 +213,43 @@ class RobustWatermark:
     def message(self, display: Float32, key: RobustKey) -> bytes:
         """Return the 12 bytes that name this frame: pHash, then its keyed tag."""
         hashed = perceptual.perceptual_hash(display)
-        return hashed + _tag(hashed, key)
+        return hashed + reading.tag(hashed, key)
 
     def detect(
-        self, display: Float32, keys: Sequence[RobustKey], *, dihedral: bool = False
-    ) -> Detection:
+        self, display: Float32, keys: Sequence[RobustKey], *, dihedral: bool = False,
+        weak: bool = False, known: Hashes | None = None,
+    ) -> Detection:  # fmt: skip
         """Read W1 from a picture in display values 0..1, ``(rows, columns)``.
 
-        With `dihedral`, the seven other flips and quarter turns are tried when the upright one
-        does not decode.
+        Parameters
+        ----------
+        dihedral
+            The seven other flips and quarter turns are tried when the upright one does not decode.
+        weak
+            What does not decode is looked for in the other ways of :mod:`reading`: 20 to 60 ms
+            a picture without a mark, and as much again for its seven poses.
+        known
+            Hashes of frames remembered as marked, ``(n, 8)``, for pictures that have changed too
+            much to tell their own.
         """
         small = self.resample(display)
-        found = self.read(self.engine.decode(small[None, None])[0], keys, Pose())
-        if found.decoded or not dihedral:
-            return found
-        soft = self.engine.decode(np.stack([pose.upright(small) for pose in DIHEDRAL])[:, None])
-        attempts = [self.read(s, keys, pose) for s, pose in zip(soft, DIHEDRAL, strict=True)]
-        return next((a for a in attempts if a.decoded), found)
+        soft = self.engine.decode(small[None, None])
+        views, poses = small[None], (UPRIGHT, *DIHEDRAL) if dihedral else (UPRIGHT,)
+        found = reading.read(soft[0], keys, UPRIGHT)
+        if dihedral and not found.decoded:
+            views = np.stack([pose.upright(small) for pose in poses])
+            soft = np.concatenate([soft, self.engine.decode(views[1:, None])])
+            others = zip(soft[1:], DIHEDRAL, strict=True)
+            found = _first(reading.read(each, keys, pose) for each, pose in others)
+        if weak and not found.decoded:
+            found = _first(
+                reading.read_weak(each, view, keys, pose, known)
+                for each, view, pose in zip(soft, views, poses, strict=True)
+            )
+        if weak and not found.decoded:
+            best = int(np.argmax(_evenness(soft)))
+            found = reading.read(soft[best], keys, poses[best], order=reading.DEEP)
+        return found
 
     def resample(self, display: Float32) -> Float32:
         """Return the frame as the networks see it, ``(side, side)``."""
@@ -351,17 +328,6 @@ class RobustWatermark:
         best = int(np.argmax(margin >= 1.0)) if margin.max() >= 1.0 else int(np.argmax(margin))
         return float(rms[best]), float(margin[best])
 
-    def read(self, soft: Float32, keys: Sequence[RobustKey], pose: Pose) -> Detection:
-        """Return what soft bits ``(160,)`` say to one of `keys`; decoded only with a valid tag."""
-        for key in keys:
-            plain = soft * _whitening(key)
-            for message, agreement in ecc.candidates(plain):
-                if agreement >= MIN_AGREEMENT and _tag(message[:8], key) == message[8:]:
-                    word = code_word(message, key)
-                    right = float(np.mean((soft > 0) == (word > 0)))
-                    return Detection(True, message, key.owner, key.key_id, right, pose)
-        return Detection(False, pose=pose)
-
 
 def remove(
     marked: Int32, record: RobustRecord, patterns: Int8, model_id: bytes, low: int, high: int,
@@ -377,18 +343,12 @@ def remove(
     return synthesis.remove(marked, delta, low, high, padding, record.exceptions)
 
 
-def _tag(hashed: bytes, key: RobustKey) -> bytes:
-    """Return the keyed tag over pHash and owner."""
-    mac = KMAC256.new(key=key.robust_key, mac_len=8, custom=b"dicom-node W1 tag")
-    return bytes(mac.update(hashed + key.owner.encode("ascii")).digest()[:TAG_BYTES])
+def _first(found: Iterable[Detection]) -> Detection:
+    """Return the first that decoded, else one that did not."""
+    return next((each for each in found if each.decoded), Detection(False))
 
 
-def _whitening(key: RobustKey) -> Float32:
-    """Return the keyed signs that hide the code word from whoever lacks the key."""
-    stream = SHAKE256.new(b"dicom-node W1 whitening" + key.robust_key).read(ecc.CODE_BITS // 8)
-    return np.unpackbits(np.frombuffer(stream, np.uint8)).astype(np.float32) * 2 - 1
-
-
-def code_word(message: bytes, key: RobustKey) -> Float32:
-    """Return the whitened code word of a 12-byte message, -1 and +1, ``(160,)``."""
-    return (ecc.encode(message).astype(np.float32) * 2 - 1) * _whitening(key)
+def _evenness(soft: Float32) -> Float32:
+    """Return how even the sizes of soft bits are: those of a mark are more so than chance's."""
+    ratio: Float32 = np.abs(soft).mean(axis=1) / np.sqrt(np.mean(soft**2, axis=1) + 1e-9)
+    return ratio

@@ -22,6 +22,7 @@ from dicom_node.inference.base import Float32, RobustEngine
 from dicom_node.watermark.alignment import Tools, View, tools_of
 from dicom_node.watermark.fourier import ANGLES, chance, enlarged
 from dicom_node.watermark.placement import Placement, borderless
+from dicom_node.watermark.reading import read
 from dicom_node.watermark.robust import Detection, RobustKey, RobustWatermark
 
 MOST_DECODES = 32  # places whose soft bits are decoded, each against every key
@@ -201,7 +202,7 @@ class _Search:
         self._tried.append(place)
         self.decodes += 1
         soft = self._view.soft_bits(place)
-        return self._watermark.read(soft, self._keys, place.told(self._view.shape))
+        return read(soft, self._keys, place.told(self._view.shape))
 
 
 def _sizes(low: float, high: float, step: float) -> list[float]:

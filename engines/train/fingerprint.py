@@ -56,7 +56,7 @@ class Trunk(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.stem(x)
         power = F.avg_pool2d((y * y).mean(1, keepdim=True), 5, 1, 2, count_include_pad=False)
-        scale = power.sqrt() + self.floor.exp()
+        scale = (power + 1e-8).sqrt() + self.floor.exp()
         y = torch.cat([y / scale, scale.log() + 3], 1)
         return F.relu(self.last(F.relu(self.down(F.relu(self.mix(y))))))
 
@@ -121,7 +121,7 @@ def batch(frames, chosen, fields, rng, kind=None):
         other = near if rng.random() < 0.5 else int(rng.integers(len(frames)))
         plain = kind is not None
         frame = frames[i] if plain else pairs.augment(frames[i], rng)
-        donor = frames[other] if plain else pairs.augment(frames[other], rng)
+        donor = frames[other] if plain else np.rot90(frames[other], rng.integers(4))
         made.append(pairs.pair(frame, donor, fields, rng, kind))
     before, after, marked = (np.stack(each) for each in zip(*made, strict=True))
     return (torch.from_numpy(before)[:, None], torch.from_numpy(after)[:, None],

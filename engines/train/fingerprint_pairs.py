@@ -33,7 +33,7 @@ def augment(frame: Picture, rng: np.random.Generator) -> Picture:
     if rng.random() < 0.4:
         y = windowed(y, rng)
     if rng.random() < 0.3:
-        y = y + rng.uniform(0.5, 4) * rng.standard_normal(y.shape).astype(np.float32)
+        y = y + rng.uniform(0.5, 4) * rng.standard_normal(y.shape, np.float32)
     return np.clip(np.rint(y), 0, 255).astype(np.uint8)
 
 
@@ -107,8 +107,12 @@ def robust_mark(p: Picture, fields: np.ndarray, rng: np.random.Generator) -> Pic
 def blob(rng: np.random.Generator, least: float = 8, most: float = 36) -> np.ndarray:
     """Return a soft-edged spot anywhere in the frame, 0..1: an ellipse with a wavy outline."""
     radius = least * (most / least) ** rng.random()
-    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     row, column = rng.uniform(radius / 2, SIDE - radius / 2, 2)
+    reach = int(1.5 * radius) + 4
+    top, left = max(0, int(row) - reach), max(0, int(column) - reach)
+    y, x = np.mgrid[top : int(row) + reach, left : int(column) + reach].astype(np.float32)
+    y, x = y[y[:, 0] < SIDE], x[y[:, 0] < SIDE]
+    y, x = y[:, x[0] < SIDE], x[:, x[0] < SIDE]
     angle, squash = rng.uniform(0, np.pi), rng.uniform(0.65, 1.0)
     dx, dy = x - column, y - row
     u = dx * np.cos(angle) + dy * np.sin(angle)
@@ -116,7 +120,10 @@ def blob(rng: np.random.Generator, least: float = 8, most: float = 36) -> np.nda
     around = np.arctan2(v, u)
     wave = 1 + rng.uniform(0, 0.18) * np.sin(rng.integers(2, 6) * around + rng.uniform(0, 6.3))
     soft = rng.uniform(0.8, max(1.0, radius / 3))
-    return np.clip((radius * wave - np.hypot(u, v)) / soft + 0.5, 0, 1)
+    where = np.zeros((SIDE, SIDE), np.float32)
+    spot = np.clip((radius * wave - np.hypot(u, v)) / soft + 0.5, 0, 1)
+    where[top : top + spot.shape[0], left : left + spot.shape[1]] = spot
+    return where
 
 
 def lesion(p: Picture, other: Picture, rng: np.random.Generator) -> Picture:
@@ -144,7 +151,7 @@ def removed(p: Picture, other: Picture, rng: np.random.Generator) -> Picture:
         size = (0, 0), float(rng.uniform(6, 14))
         weight = cv2.GaussianBlur(keep, *size) + 1e-3
         filled = cv2.GaussianBlur(p * keep, *size) / weight
-    grain = rng.uniform(0, 4) * rng.standard_normal(p.shape).astype(np.float32)
+    grain = rng.uniform(0, 4) * rng.standard_normal(p.shape, np.float32)
     return _clip(p + where * (filled + grain - p))
 
 

@@ -16,6 +16,7 @@ import structlog
 from dicom_node import pipeline
 from dicom_node.config import SpoolConfig
 from dicom_node.errors import EngineError, PixelError, ReadBackError
+from dicom_node.facts import InstanceFacts
 from dicom_node.pipeline import MarkWorker, retry_delay_s
 from dicom_node.spool import Job, Spool
 from dicom_node.spool.reserve import Reserve
@@ -36,6 +37,7 @@ class Outcome:
     ssim: float | None = 0.99
     max_change: int | None = 3
     stage_s: dict[str, float] = field(default_factory=dict)
+    facts: InstanceFacts = field(default_factory=InstanceFacts)
 
 
 class Stamp:

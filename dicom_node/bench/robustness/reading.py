@@ -14,7 +14,7 @@ from dicom_node.bench.attacks.base import Attack, Picture
 from dicom_node.bench.pictures import display_values
 from dicom_node.inference import RobustEngine
 from dicom_node.keys import KeySet
-from dicom_node.watermark import quality, robust, synchronise
+from dicom_node.watermark import quality, reading, robust, synchronise
 
 Float32 = NDArray[np.float32]
 Found = Literal["", "upright", "pose", "search"]
@@ -141,25 +141,25 @@ class Reader:
             soft[lying] = self._soft([items[i].picture for i in lying])
         readings = []
         for item, known, blind in zip(items, upright, soft, strict=True):
-            self._count(self._foreign(blind), "wrong_key", len(self._strangers))
+            self._count(self._foreign(blind, item.picture), "wrong_key", len(self._strangers))
             change = _change_db(before, item.upright)
             if word is None:
-                self._count(self._ours(blind) is not None, "unmarked", 1)
+                self._count(self._ours(blind, item.picture) is not None, "unmarked", 1)
                 readings.append(Reading(item.attack.name, None, False, "", change))
                 continue
             accuracy = float(np.mean((known > 0) == (word > 0)))
             found, seconds = self._blind(item, blind, message)
+            told = self._ours(known, item.upright) == message
             readings.append(
-                Reading(item.attack.name, accuracy, self._ours(known) == message, found, change,
-                        seconds)
-            )  # fmt: skip
+                Reading(item.attack.name, accuracy, told, found, change, seconds)
+            )
         return readings
 
     def read_unmarked(self, pictures: Sequence[Picture]) -> None:
         """Read pictures that carry no mark, with our key and the others."""
-        for soft in self._soft(pictures):
-            self._count(self._ours(soft) is not None, "unmarked", 1)
-            self._count(self._foreign(soft), "unmarked", len(self._strangers))
+        for soft, picture in zip(self._soft(pictures), pictures, strict=True):
+            self._count(self._ours(soft, picture) is not None, "unmarked", 1)
+            self._count(self._foreign(soft, picture), "unmarked", len(self._strangers))
 
     def search_unmarked(self, picture: Picture) -> None:
         """Search a picture that carries no mark for one."""
@@ -167,11 +167,13 @@ class Reader:
             self._count(self._search(picture).decoded, "searches", 1)
 
     def decode(self, picture: Picture) -> robust.Detection:
-        """Read one picture with our key, in all eight poses."""
-        return self.robust.detect(display_values(picture), [self._keys], dihedral=True)
+        """Read one picture with our key, in all eight poses and all ways."""
+        return self.robust.detect(
+            display_values(picture), [self._keys], dihedral=True, weak=True
+        )
 
     def _blind(self, item: Attacked, soft: Float32, message: str) -> tuple[Found, float | None]:
-        first = self._ours(soft)
+        first = self._ours(soft, item.picture)
         if first is not None:
             return self._expect(first, message, "upright"), None
         turned = self.decode(item.picture)
@@ -207,14 +209,21 @@ class Reader:
         ]
         return np.concatenate(parts)
 
-    def _ours(self, soft: Float32) -> str | None:
+    def _ours(self, soft: Float32, picture: Picture) -> str | None:
         """Return the message our key reads, hex; None where it reads none."""
-        found = self.robust.read(soft, [self._keys], _UPRIGHT)
+        found = self._read(soft, picture, self._keys)
         return found.message.hex() if found.decoded else None
 
-    def _foreign(self, soft: Float32) -> int:
+    def _foreign(self, soft: Float32, picture: Picture) -> int:
         """Return how many of the other keys read something."""
-        return sum(self.robust.read(soft, [key], _UPRIGHT).decoded for key in self._strangers)
+        return sum(self._read(soft, picture, key).decoded for key in self._strangers)
+
+    def _read(self, soft: Float32, picture: Picture, key: KeySet) -> robust.Detection:
+        found = reading.read(soft, [key], _UPRIGHT)
+        if found.decoded:
+            return found
+        frame = self.robust.resample(display_values(picture))
+        return reading.read_weak(soft, frame, [key], _UPRIGHT)
 
     def _count(self, accepted: int, what: Literal["unmarked", "wrong_key", "searches"],
                decodes: int) -> None:  # fmt: skip

@@ -20,7 +20,7 @@ def test_a_known_message_keeps_its_code_word_for_ever() -> None:
 
 
 def test_code_words_differ_in_at_least_seventeen_bits() -> None:
-    weights = ecc._generator().sum(axis=1)
+    weights = ecc.generator().sum(axis=1)
     assert weights.min() >= 17
 
 

@@ -1,0 +1,93 @@
+"""The audit trail as the node uses it: record events; somewhere, a thread passes them on."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Iterable
+from typing import Self
+
+from dicom_node.audit.events import Event
+from dicom_node.audit.log import AuditLog
+from dicom_node.audit.message_xml import Node
+from dicom_node.audit.sending import Sender
+from dicom_node.audit.syslog import collector_at
+from dicom_node.config import Config
+from dicom_node.keys import KeyRing
+
+Told = Event | tuple[Event, str]
+
+
+class AuditTrail:
+    """The log of a configuration and, in one process of the node, the sender to its collector."""
+
+    def __init__(self, log: AuditLog, sender: Sender | None) -> None:
+        self._log = log
+        self._sender = sender
+
+    @classmethod
+    def open(cls, config: Config, ring: KeyRing | None, *, sends: bool = False) -> Self:
+        """Open the trail that `config` names.
+
+        Parameters
+        ----------
+        ring
+            Its current key signs checkpoints.
+        sends
+            Pass the trail on to ``audit.syslog``, if there is one: what *every* process records.
+            For the process that runs as long as the node does; a second one waits its turn.
+
+        Raises
+        ------
+        AuditError
+            If the folder cannot be made.
+        ConfigError
+            If the collector cannot be used.
+        """
+        directory = config.audit_directory
+        log = AuditLog.open(directory, ring, checkpoint_every=config.audit.checkpoint_every)
+        if not sends or not config.audit.syslog:
+            return cls(log, None)
+        collector = collector_at(config.audit.syslog, config.audit.syslog_ca)
+        node = Node(config.node.ae_title, socket.gethostname(), config.watermark.owner)
+        sender = Sender(directory, config.audit.syslog, collector, node)
+        sender.start()
+        return cls(log, sender)
+
+    def record(self, events: Iterable[Told]) -> int:
+        """Write events, durable when this returns; return how many were new.
+
+        Parameters
+        ----------
+        events
+            Alone, or with the reference that a repetition is recognised by, see `AuditLog`.
+
+        Raises
+        ------
+        AuditError
+            If they cannot be written; offer them again as they were.
+        """
+        count = self._log.append_many(
+            each if isinstance(each, tuple) else (each, "") for each in events
+        )
+        if self._sender is not None:
+            self._sender.wake()
+        return count
+
+    def close(self) -> None:
+        """Sign the end, send it, and stop sending (AuditError)."""
+        try:
+            self._log.close()
+        finally:
+            if self._sender is not None:
+                self._sender.stop()
+
+
+def account() -> str:
+    """Return who runs this process, as the system knows them: ``name@host``."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):
+        # A user id without a name, as in some containers.
+        name = "unknown"
+    return f"{name}@{socket.gethostname()}"

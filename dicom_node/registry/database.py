@@ -1,0 +1,134 @@
+"""Connections to SQLite and PostgreSQL that behave alike: short transactions, writers in turn."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from dicom_node.errors import ConfigError, RegistryError
+
+BUSY_TIMEOUT_S = 30
+CONNECT_TIMEOUT_S = 10
+_WRITERS_TURN = 0x4449434F4D  # the advisory lock of PostgreSQL that writers take: "DICOM"
+
+
+class Database:
+    """One database, named by its URL; safe to use from several threads.
+
+    Parameters
+    ----------
+    url
+        ``sqlite:///FILE`` or ``postgresql+psycopg://USER@HOST/NAME`` (``postgresql://`` will do).
+
+    Raises
+    ------
+    ConfigError
+        If the URL is neither, or the package for it is missing.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = _checked(url)
+        self._sqlite = self.url.get_backend_name() == "sqlite"
+        try:
+            self._engine = create_engine(self.url, **self._settings())
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"registry.url: {error.name} is not installed: pip install 'dicom-node[cluster]'"
+            ) from error
+        if self._sqlite:
+            _settle_sqlite(self._engine)
+
+    def _settings(self) -> dict[str, Any]:
+        if self._sqlite:
+            return {"connect_args": {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}}
+        return {
+            "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
+            "pool_pre_ping": True,
+            "pool_size": 2,
+        }
+
+    @property
+    def file(self) -> Path | None:
+        """The file of an SQLite database."""
+        return Path(str(self.url.database)).absolute() if self._sqlite else None
+
+    @property
+    def name(self) -> str:
+        """What errors call it; without its password."""
+        return self.url.render_as_string(hide_password=True)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """One consistent view (RegistryError)."""
+        with self._translated(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def adding(self) -> Iterator[Connection]:
+        """Insert rows whose order is nobody's concern; on disk when it returns (RegistryError)."""
+        with self._translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """Hold the writers' turn: what the one before wrote is seen (RegistryError)."""
+        with self._translated(), self._engine.connect() as plain:
+            connection = plain.execution_options(writes=True)
+            with connection.begin():
+                if not self._sqlite:
+                    connection.execute(
+                        text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITERS_TURN}
+                    )
+                yield connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            said = " ".join(str(cause).split())
+            raise RegistryError(f"the registry {self.name}: {said}") from error
+
+
+def _checked(url: str) -> URL:
+    try:
+        made = make_url(url)
+        backend = made.get_backend_name()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ConfigError(f"registry.url = {url!r}: {error}") from error
+    if backend == "postgresql":
+        return made.set(drivername="postgresql+psycopg")
+    if backend != "sqlite" or not made.database or made.database == ":memory:":
+        raise ConfigError(
+            f"registry.url = {made.render_as_string(hide_password=True)!r}:"
+            " use sqlite:///FILE or postgresql://USER@HOST/NAME"
+        )
+    return made
+
+
+def _settle_sqlite(engine: Engine) -> None:
+    """Write-ahead log, and transactions that begin where we say: Python begins them too late."""
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -16384")
+
+    @event.listens_for(engine, "begin")
+    def _began(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,211 @@
+"""Checks in worker processes: as many at once as there are cores, and none that can end ours.
+
+Each worker is a fresh interpreter behind a pipe and a thread of ours that talks to it. A worker
+that dies over an instance costs that instance's check a verdict (``unreadable``, with the reason)
+and is started anew. What is handed in beyond a few tasks a worker waits outside: memory stays flat
+however many instances come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future
+from types import TracebackType
+
+import structlog
+
+from dicom_node.config import environment
+from dicom_node.errors import EngineError, NodeError
+from dicom_node.verify.checking_worker import Checked, Setup, Task, unreadable
+
+log = structlog.get_logger(__name__)
+
+_IN_LINE = 4
+_START_S = 120.0
+_CHECK_S = 900.0
+"""Longest check of one instance; an enhanced object of thousands of frames takes minutes."""
+_END_S = 10.0
+
+_Job = tuple[Task, "Future[Checked]"]
+
+
+class CheckingPool:
+    """A few processes that check files.
+
+    Parameters
+    ----------
+    workers
+        0: one per usable core.
+
+    Raises
+    ------
+    EngineError
+        If the first worker cannot open keys or networks.
+    """
+
+    def __init__(self, setup: Setup, workers: int = 0) -> None:
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self._setup = setup
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=_IN_LINE * self.workers)
+        self._closed = threading.Event()
+        first = _Worker(setup)
+        first.await_ready()
+        self._alive: set[_Worker] = {first}
+        self._threads = [
+            threading.Thread(target=self._run, args=(worker,), name=f"check-{index}", daemon=True)
+            for index, worker in enumerate([first, *(None for _ in range(self.workers - 1))])
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def check(self, task: Task) -> Future[Checked]:
+        """Hand in one file; waits while too many are in line.
+
+        Raises
+        ------
+        EngineError
+            If the pool is closed.
+        """
+        done: Future[Checked] = Future()
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._jobs.put((task, done), timeout=0.2)
+                return done
+        raise _closing()
+
+    def close(self) -> None:
+        """End the workers; checks that are not done fail with an EngineError."""
+        self._closed.set()
+        self._drop_waiting()
+        for worker in list(self._alive):
+            worker.kill()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(_END_S)
+        self._drop_waiting()
+
+    def _drop_waiting(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is not None and job[1].set_running_or_notify_cancel():
+                    job[1].set_exception(_closing())
+
+    def __enter__(self) -> CheckingPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()
+
+    def _run(self, worker: _Worker | None) -> None:
+        """Give one worker its tasks, one after another."""
+        while (job := self._jobs.get()) is not None:
+            task, done = job
+            if not done.set_running_or_notify_cancel():
+                continue
+            try:
+                if worker is None:
+                    worker = self._started()
+                done.set_result(worker.check(task))
+            except _Died as error:
+                self._ended(worker)
+                worker = None
+                if self._closed.is_set():
+                    done.set_exception(_closing())
+                    continue
+                log.warning("checking worker ended", reason=str(error))
+                done.set_result(unreadable(task, str(error)))
+            except NodeError as error:
+                self._ended(worker)
+                worker = None
+                done.set_exception(error)
+        self._ended(worker)
+
+    def _started(self) -> _Worker:
+        worker = _Worker(self._setup)
+        self._alive.add(worker)
+        if self._closed.is_set():
+            worker.kill()
+        worker.await_ready()
+        return worker
+
+    def _ended(self, worker: _Worker | None) -> None:
+        if worker is not None:
+            self._alive.discard(worker)
+            worker.end()
+
+
+def _closing() -> EngineError:
+    return EngineError("no more checks: shutting down")
+
+
+class _Died(NodeError):
+    """A worker ended or hung over an instance."""
+
+
+class _Worker:
+    """One process and the pipe to it."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._pipe, theirs = multiprocessing.Pipe()
+        path = os.pathsep.join(each for each in sys.path if each)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "dicom_node.verify.checking_worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                env={**environment(), "PYTHONPATH": path},
+            )  # fmt: skip
+        self._setup = setup
+
+    def await_ready(self) -> None:
+        """Wait until it has its keys and networks (EngineError)."""
+        try:
+            self._pipe.send(self._setup)
+            if not self._pipe.poll(_START_S):
+                raise EngineError(f"a checking worker is not ready after {_START_S:g} s")
+            problem = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise EngineError(f"a checking worker ended on starting: {self._code()}") from error
+        if problem is not None:
+            raise EngineError(str(problem))
+
+    def check(self, task: Task) -> Checked:
+        """Return what the worker says of one file (_Died)."""
+        try:
+            self._pipe.send(task)
+            if not self._pipe.poll(_CHECK_S):
+                raise _Died(f"the check did not end within {_CHECK_S:g} s")
+            checked = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise _Died(f"the check ended its process: {self._code()}") from error
+        assert isinstance(checked, Checked), "a worker answers a task with its outcome"
+        return checked
+
+    def kill(self) -> None:
+        """End it at once, whatever it does; its thread finds out."""
+        self._process.kill()
+
+    def end(self) -> None:
+        """Close the pipe, which ends an idle worker; kill one that is not."""
+        self._pipe.close()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _code(self) -> str:
+        try:
+            return f"exit code {self._process.wait(_END_S)}"
+        except subprocess.TimeoutExpired:
+            return "it does not answer"

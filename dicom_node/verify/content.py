@@ -1,0 +1,95 @@
+"""Is the content still what it was? Asked where W2 is gone and W1 still says which frame it was.
+
+The robust mark names the frame, the registry (or whoever asks) has its fingerprint, and the picture
+is compared with that, cell by cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dicom_node.errors import WatermarkError
+from dicom_node.inference.base import Float32
+from dicom_node.inference.fingerprinter import open_fingerprinter
+from dicom_node.watermark import fingerprint
+from dicom_node.watermark.robust import Pose
+from dicom_node.watermark.tiles import Box
+
+if TYPE_CHECKING:
+    from dicom_node.registry.registry import Registry
+
+Known = Callable[[bytes], Sequence[bytes]]
+"""Gives the fingerprints of all frames that carry a robust message of 12 bytes; none: ``()``."""
+
+# Frames that look alike carry the same message: slices of a phantom, a loop at rest.
+_NEAREST = 4
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the fingerprint says.
+
+    Attributes
+    ----------
+    compared
+        False where there was nothing to compare with.
+    changed
+        Changed regions in pixels of the picture, largest first.
+    reason
+        In words: what was changed, or why nothing was compared.
+    """
+
+    compared: bool
+    changed: tuple[Box, ...] = ()
+    reason: str = ""
+
+
+def fingerprints_in(registry: Registry) -> Known:
+    """Return the lookup that `check_instance` takes, in a registry.
+
+    Errors of the registry (RegistryError) reach the caller of `check_instance`.
+    """
+
+    def known(message: bytes) -> Sequence[bytes]:
+        found = (match.facts.fingerprint for match in registry.by_message(message))
+        return [features for features in found if features]
+
+    return known
+
+
+def compare_content(picture: Float32, pose: Pose, message: bytes, known: Known | None) -> Content:
+    """Compare a picture with the fingerprints of the frames its robust mark names.
+
+    Of several such frames it is enough to be one.
+
+    Parameters
+    ----------
+    picture
+        Display values 0..1, ``(rows, columns)``, as they came.
+    pose
+        How the marked frame lies in it.
+    message
+        Of the robust mark, 12 bytes.
+    known
+        None where nobody can be asked.
+    """
+    candidates = list(dict.fromkeys(known(message))) if known is not None else []
+    if not candidates:
+        why = "no registry was asked" if known is None else "the registry has no fingerprint of it"
+        return Content(False, reason=f"content not compared: {why}")
+    network = open_fingerprinter()
+    try:
+        nearest = fingerprint.nearest(candidates, picture, network, pose)[:_NEAREST]
+        made = [fingerprint.compare(each, picture, network, pose) for each in nearest]
+    except WatermarkError as error:
+        return Content(False, reason=f"content not compared: {error}")
+    best = min(made, key=lambda comparison: float(comparison.scores.max()))
+    if best.same:
+        return Content(True)
+    count, total = int(best.changed.sum()), int(best.compared.sum())
+    return Content(
+        True, best.boxes(picture.shape, pose),
+        f"the content differs from its fingerprint in {count} of {total} cells",
+    )  # fmt: skip

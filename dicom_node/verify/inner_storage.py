@@ -1,0 +1,174 @@
+"""The inner Storage SCP: where the PACS moves instances to that are to be checked.
+
+It marks nothing and keeps nothing: what nobody here waits for is refused, so that it is no way
+into the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import structlog
+
+from dicom_node.config import Config
+from dicom_node.dimse import Incoming, StorageSCP, encode_file_meta
+from dicom_node.errors import SpoolError
+from dicom_node.instance.datafile import open_data_file
+from dicom_node.verify.pacs import Wanted
+
+log = structlog.get_logger(__name__)
+
+Take = Callable[[Path, Incoming], None]
+"""Given each instance's file, which is the taker's to remove; may wait, and then the PACS does."""
+
+_NOT_AUTHORIZED = 0x0124
+_STUDY, _SERIES = 0x0020000D, 0x0020000E
+
+
+class Expected:
+    """Somebody who waits for instances; `received` counts them."""
+
+    def __init__(self, wanted: Wanted, take: Take) -> None:
+        self.wanted = wanted
+        self.take = take
+        self.received = 0
+        self.seen: set[tuple[str, str]] = set()
+
+
+class InnerStorage:
+    """Listens on ``[verify] fetch_port`` while it is open.
+
+    Raises
+    ------
+    ConfigError
+        If the port is in use.
+    SpoolError
+        If the folder cannot be made.
+    """
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self._folder = folder
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._expected: list[Expected] = []
+        with written(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        verify, node = config.verify, config.node
+        self._server = StorageSCP(
+            (verify.bind, verify.fetch_port), verify.fetch_ae_title, self._receive,
+            max_pdu=node.max_pdu, silence_s=node.association_timeout_s,
+        )  # fmt: skip
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._server.serve, args=(self._stop,), name="inner storage", daemon=True
+        )
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def expect(self, wanted: Wanted, take: Take) -> Iterator[Expected]:
+        """Hand what comes of `wanted` to `take`, as long as this lasts."""
+        one = Expected(wanted, take)
+        with self._lock:
+            self._expected.append(one)
+        try:
+            yield one
+        finally:
+            with self._lock:
+                self._expected.remove(one)
+
+    def close(self) -> None:
+        """Stop listening; associations that are open are cut."""
+        self._stop.set()
+        self._thread.join()
+        self._server.drain(0.5)
+
+    def _receive(self, incoming: Incoming, data_set: Iterator[memoryview]) -> int:
+        if not self._expected:
+            log.warning("instance nobody asked for refused", calling_ae=incoming.calling_ae)
+            return _NOT_AUTHORIZED
+        path = self._folder / f"in-{next(self._numbers)}.dcm"
+        try:
+            write_instance(path, incoming, data_set)
+            study, series = _place(path)
+            takers = self._takers(study, series, incoming.sop_instance_uid)
+            if takers is None:
+                log.warning("instance nobody asked for refused", calling_ae=incoming.calling_ae)
+                return _NOT_AUTHORIZED
+            for number, one in enumerate(takers):
+                own = path.with_name(f"{path.stem}-{number}.dcm")
+                with written(own):
+                    os.link(path, own)
+                one.take(own, incoming)
+                one.received += 1
+        finally:
+            path.unlink(missing_ok=True)
+        return 0x0000
+
+    def _takers(self, study: str, series: str, instance: str) -> list[Expected] | None:
+        """Return who has not had it from another association yet; None if nobody asked for it.
+
+        What belongs to a study that is waited for, and was not asked for, is an answer, too.
+        """
+        with self._lock:
+            asked = [o for o in self._expected if o.wanted.includes(study, series, instance)]
+            asked = asked or [o for o in self._expected if o.wanted.study_instance_uid == study]
+            new = [one for one in asked if (series, instance) not in one.seen]
+            for one in new:
+                one.seen.add((series, instance))
+            return new if asked else None
+
+
+def write_instance(path: Path, incoming: Incoming, data_set: Iterator[memoryview]) -> None:
+    """Write an instance as it comes; not synced, since it can be fetched again (SpoolError)."""
+    meta = encode_file_meta(
+        incoming.sop_class_uid, incoming.sop_instance_uid, incoming.transfer_syntax_uid,
+        incoming.calling_ae,
+    )  # fmt: skip
+    try:
+        with written(path), path.open("wb") as file:
+            file.write(meta)
+            for fragment in data_set:
+                file.write(fragment)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _place(path: Path) -> tuple[str, str]:
+    """Return Study and Series Instance UID of a file, "" where they cannot be read."""
+    try:
+        with closing(open_data_file(path)) as data:
+            return data.text(_STUDY), data.text(_SERIES)
+    except Exception:  # noqa: BLE001 - pydicom raises nearly anything on malformed values
+        return "", ""
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Turn a failing disk into a SpoolError that names the path (answered 0xA700)."""
+    try:
+        yield
+    except OSError as error:
+        raise SpoolError(f"{path}: {error.strerror or error}") from error
+
+
+def scratch_folder(config: Config) -> Path:
+    """Return a new folder for fetched files, and remove those of processes that have died."""
+    root = config.spool.directory / "fetched"
+    with written(root):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for old in root.iterdir():
+            pid, _, _ = old.name.partition("-")
+            if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+                shutil.rmtree(old, ignore_errors=True)
+        number = next(n for n in itertools.count() if not (root / f"{os.getpid()}-{n}").exists())
+        folder = root / f"{os.getpid()}-{number}"
+        folder.mkdir(mode=0o700)
+    return folder

@@ -1,0 +1,87 @@
+"""The nightly re-check: a sample drawn by chance, at the hour that ``[verify]`` names."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime, timedelta
+
+import structlog
+
+from dicom_node.errors import ConfigError, NodeError
+from dicom_node.verify import audit_run
+from dicom_node.verify.audit_run import RunFile, Summary
+from dicom_node.verify.checked_fetch import CalledOff
+from dicom_node.verify.inspector import Inspector
+from dicom_node.verify.study import StudyCheck
+
+log = structlog.get_logger(__name__)
+
+CHECKED_BY = "nightly"
+_LONGEST_WAIT_S = 300.0
+
+
+class Nightly(threading.Thread):
+    """Waits for the hour and checks a sample, every night until `stop` is set.
+
+    It does nothing where ``nightly_sample`` is 0.
+    """
+
+    def __init__(self, inspector: Inspector, stop: threading.Event) -> None:
+        super().__init__(name="nightly", daemon=True)
+        self._inspector = inspector
+        self._stop_event = stop
+
+    def run(self) -> None:
+        """Wait and check; what fails tonight is tried again tomorrow."""
+        verify = self._inspector.config.verify
+        if not verify.nightly_sample:
+            return
+        due = next_time(verify.nightly_at, datetime.now().astimezone())
+        while not self._stop_event.is_set():
+            left_s = (due - datetime.now().astimezone()).total_seconds()
+            if left_s > 0:
+                # In short steps: the clock may be set meanwhile.
+                self._stop_event.wait(min(left_s, _LONGEST_WAIT_S))
+                continue
+            due = next_time(verify.nightly_at, datetime.now().astimezone())
+            try:
+                self.check_sample()
+            except CalledOff:
+                return
+            except NodeError as error:
+                log.error("nightly check failed", reason=str(error))  # noqa: TRY400
+
+    def check_sample(self) -> Summary | None:
+        """Check tonight's sample and log what was found; None where there is nothing to draw."""
+        verify = self._inspector.config.verify
+        try:
+            studies = audit_run.sample(self._inspector, verify.nightly_sample)
+        except ConfigError:
+            log.info("nothing marked yet to draw a sample from")
+            return None
+        file = RunFile(None)
+        file.begin(studies)
+
+        def progress(_done: int, _total: int) -> None:
+            if self._stop_event.is_set():
+                raise CalledOff("shutting down")
+
+        def told(check: StudyCheck) -> None:
+            if not check.sound:
+                log.error(
+                    "study not sound", study_instance_uid=check.study_instance_uid,
+                    verdict=check.verdict, counts=check.counts, missing=len(check.missing),
+                )  # fmt: skip
+
+        found = audit_run.run(
+            self._inspector, file, checked_by=CHECKED_BY, told=told, progress=progress
+        )
+        log.info("nightly sample checked", **found.to_json()["summary"])
+        return found
+
+
+def next_time(at: str, now: datetime) -> datetime:
+    """Return when it is next `at` (HH:MM, the time zone of `now`)."""
+    hour, minute = map(int, at.split(":"))
+    then = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return then if then > now else then + timedelta(days=1)

@@ -1,0 +1,390 @@
+"""C-MOVE and C-GET: fetched from the PACS, re-checked, and sent on as the client's policy says.
+
+References
+----------
+DICOM PS3.4 C.4.2 (C-MOVE), C.4.3 (C-GET), status values in Tables C.4-2 and C.4-3.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+from pydicom.dataset import Dataset
+
+from dicom_node.audit.events import Event, Refused, Restored, Retrieved, VerdictGiven
+from dicom_node.config import MoveDestinationConfig, Policy
+from dicom_node.dimse.query_commands import CANCELLED, SUCCESS, SubOperations
+from dicom_node.dimse.query_scp import Call, PeerGone
+from dicom_node.errors import (
+    AssociationLost,
+    AssociationRejected,
+    ContextRefused,
+    ForwardError,
+    SpoolError,
+)
+from dicom_node.verify import identifiers
+from dicom_node.verify.checked_fetch import Arrival, CheckedFetch
+from dicom_node.verify.identifiers import IdentifierError, Inquiry
+from dicom_node.verify.inspector import Inspector, found_of, missing_entries
+from dicom_node.verify.pacs import Planned, Wanted
+from dicom_node.verify.query import HEARTBEAT_S, Cancelled
+from dicom_node.verify.senders import ClientSender, MoveSender, Sender
+from dicom_node.verify.study import CheckedInstance, StudyCheck, study_check
+
+log = structlog.get_logger(__name__)
+
+UNKNOWN_DESTINATION = 0xA801
+CANNOT_COUNT = 0xA701
+CANNOT_PERFORM = 0xA702
+WITH_FAILURES = 0xB000
+_LISTED = 900  # UIDs that fit a value of 16-bit length
+_BATCH = 50
+
+
+@dataclass
+class Tally:
+    """Sub-operations of one request."""
+
+    remaining: int = 0
+    completed: int = 0
+    failed: int = 0
+    warning: int = 0
+    failed_uids: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def counts(self) -> SubOperations:
+        """Return the numbers of a response."""
+        return SubOperations(max(0, self.remaining), self.completed, self.failed, self.warning)
+
+    def count(self, outcome: str, sop_instance_uid: str) -> None:
+        """Count one sub-operation: ``completed``, ``warning`` or ``failed``."""
+        self.remaining -= 1
+        setattr(self, outcome, getattr(self, outcome) + 1)
+        if outcome == "failed" and len(self.failed_uids) < _LISTED:
+            self.failed_uids.append(sop_instance_uid)
+
+    @property
+    def status(self) -> int:
+        """The final status they make."""
+        if not self.failed and not self.warning:
+            return SUCCESS
+        if not self.completed and not self.warning:
+            return CANNOT_PERFORM
+        return WITH_FAILURES
+
+
+class RetrieveHandler:
+    """Answers C-MOVE and C-GET requests, each in its association's thread."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self._inspector = inspector
+        self._config = inspector.config
+
+    def __call__(self, call: Call) -> None:
+        """Fetch, re-check, and send on what the client asked for.
+
+        Answers
+        -------
+        ``0xFF00`` after each sub-operation; then ``0x0000`` if every instance was sent and none is
+        suspect; ``0xB000`` if some failed or are suspect (tampered, foreign, unreadable, stripped
+        of our marks); ``0xA702`` if none could be sent; ``0xA701`` if the PACS cannot say what it
+        has; ``0xA801`` for a destination that is not configured; ``0xA900`` for an identifier that
+        fits no level; ``0xFE00`` when called off.
+
+        References
+        ----------
+        DICOM PS3.4 C.4.2.1.5, C.4.3.1.4.
+        """
+        retrieval = _Retrieval(call, self._inspector, self._policy(call.calling_ae))
+        status, comment = SUCCESS, ""
+        try:
+            status = retrieval.run()
+            if status != SUCCESS:
+                comment = "; ".join(retrieval.tally.notes)
+        except Cancelled:
+            status = CANCELLED
+        except _UnknownDestination as error:
+            status, comment = UNKNOWN_DESTINATION, str(error)
+        except IdentifierError as error:
+            status, comment = error.status, str(error)
+        except SpoolError as error:
+            status, comment = CANNOT_PERFORM, str(error)
+        except ForwardError as error:
+            status, comment = CANNOT_COUNT, str(error)
+        try:
+            retrieval.finish(status, comment)
+        finally:
+            retrieval.close()
+
+    def _policy(self, calling_ae: str) -> Policy:
+        verify = self._config.verify
+        return next((c.policy for c in verify.client if c.ae_title == calling_ae), verify.policy)
+
+
+class _UnknownDestination(IdentifierError):
+    """A move destination that is not configured."""
+
+
+class _Retrieval:
+    """One request on its way."""
+
+    def __init__(self, call: Call, inspector: Inspector, policy: Policy) -> None:
+        self.tally = Tally()
+        self._call = call
+        self._inspector = inspector
+        self._policy = policy
+        self._sender: Sender | None = None
+        self._destination: MoveDestinationConfig | None = None
+        self._receiver_gone = ""
+        self._spoke_at = time.monotonic()
+        self._events: list[Event] = []
+
+    def run(self) -> int:
+        """Do all of it; return the final status."""
+        call = self._call
+        inquiry = identifiers.parse(
+            call.identifier, call.transfer_syntax_uid, patient_root=call.patient_root,
+            retrieve=True,
+        )  # fmt: skip
+        if call.request.kind == "move":
+            self._destination = self._destination_of(call.request.move_destination)
+        work = [(wanted, self._plan(wanted)) for wanted in self._wanted(inquiry)]
+        absent = [self._inspector.expected(wanted, planned) for wanted, planned in work]
+        self.tally.remaining = sum(len(planned) for _, planned in work)
+        self.tally.remaining += sum(len(uids) for _, uids in absent)
+        self._sender = self._open_sender([p.sop_class_uid for _, plan in work for p in plan])
+        for (wanted, planned), (_, uids) in zip(work, absent, strict=True):
+            for uid in uids:
+                self.tally.count("failed", uid)
+            self._study(wanted, planned)
+        return self.tally.status
+
+    def _destination_of(self, ae_title: str) -> MoveDestinationConfig:
+        for each in self._inspector.config.move_destination:
+            if each.ae_title == ae_title:
+                return each
+        raise _UnknownDestination("no [[move_destination]] has this AE title")
+
+    def _open_sender(self, classes: Sequence[str]) -> Sender:
+        config = self._inspector.config
+        most = config.watermark.max_pixels
+        if self._destination is None:
+            return ClientSender(self._call, most)
+        known = list(dict.fromkeys(each for each in classes if each))
+        return MoveSender(self._destination, config.verify.ae_title, known, most, self._watch)
+
+    def _wanted(self, inquiry: Inquiry) -> list[Wanted]:
+        if inquiry.level == "STUDY" and "PatientID" not in inquiry.keys:
+            return [Wanted(study) for study in inquiry.studies]
+        if inquiry.level in ("SERIES", "IMAGE"):
+            return [Wanted(inquiry.studies[0], inquiry.series, inquiry.instances)]
+        # The PACS says which studies are this patient's.
+        keys = identifiers.keys_of("STUDY", {}, ("StudyInstanceUID",))
+        keys["PatientID"] = inquiry.keys["PatientID"]
+        if inquiry.studies:
+            keys.StudyInstanceUID = list(inquiry.studies)
+        if "SpecificCharacterSet" in inquiry.keys:
+            keys.SpecificCharacterSet = inquiry.keys.SpecificCharacterSet
+        found = self._inspector.pacs.studies_by(keys, self._quiet)
+        return [Wanted(identifiers.text_of(match, "StudyInstanceUID")) for match in found]
+
+    def _plan(self, wanted: Wanted) -> tuple[Planned, ...]:
+        return self._inspector.pacs.plan(wanted, self._quiet)
+
+    def _quiet(self) -> bool:
+        self._watch()
+        return False
+
+    def _watch(self) -> None:
+        """Look after the client: its C-CANCEL, and that it hears of us now and then."""
+        if self._call.cancelled:
+            raise Cancelled("called off by the client")
+        if self.tally.remaining and time.monotonic() - self._spoke_at > HEARTBEAT_S:
+            self._say()
+
+    def _say(self) -> None:
+        self._call.pending(counts=self.tally.counts())
+        self._spoke_at = time.monotonic()
+
+    # One study
+
+    def _study(self, wanted: Wanted, planned: Sequence[Planned]) -> None:
+        """Fetch, check and send on; what did not come has failed."""
+        before = self.tally.counts()
+        found: list[CheckedInstance] = []
+        due = {(each.series_instance_uid, each.sop_instance_uid) for each in planned}
+        error, complete = "", not planned
+        entries = self._inspector.recorder.entries(wanted)
+        marked = {each.sop_instance_uid for each in entries if each.action != "untouched"}
+        try:
+            if planned:
+                with CheckedFetch(
+                    self._inspector.fetcher, self._inspector.pool, wanted, planned,
+                    restore=self._policy == "restored",
+                ) as arrivals:  # fmt: skip
+                    self._relay(arrivals, found, due, marked)
+                error = str(arrivals.error or "")
+                complete = arrivals.fetched is not None and not self._receiver_gone
+        finally:
+            self._note(wanted, planned, found, before, error, complete=complete)
+        for _, uid in sorted(due):
+            self.tally.count("failed", uid)
+
+    def _relay(
+        self, arrivals: CheckedFetch, found: list[CheckedInstance], due: set[tuple[str, str]],
+        marked: set[str],
+    ) -> None:  # fmt: skip
+        for arrival in arrivals:
+            self._watch()
+            if arrival is None:
+                continue
+            one = found_of(arrival)
+            found.append(one)
+            key = one.series_instance_uid, one.sop_instance_uid
+            if key not in due:
+                self.tally.remaining += 1  # extra: nobody counted on it
+            due.discard(key)
+            self.tally.count(self._send_on(arrival, one, marked), one.sop_instance_uid)
+            self._say()
+            if self._receiver_gone:
+                return
+
+    def _send_on(self, arrival: Arrival, one: CheckedInstance, marked: set[str]) -> str:
+        """Send one instance as the policy says; return how that counts."""
+        stripped = one.verdict.verdict == "unmarked" and one.sop_instance_uid in marked
+        suspect = one.suspect or stripped
+        if suspect and self._policy == "refuse-tampered":
+            return "failed"
+        path: Path | None = arrival.path
+        if self._policy == "restored":
+            path = self._restored(arrival, one)
+        if path is None or not self._deliver(path, one):
+            return "failed"
+        return "warning" if suspect else "completed"
+
+    def _restored(self, arrival: Arrival, one: CheckedInstance) -> Path | None:
+        """Return the original; None where there is one and it cannot be had exactly."""
+        carries = any(frame.integrity != "absent" for frame in one.verdict.frames)
+        if not carries and one.verdict.verdict in ("authentic", "unmarked"):
+            return arrival.path  # never had marks in its pixels: it is what was received
+        checked = arrival.checked
+        self._events.append(
+            Restored(
+                at=datetime.now(UTC), sop_instance_uid=one.sop_instance_uid,
+                study_instance_uid=one.study_instance_uid, sop_class_uid=one.sop_class_uid,
+                by=self._call.calling_ae, how="retrieve", destination=self._receiver,
+                key_id=one.verdict.signed_by.hex(), exact=bool(checked.exact),
+                reason=checked.reason,
+            )
+        )  # fmt: skip
+        return arrival.original
+
+    def _deliver(self, path: Path, one: CheckedInstance) -> bool:
+        assert self._sender is not None, "opened before anything is fetched"
+        try:
+            status = self._sender.send(path)
+        except (AssociationRejected, AssociationLost) as error:
+            self._receiver_gone = str(error)
+            self.tally.notes.append(f"{self._sender.name} is away")
+        except (ContextRefused, ForwardError, ValueError, OSError) as error:
+            log.warning("sub-operation failed", receiver=self._receiver,
+                        sop_instance_uid=one.sop_instance_uid, reason=str(error))  # fmt: skip
+        else:
+            if status == SUCCESS or status >> 12 == 0xB:
+                return True
+            log.warning("sub-operation refused", receiver=self._receiver,
+                        sop_instance_uid=one.sop_instance_uid,
+                        status=f"0x{status:04X}")  # fmt: skip
+        return False
+
+    @property
+    def _receiver(self) -> str:
+        destination = self._destination
+        return self._call.calling_ae if destination is None else destination.ae_title
+
+    def _note(
+        self, wanted: Wanted, planned: Sequence[Planned], found: Sequence[CheckedInstance],
+        before: SubOperations, error: str, *, complete: bool,
+    ) -> None:  # fmt: skip
+        """Remember the verdicts, and tell the audit trail and the client how it was."""
+        recorder, call = self._inspector.recorder, self._call
+        check = study_check(
+            wanted.study_instance_uid, found, recorder.entries(wanted),
+            destination=self._inspector.pacs.name,
+            listed=[each.sop_instance_uid for each in planned],
+        )  # fmt: skip
+        recorder.remember(
+            found, checked_by=call.calling_ae,
+            missing=missing_entries(check) if complete else (),
+        )  # fmt: skip
+        self.tally.notes += _in_words(check, error)
+        recorder.record(*self._events, *self._told(check, before))
+        self._events.clear()
+
+    def _told(self, check: StudyCheck, before: SubOperations) -> list[Event]:
+        call, tally = self._call, self.tally
+        destination = self._destination
+        address = call.peer if destination is None else destination.host
+        now = datetime.now(UTC)
+        classes = tuple(dict.fromkeys(each.sop_class_uid for each in check.instances))
+        given: list[Event] = [
+            Retrieved(
+                at=now, client_ae=call.calling_ae, client_address=call.peer,
+                destination_ae=self._receiver, destination_address=address,
+                how="move" if call.request.kind == "move" else "get",
+                study_instance_uid=check.study_instance_uid, sop_class_uids=classes,
+                instances=tally.completed - before.completed, failed=tally.failed - before.failed,
+                warnings=tally.warning - before.warning, policy=self._policy, status=tally.status,
+            )
+        ]  # fmt: skip
+        if check.instances and tally.status != SUCCESS:
+            given.append(
+                VerdictGiven(at=now, given_to=call.calling_ae, verdict=check.verdict,
+                             address=call.peer, how="retrieve", counts=check.counts,
+                             study_instance_uid=check.study_instance_uid)
+            )  # fmt: skip
+        return given
+
+    # The end
+
+    def finish(self, status: int, comment: str) -> None:
+        """Answer for the last time."""
+        call, tally = self._call, self.tally
+        if status not in (SUCCESS, CANCELLED, WITH_FAILURES):
+            self._inspector.recorder.record(
+                Refused(at=datetime.now(UTC), stage="retrieve", reason=comment,
+                        peer_ae=call.calling_ae, peer_address=call.peer, status=status)
+            )  # fmt: skip
+        identifier = None
+        if tally.failed_uids:
+            ds = Dataset()
+            ds.FailedSOPInstanceUIDList = tally.failed_uids
+            identifier = identifiers.encode(ds, call.transfer_syntax_uid)
+        call.finish(status, counts=tally.counts(), comment=comment, identifier=identifier)
+
+    def close(self) -> None:
+        """Release the move destination."""
+        if self._sender is not None:
+            with suppress(PeerGone):
+                self._sender.close()
+
+
+def _in_words(check: StudyCheck, error: str) -> list[str]:
+    """Return what is to be said of a study in an error comment of 64 characters."""
+    counts = check.counts
+    said = [
+        f"{number} {what}"
+        for what, number in (
+            ("tampered", counts.get("tampered", 0)), ("foreign", counts.get("foreign", 0)),
+            ("unreadable", counts.get("unreadable", 0)), ("stripped", len(check.stripped)),
+            ("missing", len(check.missing)), ("extra", len(check.extra)),
+            ("transcoded", len(check.transcoded)),
+        ) if number
+    ]  # fmt: skip
+    return [*said, *([error] if error else [])]

@@ -1,0 +1,169 @@
+"""Where a retrieve sends its sub-operations: to a move destination, or back to the client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from dicom_node.config import MoveDestinationConfig
+from dicom_node.dimse import LOSSLESS_FALLBACKS, Pair, StoreAssociation, read_file_meta
+from dicom_node.dimse.query_scp import Call
+from dicom_node.errors import AssociationLost, ContextRefused
+from dicom_node.instance.transcode import EXPLICIT_LE, decompress
+
+_TIMEOUT_S = 60.0
+_STEP_S = 0.1
+
+
+class Sender(Protocol):
+    """Sends instances one by one."""
+
+    name: str
+
+    def send(self, path: Path) -> int:
+        """Send a file and return the C-STORE status.
+
+        Raises
+        ------
+        ContextRefused
+            If it is not taken in any transfer syntax that we can give it.
+        AssociationRejected, AssociationLost
+            If the receiver is away.
+        PeerGone
+            If the client is.
+        """
+
+    def close(self) -> None:
+        """Release what is open."""
+
+
+class ClientSender:
+    """Sends back over the client's own association, for C-GET."""
+
+    def __init__(self, call: Call, max_pixels: int) -> None:
+        self.name = call.calling_ae
+        self._call = call
+        self._max_pixels = max_pixels
+
+    def send(self, path: Path) -> int:
+        """Send in the association's thread, which is the caller's."""
+
+        def store(path: Path) -> int:
+            with path.open("rb") as file:
+                return self._call.store(file, read_file_meta(file), timeout_s=_TIMEOUT_S).status
+
+        return _in_an_accepted_syntax(path, store, self._call.accepted_syntaxes, self._max_pixels)
+
+    def close(self) -> None:
+        """Leave the association to the client."""
+
+
+class MoveSender:
+    """Sends over an association of its own, for C-MOVE.
+
+    A thread sends, so that a client's C-CANCEL is heard while a destination takes its time.
+
+    Parameters
+    ----------
+    classes
+        SOP classes that are going to be sent.
+    watch
+        Asked some ten times a second while a sub-operation goes on; may raise.
+    """
+
+    def __init__(
+        self, destination: MoveDestinationConfig, calling_ae: str, classes: Sequence[str],
+        max_pixels: int, watch: Callable[[], object],
+    ) -> None:  # fmt: skip
+        self.name = destination.name
+        self._destination = destination
+        self._calling_ae = calling_ae
+        self._classes = classes
+        self._max_pixels = max_pixels
+        self._watch = watch
+        self._association: StoreAssociation | None = None
+        self._seen: dict[Pair, None] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"move to {destination.name}")
+
+    def send(self, path: Path) -> int:
+        """Send; opens the association where there is none, or none for this kind of instance."""
+        sending = self._thread.submit(self._send, path)
+        try:
+            while True:
+                with suppress(NotYet):
+                    return sending.result(_STEP_S)
+                self._watch()
+        except BaseException:
+            if not sending.done() and self._association is not None:
+                self._association.cut()
+            raise
+
+    def _send(self, path: Path) -> int:
+        return _in_an_accepted_syntax(path, self._store, self._accepted, self._max_pixels)
+
+    def _accepted(self, sop_class_uid: str) -> tuple[str, ...]:
+        association = self._association
+        return () if association is None else association.accepted_syntaxes(sop_class_uid)
+
+    def _store(self, path: Path) -> int:
+        with path.open("rb") as file:
+            meta = read_file_meta(file)
+            pair = meta.sop_class_uid, meta.transfer_syntax_uid
+            try:
+                return self._open(pair).store(file, meta).status
+            except AssociationLost:
+                self._drop()
+                raise
+
+    def _open(self, pair: Pair) -> StoreAssociation:
+        self._seen[pair] = None
+        if self._association is not None:
+            if self._association.proposed(pair) and self._association.alive:
+                return self._association
+            self._drop()
+        destination = self._destination
+        expected = [(each, pair[1]) for each in self._classes]
+        self._association = StoreAssociation.open(
+            destination.name, (destination.host, destination.port),
+            called_ae=destination.ae_title, calling_ae=self._calling_ae,
+            pairs=[*reversed(self._seen), *expected], fallbacks=LOSSLESS_FALLBACKS,
+            timeout_s=_TIMEOUT_S,
+        )  # fmt: skip
+        return self._association
+
+    def _drop(self) -> None:
+        if self._association is not None:
+            self._association.release()
+            self._association = None
+
+    def close(self) -> None:
+        """Release the association and end the thread."""
+        self._thread.submit(self._drop)
+        self._thread.shutdown(wait=True)
+
+
+def _in_an_accepted_syntax(
+    path: Path,
+    store: Callable[[Path], int],
+    accepted: Callable[[str], tuple[str, ...]],
+    max_pixels: int,
+) -> int:
+    """Store a file as it is, else decompressed where that says the same."""
+    try:
+        return store(path)
+    except ContextRefused:
+        with path.open("rb") as file:
+            meta = read_file_meta(file)
+        if EXPLICIT_LE not in accepted(meta.sop_class_uid):
+            raise
+        plain = path.with_suffix(".plain.dcm")
+        try:
+            if decompress(path, plain, max_pixels=max_pixels):
+                raise
+            return store(plain)
+        finally:
+            plain.unlink(missing_ok=True)

@@ -1,0 +1,279 @@
+"""The report as a DICOM structured report, Comprehensive SR, and its way into the PACS.
+
+The tree, in our own terms (scheme ``99DICOMNODE``) where DICOM has none::
+
+    CONTAINER Integrity Report
+      observer context: device, its UID and name
+      CODE Verdict, TEXT Finding ..., DATETIME Time of check, NUM Instances by verdict
+      CONTAINER Chain: TEXT Received, Marked, Delivered, Checked
+      CONTAINER Keys: TEXT Key
+      CONTAINER Instance: IMAGE or COMPOSITE, CODE Verdict, TEXT Finding, TEXT Changed attribute,
+                          SCOORD Changed region (selected from IMAGE, frame)
+      CONTAINER Missing instances: UIDREF ...
+
+References
+----------
+DICOM PS3.3 A.35.3 (Comprehensive SR IOD), C.18.6 (spatial coordinates), PS3.16 TID 1002, 1004
+(observer context).
+"""
+
+from __future__ import annotations
+
+import io
+import uuid
+import warnings
+from collections.abc import Iterable
+from datetime import UTC
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from highdicom.sr import (
+    CodeContentItem,
+    CodedConcept,
+    CompositeContentItem,
+    ComprehensiveSR,
+    ContainerContentItem,
+    ContentItem,
+    ContentSequence,
+    DateTimeContentItem,
+    GraphicTypeValues,
+    ImageContentItem,
+    NumContentItem,
+    RelationshipTypeValues,
+    ScoordContentItem,
+    TextContentItem,
+    UIDRefContentItem,
+)
+from pydicom.uid import UID, generate_uid
+
+from dicom_node import __version__
+from dicom_node.dimse import StoreAssociation, read_file_meta
+from dicom_node.errors import StoreFailed
+from dicom_node.forward.rules import DELIVERED_STATUSES
+from dicom_node.instance.derivation import MANUFACTURER, MODEL
+from dicom_node.verify.report_evidence import evidence_of, referable
+from dicom_node.verify.report_facts import WORDS, InstanceFacts, StudyFacts
+from dicom_node.verify.report_text import printable
+from dicom_node.verify.study import CheckedInstance, StudyCheck
+from dicom_node.verify.verdict import Verdict
+
+if TYPE_CHECKING:
+    from dicom_node.watermark.integrity import Box
+
+SCHEME = "99DICOMNODE"
+TERMS = {
+    "INTREP": "Integrity Report",
+    "VERDICT": "Verdict",
+    "FINDING": "Finding",
+    "CHECKED": "Time of check",
+    "COUNT": "Instances with this verdict",
+    "CHAIN": "Chain",
+    "RECEIVED": "Received", "MARKED": "Marked", "DELIVERED": "Delivered", "RECHECK": "Checked",
+    "KEYS": "Keys",
+    "KEY": "Key",
+    "INSTANCE": "Instance",
+    "CHANGEDATTR": "Changed attribute",
+    "CHANGED": "Changed region",
+    "MISSING": "Missing instances",
+}  # fmt: skip
+"""Code value and meaning of our terms."""
+VERDICT_CODES: dict[Verdict, str] = {
+    "authentic": "AUTHENTIC", "content-preserved": "PRESERVED", "unmarked": "UNMARKED",
+    "foreign": "FOREIGN", "tampered": "TAMPERED", "unreadable": "UNREADABLE",
+}  # fmt: skip
+"""Code value of a verdict; its meaning is `report_facts.WORDS`."""
+
+_CONTAINS = RelationshipTypeValues.CONTAINS
+_CONTEXT = RelationshipTypeValues.HAS_OBS_CONTEXT
+_SELECTED = RelationshipTypeValues.SELECTED_FROM
+_MOST_REGIONS = 64  # of a frame; beyond, a reader gains nothing
+_MOST_INSTANCES = 2000
+_DEVICE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:dicom-node:verifier")
+_IMAGE_CLASSES = "1.2.840.10008.5.1.4.1.1."
+_STEP_CODES = {"Received": "RECEIVED", "Marked": "MARKED", "Delivered": "DELIVERED",
+               "Checked": "RECHECK"}  # fmt: skip
+
+
+def structured_report(check: StudyCheck, facts: StudyFacts) -> bytes:
+    """Return the report as a DICOM file.
+
+    Raises
+    ------
+    PixelError
+        No instance of the study is at hand to take patient and study from.
+    """
+    evidence = evidence_of(check)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about values that came with the study
+        report = ComprehensiveSR(
+            evidence=evidence,
+            content=_root(check, facts),
+            series_instance_uid=generate_uid(),
+            series_number=9001,
+            sop_instance_uid=generate_uid(),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            is_complete=True,
+            is_final=True,
+            specific_character_set="ISO_IR 192",
+            manufacturer_model_name=MODEL,
+            software_versions=__version__,
+            device_serial_number="0",
+            series_description="Integrity report",
+        )
+        out = io.BytesIO()
+        report.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def store_report(path: Path, name: str, address: tuple[str, int], *, called_ae: str,
+                 calling_ae: str, timeout_s: float = 60.0) -> None:  # fmt: skip
+    """Send a written structured report to a Storage SCP.
+
+    Parameters
+    ----------
+    path
+        A file `structured_report` made.
+    name
+        What errors call the destination.
+
+    Raises
+    ------
+    ForwardError
+        It cannot be reached, does not answer, takes no structured reports, or refuses this one.
+    """
+    with path.open("rb") as file:
+        meta = read_file_meta(file)
+        pair = (meta.sop_class_uid, meta.transfer_syntax_uid)
+        assoc = StoreAssociation.open(
+            name, address, called_ae=called_ae, calling_ae=calling_ae, pairs=[pair],
+            timeout_s=timeout_s,
+        )  # fmt: skip
+        try:
+            answer = assoc.store(file, meta)
+        finally:
+            assoc.release()
+    if answer.status not in DELIVERED_STATUSES:
+        raise StoreFailed(name, meta.sop_instance_uid, answer.status, answer.comment)
+
+
+def _root(check: StudyCheck, facts: StudyFacts) -> ContainerContentItem:
+    root = ContainerContentItem(name=_term("INTREP"), is_content_continuous=False)
+    items: list[ContentItem] = [*_observer(), _verdict(check.verdict)]
+    items += [_text("FINDING", sentence) for sentence in (*facts.sentences, *facts.caveats)]
+    when = check.checked_at.astimezone(UTC)
+    items.append(DateTimeContentItem(_term("CHECKED"), when, relationship_type=_CONTAINS))
+    items += [_count(word, check.counts[word]) for word in VERDICT_CODES if word in check.counts]
+    items.append(_container("CHAIN", (
+        _text(_STEP_CODES[step.what], "; ".join((step.when, *step.details)))
+        for step in facts.chain
+    )))  # fmt: skip
+    if facts.keys:
+        items.append(_container("KEYS", (
+            _text("KEY", f"key id {key.key_id}; owner {key.owner or 'unknown'}; SHA-256 of the "
+                         f"public key {key.fingerprint or 'not at hand'}")
+            for key in facts.keys
+        )))  # fmt: skip
+    told = {each.sop_instance_uid: each for each in facts.findings}
+    shown = sorted(check.instances, key=lambda e: e.sop_instance_uid not in told)
+    items += [_instance(each, told.get(each.sop_instance_uid)) for each in shown[:_MOST_INSTANCES]]
+    missing = [uid for uid in check.missing if UID(uid).is_valid][:_MOST_INSTANCES]
+    if missing:
+        items.append(_container("MISSING", (
+            UIDRefContentItem(_term("INSTANCE"), uid, relationship_type=_CONTAINS)
+            for uid in missing
+        )))  # fmt: skip
+    root.ContentSequence = ContentSequence(items)
+    return root
+
+
+def _observer() -> list[ContentItem]:
+    """Return who observed: a device (TID 1002, 1004)."""
+    device = CodedConcept("121007", "DCM", "Device")
+    uid = UID(f"2.25.{_DEVICE.int}")
+    return [
+        CodeContentItem(CodedConcept("121005", "DCM", "Observer Type"), device,
+                        relationship_type=_CONTEXT),
+        UIDRefContentItem(CodedConcept("121012", "DCM", "Device Observer UID"), uid,
+                          relationship_type=_CONTEXT),
+        TextContentItem(CodedConcept("121013", "DCM", "Device Observer Name"),
+                        f"{MODEL} {__version__}", relationship_type=_CONTEXT),
+        TextContentItem(CodedConcept("121014", "DCM", "Device Observer Manufacturer"),
+                        MANUFACTURER, relationship_type=_CONTEXT),
+    ]  # fmt: skip
+
+
+def _instance(each: CheckedInstance, told: InstanceFacts | None) -> ContainerContentItem:
+    items: list[ContentItem] = []
+    if referable(each):
+        of_pixels = each.sop_class_uid.startswith(_IMAGE_CLASSES) and bool(each.verdict.frames)
+        kind = ImageContentItem if of_pixels else CompositeContentItem
+        items.append(kind(_term("INSTANCE"), each.sop_class_uid, each.sop_instance_uid,
+                          relationship_type=_CONTAINS))  # fmt: skip
+    else:
+        items.append(_text("INSTANCE", printable(each.sop_instance_uid) or "without a UID"))
+    items.append(_verdict(each.verdict.verdict))
+    if told is not None:
+        items += [_text("FINDING", remark) for remark in told.remarks]
+        for line in told.header:
+            digests = f"; digest signed {line.before or 'none'}, now {line.now or 'none'}"
+            items.append(_text("CHANGEDATTR", line.name + (digests if line.tag else "")))
+    if referable(each):
+        items += _regions(each)
+    return _container("INSTANCE", items)
+
+
+def _regions(each: CheckedInstance) -> Iterable[ContentItem]:
+    """Yield the changed regions, each selected from its frame of the image."""
+    several = len(each.verdict.frames) > 1
+    for frame in each.verdict.frames:
+        for box in frame.tampered[:_MOST_REGIONS]:
+            region = ScoordContentItem(
+                _term("CHANGED"), GraphicTypeValues.POLYLINE, _corners(box),
+                relationship_type=_CONTAINS,
+            )  # fmt: skip
+            image = ImageContentItem(
+                _term("INSTANCE"), each.sop_class_uid, each.sop_instance_uid,
+                referenced_frame_numbers=[frame.frame] if several else None,
+                relationship_type=_SELECTED,
+            )  # fmt: skip
+            region.ContentSequence = ContentSequence([image])
+            yield region
+
+
+def _corners(box: Box) -> np.ndarray:
+    """Return a closed line round a box, ``(5, 2)``, column and row; (0, 0) is a pixel's corner."""
+    top, left = int(box.row), int(box.column)
+    bottom, right = top + int(box.rows), left + int(box.columns)
+    return np.array([(left, top), (right, top), (right, bottom), (left, bottom), (left, top)],
+                    np.float64)  # fmt: skip
+
+
+def _verdict(verdict: Verdict, relationship: RelationshipTypeValues = _CONTAINS) -> CodeContentItem:
+    meaning = CodedConcept(VERDICT_CODES[verdict], SCHEME, WORDS[verdict][0])
+    return CodeContentItem(_term("VERDICT"), meaning, relationship_type=relationship)
+
+
+def _count(verdict: Verdict, number: int) -> NumContentItem:
+    unit = CodedConcept("{instances}", "UCUM", "instances")
+    item = NumContentItem(_term("COUNT"), number, unit, relationship_type=_CONTAINS)
+    item.ContentSequence = ContentSequence(
+        [_verdict(verdict, RelationshipTypeValues.HAS_PROPERTIES)]
+    )
+    return item
+
+
+def _container(term: str, items: Iterable[ContentItem]) -> ContainerContentItem:
+    container = ContainerContentItem(_term(term), is_content_continuous=False,
+                                     relationship_type=_CONTAINS)  # fmt: skip
+    container.ContentSequence = ContentSequence(list(items))
+    return container
+
+
+def _text(term: str, text: str) -> TextContentItem:
+    return TextContentItem(_term(term), text, relationship_type=_CONTAINS)
+
+
+def _term(code: str) -> CodedConcept:
+    return CodedConcept(code, SCHEME, TERMS[code])

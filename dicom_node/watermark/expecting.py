@@ -1,0 +1,155 @@
+"""W1 too weak to be decoded: the message that this picture's mark would have is looked for.
+
+A message is the pHash of the frame and a tag that the key makes of it. Whoever holds the key and
+has the picture can therefore write down what the message must have been, but for the few bits of
+the hash that an attack turns over: `MESSAGES` guesses, the likeliest first. One of them is right
+as soon as the soft bits agree with its code word more than chance does with any of them, and that
+takes a third of the power that decoding 96 unknown bits takes.
+
+False accepts: soft bits made without the key agree with one keyed code word, whose signs are
+uniform and independent, by a cosine of ``t / sqrt(160)`` with a probability of at most
+``3.18 P(N(0, 1) > t)``, whatever they are. `least_agreements` asks of every guess what makes the
+sum over all of them 2**-32, less of the likelier ones: as rare as a wrong word with a right tag.
+
+References
+----------
+Bentkus and Dzindzalieta, "A tight Gaussian bound for weighted sums of Rademacher random
+variables", Bernoulli 21(2), 2015.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.watermark import ecc, perceptual
+from dicom_node.watermark.keyed_tags import KeyedTags, scores
+
+Float32 = NDArray[np.float32]
+UInt64 = NDArray[np.uint64]
+Bytes = NDArray[np.uint8]
+
+MESSAGES = 4096
+_FALSE_ACCEPT_BITS = 32
+_EVEN = 16  # guesses that are nearly equally likely
+_RADEMACHER = 3.18  # weighted sums of random signs against the normal distribution
+# Of each side of the median, the bits nearest to it that are exchanged: so many, so many at once.
+_EXCHANGED = ((1, 32), (2, 14), (3, 9), (4, 7))
+
+
+class Expected(NamedTuple):
+    """The likeliest message.
+
+    Attributes
+    ----------
+    message
+        12 bytes.
+    agreement
+        Cosine between its code word and the soft bits.
+    """
+
+    message: bytes
+    agreement: float
+
+
+@lru_cache(maxsize=8)
+def least_agreements(guesses: int) -> Float32:
+    """Return the cosine asked of each of so many guesses, the likeliest first, ``(guesses,)``.
+
+    The chance of all false accepts, 2**-32, is shared out as ``1 / (rank + 16)``: two thirds of
+    the right ones are among the first hundred.
+    """
+    shares = 1 / (np.arange(guesses) + _EVEN)
+    nats = _FALSE_ACCEPT_BITS * math.log(2) - np.log(shares / shares.sum())
+    t = np.sqrt(2 * nats)
+    for _ in range(8):  # solves 3.18 exp(-t t / 2) / (t sqrt(2 pi)) = exp(-nats)
+        t = np.sqrt(2 * (nats + math.log(_RADEMACHER / math.sqrt(2 * math.pi)) - np.log(t)))
+    least: Float32 = (t / math.sqrt(ecc.CODE_BITS)).astype(np.float32)
+    least.setflags(write=False)
+    return least
+
+
+def hashes(display: Float32, most: int = MESSAGES) -> Bytes:
+    """Return the hashes a picture may have had, the likeliest first, ``(most, 8)``.
+
+    A pHash sets the half of its 64 bits whose coefficients lie above the median, so bits turn over
+    in pairs, one from each side of it, and those nearest to it first.
+
+    Parameters
+    ----------
+    display
+        Display values 0..1, ``(rows, columns)``.
+    """
+    coefficients = perceptual.coefficients(display).reshape(-1)
+    above = coefficients - np.median(coefficients)
+    order = np.argsort(np.abs(above), kind="stable")
+    bit = np.uint64(1) << np.arange(63, -1, -1, dtype=np.uint64)
+    sides = [order[above[order] > 0], order[above[order] <= 0]]
+    own = int(np.bitwise_or.reduce(bit[above > 0], initial=np.uint64(0)))
+    turned, costs = [np.zeros(1, np.uint64)], [np.zeros(1)]
+    for at_once, nearest in _EXCHANGED:
+        (some, prices), (others, theirs) = (
+            _sets(bit[side], np.abs(above[side]), at_once, nearest) for side in sides
+        )
+        turned.append(np.bitwise_or.outer(some, others).reshape(-1))
+        costs.append(np.add.outer(prices, theirs).reshape(-1))
+    every, cost = np.concatenate(turned), np.concatenate(costs)
+    likeliest = np.argsort(cost, kind="stable")[:most]
+    found = every[likeliest] ^ np.uint64(own)
+    return np.ascontiguousarray(found.astype(">u8").view(np.uint8).reshape(-1, 8))
+
+
+def nearest_first(known: Bytes, own: Bytes) -> Bytes:
+    """Return hashes ``(n, 8)`` by how many bits they differ in from `own`, ``(8,)``."""
+    differing = np.unpackbits(known ^ own, axis=1).sum(axis=1)
+    return np.ascontiguousarray(known[np.argsort(differing, kind="stable")])
+
+
+def likeliest(
+    candidates: Bytes, soft: Float32, whitening: Float32, key: bytes, owner: str
+) -> Expected | None:
+    """Return the message that soft bits agree with, None where chance explains the best.
+
+    Parameters
+    ----------
+    candidates
+        Of `hashes`, ``(n, 8)``.
+    soft, whitening
+        ``(160,)``: of D1, and the signs that hide code words of this key.
+    key, owner
+        Of the tag.
+    """
+    messages = _tags(key, owner).messages(candidates)
+    agreed = scores(messages, soft * whitening)
+    size = float(np.linalg.norm(soft)) * math.sqrt(ecc.CODE_BITS)
+    agreed /= size or 1.0
+    best = int(np.argmax(agreed - least_agreements(len(candidates))))
+    if agreed[best] < least_agreements(len(candidates))[best]:
+        return None
+    return Expected(messages[best].tobytes(), float(agreed[best]))
+
+
+@lru_cache(maxsize=64)
+def _tags(key: bytes, owner: str) -> KeyedTags:
+    return KeyedTags(key, owner)
+
+
+def _sets(
+    bits: UInt64, margins: NDArray[np.float64], at_once: int, nearest: int
+) -> tuple[UInt64, NDArray[np.float64]]:
+    """Return every set of `at_once` of the first `nearest` bits, as a mask, and its cost."""
+    count = min(nearest, len(bits))
+    members = _members(count, at_once)
+    return np.bitwise_or.reduce(bits[members], axis=1), margins[members].sum(axis=1)
+
+
+@cache
+def _members(count: int, at_once: int) -> NDArray[np.int64]:
+    rows: Sequence[tuple[int, ...]] = list(combinations(range(count), at_once))
+    return np.array(rows, np.int64).reshape(-1, at_once)

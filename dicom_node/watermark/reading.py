@@ -1,0 +1,165 @@
+"""What soft bits say: the message with its tag, and in which pose the picture was read.
+
+Four ways, each dearer than the one before. *Read*: the soft bits are decoded, and the tag decides
+whether the message is ours. *Recognised*: the message that this picture would have is looked for in
+them (:mod:`expecting`). *Known*: the same with messages that somebody remembers. *Deep*: they are
+decoded among more words.
+
+A wrong word passes as ours once in 2**32 attempts: four of `read`, one of each other way's, four
+of the deep one. The eight poses of a picture together come to less than 2e-8 for each key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from Crypto.Hash import KMAC256, SHAKE256
+from numpy.typing import NDArray
+
+from dicom_node.inference.base import Float32
+from dicom_node.watermark import ecc, expecting, keyed_tags
+
+MIN_AGREEMENT = 0.35  # cosine between soft bits and code word below which no tag is believed
+DEEP = 3  # surest bits that may be wrong together; read at sight: 2
+
+Hashes = NDArray[np.uint8]  # (n, 8)
+
+
+class RobustKey(Protocol):
+    """The part of a key set that W1 needs."""
+
+    @property
+    def owner(self) -> str:
+        """Whose key it is."""
+
+    @property
+    def key_id(self) -> bytes:
+        """8 bytes."""
+
+    @property
+    def robust_key(self) -> bytes:
+        """Secret of whitening and tag, 32 bytes."""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How the picture lies against the frame that was marked."""
+
+    rotation_deg: float = 0.0
+    flip: bool = False
+    scale: float = 1.0
+
+    def upright(self, picture: Float32) -> Float32:
+        """Return `picture` turned back to how the frame was marked (quarter turns and flips)."""
+        mirrored = picture[:, ::-1] if self.flip else picture
+        return np.ascontiguousarray(np.rot90(mirrored, -round(self.rotation_deg / 90)))
+
+
+UPRIGHT = Pose()
+# The poses beside the upright one: three quarter turns, and four of the mirrored picture.
+DIHEDRAL = tuple(
+    Pose(90.0 * quarter, flip) for flip in (False, True) for quarter in range(4) if flip or quarter
+)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What D1 read. `decoded` only with a valid tag; the rest is then of that message.
+
+    Attributes
+    ----------
+    recognised
+        The soft bits were too weak to be decoded; they agree with the message this picture, or one
+        of those remembered, must have had.
+    """
+
+    decoded: bool
+    message: bytes = b""
+    owner: str = ""
+    key_id: bytes = b""
+    bit_accuracy: float = 0.0
+    pose: Pose = UPRIGHT
+    recognised: bool = False
+
+    @property
+    def perceptual_hash(self) -> bytes:
+        """Return the pHash the frame had when it was marked, 8 bytes."""
+        return self.message[:8]
+
+
+def read(soft: Float32, keys: Sequence[RobustKey], pose: Pose, *, order: int = 2) -> Detection:
+    """Return what soft bits ``(160,)`` say to one of `keys`; decoded only with a valid tag."""
+    for key in keys:
+        plain = soft * whitening(key)
+        for message, agreement in ecc.candidates(plain, order=order):
+            if agreement >= MIN_AGREEMENT and tag(message[:8], key) == message[8:]:
+                return _found(soft, message, key, pose)
+    return Detection(False, pose=pose)
+
+
+def recognise(
+    soft: Float32, guesses: Hashes, keys: Sequence[RobustKey], pose: Pose
+) -> Detection:
+    """Return the message of one of `guesses` that soft bits ``(160,)`` agree with, if any.
+
+    Parameters
+    ----------
+    guesses
+        Hashes the frame may have had, the likeliest first, ``(n, 8)``. Nothing in their choice may
+        depend on the soft bits or the keys.
+    """
+    for key in keys:
+        found = expecting.likeliest(guesses, soft, whitening(key), key.robust_key, key.owner)
+        if found is not None:
+            return _found(soft, found.message, key, pose, recognised=True)
+    return Detection(False, pose=pose)
+
+
+def read_weak(
+    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose,
+    known: Hashes | None = None,
+) -> Detection:  # fmt: skip
+    """Return what soft bits that `read` made nothing of say in the other ways.
+
+    Parameters
+    ----------
+    frame
+        Display values of the picture in this pose, whose own message is tried.
+    known
+        Hashes of frames that are remembered as marked, ``(n, 8)``.
+    """
+    guesses = expecting.hashes(frame)
+    found = recognise(soft, guesses, keys, pose)
+    if not found.decoded and known is not None and len(known):
+        found = recognise(soft, expecting.nearest_first(known, guesses[0]), keys, pose)
+    return found
+
+
+def tag(hashed: bytes, key: RobustKey) -> bytes:
+    """Return the keyed tag over pHash and owner."""
+    mac = KMAC256.new(
+        key=key.robust_key, mac_len=keyed_tags.MAC_BYTES, custom=keyed_tags.CUSTOM
+    )
+    coded = hashed + key.owner.encode("ascii")
+    return bytes(mac.update(coded).digest()[: keyed_tags.TAG_BYTES])
+
+
+def whitening(key: RobustKey) -> Float32:
+    """Return the keyed signs that hide the code word from whoever lacks the key, ``(160,)``."""
+    stream = SHAKE256.new(b"dicom-node W1 whitening" + key.robust_key).read(ecc.CODE_BITS // 8)
+    return np.unpackbits(np.frombuffer(stream, np.uint8)).astype(np.float32) * 2 - 1
+
+
+def code_word(message: bytes, key: RobustKey) -> Float32:
+    """Return the whitened code word of a 12-byte message, -1 and +1, ``(160,)``."""
+    return (ecc.encode(message).astype(np.float32) * 2 - 1) * whitening(key)
+
+
+def _found(
+    soft: Float32, message: bytes, key: RobustKey, pose: Pose, *, recognised: bool = False
+) -> Detection:
+    right = float(np.mean((soft > 0) == (code_word(message, key) > 0)))
+    return Detection(True, message, key.owner, key.key_id, right, pose, recognised)

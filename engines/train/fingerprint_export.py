@@ -1,0 +1,131 @@
+"""Turn a checkpoint of the fingerprint into what the node reads, and set its thresholds.
+
+    python fingerprint_export.py run/last.pt --data DATA --out ..
+
+Writes f1.onnx (code of a frame) and f1_check.onnx (what was changed since), refuses to if ONNX
+Runtime computes anything else than torch, and puts ``[fingerprint]`` at the end of card.toml. The
+thresholds are those that processed, unchanged frames of DATA/whole/val keep: no other held-out
+frame is looked at, so that the benchmark measures on frames that set nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import fingerprint_pairs as pairs
+import numpy as np
+import onnxruntime as ort
+import torch
+from fingerprint import Fingerprint, mark_fields
+from pack import read
+from torch import Tensor, nn
+
+OPSET = 17
+MODEL = 1  # the first byte of every fingerprint made with these networks
+FALSE_ALARMS = 0.01  # of processed, unchanged frames; likewise of their cells
+TIMES = 12  # each frame is processed
+FILES = ("f1.onnx", "f1_check.onnx")
+
+
+class Coder(nn.Module):
+    """Frame to the logits of the bits that are kept."""
+
+    def __init__(self, model: Fingerprint, kept: int) -> None:
+        super().__init__()
+        self.model, self.kept = model, kept
+
+    def forward(self, frame: Tensor) -> Tensor:
+        return self.model.code(self.model.trunk(frame))[:, : self.kept]
+
+
+class Comparator(nn.Module):
+    """Frame and kept bits (-1, +1) to the score of every cell."""
+
+    def __init__(self, model: Fingerprint, kept: int) -> None:
+        super().__init__()
+        self.model = model
+        self.missing = model.code.out_channels - kept
+
+    def forward(self, frame: Tensor, code: Tensor) -> Tensor:
+        padded = nn.functional.pad(code, (0, 0, 0, 0, 0, self.missing))
+        return self.model.changed(padded, frame)[0]
+
+
+def export(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
+    """Write `module`; stop if ONNX Runtime computes anything else (1e-4 of the largest value)."""
+    batched = {name: {0: "batch"} for name in (*inputs, output)}
+    values = tuple(inputs.values())
+    torch.onnx.export(module.eval(), values, str(path), input_names=list(inputs),
+                      output_names=[output], dynamic_axes=batched, opset_version=OPSET,
+                      dynamo=False)  # fmt: skip
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    got = session.run(None, {name: value.numpy() for name, value in inputs.items()})[0]
+    with torch.no_grad():
+        want = module(*values).numpy()
+    worst = float(np.abs(got - want).max() / np.abs(want).max())
+    if worst > 1e-4:
+        path.unlink()
+        raise SystemExit(f"{path.name}: ONNX differs from torch by {worst:.2e}: not written")
+
+
+def thresholds(model: Fingerprint, kept: int, data: Path) -> tuple[float, float]:
+    """Return the scores that one in a hundred unchanged frames and cells exceed."""
+    rng = np.random.default_rng(20261122)
+    fields = mark_fields()
+    highest, cells = [], []
+    for path in sorted((data / "whole" / "val").glob("*")):
+        frame = read(path)
+        made = [pairs.pair(frame, frame, fields, rng, "") for _ in range(TIMES)]
+        before = torch.from_numpy(made[0][0])[None, None]
+        after = torch.from_numpy(np.stack([each[1] for each in made]))[:, None]
+        with torch.no_grad():
+            bits = (Coder(model, kept)(before) > 0).float() * 2 - 1
+            scores = Comparator(model, kept)(after, bits.expand(len(after), -1, -1, -1)).numpy()
+        highest.append(scores.max((1, 2)))
+        cells.append(scores.ravel())
+    alarm = float(np.quantile(np.concatenate(highest), 1 - FALSE_ALARMS))
+    near = float(np.quantile(np.concatenate(cells), 1 - FALSE_ALARMS))
+    return alarm, min(near, alarm)
+
+
+def write_card(out: Path, state: dict, kept: int, alarm: float, near: float) -> None:
+    """Put ``[fingerprint]`` at the end of ``card.toml``, in place of one that is there."""
+    card = out / "card.toml"
+    above = card.read_text("utf-8").split("\n[fingerprint]")[0].rstrip()
+    recipe = state["recipe"]
+    files = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in FILES}
+    lines = [
+        "", "", "[fingerprint]", "# written by train/fingerprint_export.py", f"model = {MODEL}",
+        f"side = {pairs.SEEN}", f"cells = {pairs.CELLS}", f"bits = {kept}",
+        f"alarm = {alarm:.4f}", f"near = {near:.4f}", f"steps = {state['step']}",
+        f"batch = {recipe['batch']}", f"seed = {recipe['seed']}", "",
+        "[fingerprint.files]", *(f'"{name}" = "{digest}"' for name, digest in files.items()),
+    ]  # fmt: skip
+    card.write_text(above + "\n".join(lines) + "\n", "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--bits", type=int, default=8, help="of a cell, that are kept")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    state = torch.load(args.checkpoint, weights_only=False)
+    model = Fingerprint(state["recipe"]["bits"], state["recipe"]["width"])
+    model.load_state_dict(state["model"])
+    frame = nn.functional.avg_pool2d(torch.rand(2, 1, pairs.SEEN, pairs.SEEN), 5, 1, 2)
+    code = torch.sign(torch.randn(2, args.bits, pairs.CELLS, pairs.CELLS))
+    export(Coder(model, args.bits), {"frame": frame}, "code", args.out / FILES[0])
+    both = {"frame": frame, "code": code}
+    export(Comparator(model, args.bits), both, "changed", args.out / FILES[1])
+    alarm, near = thresholds(model.eval(), args.bits, args.data)
+    write_card(args.out, state, args.bits, alarm, near)
+    print(f"alarm {alarm:.3f}, near {near:.3f}")
+
+
+if __name__ == "__main__":
+    main()
