@@ -33,7 +33,7 @@ from dicom_node.planes import (
     with_host,
     with_robust_part,
 )
-from dicom_node.watermark import fingerprint, integrity, quality
+from dicom_node.watermark import assured, fingerprint, integrity, quality
 from dicom_node.watermark.integrity import FrameRecord, KnownDigest, Sealing
 from dicom_node.watermark.robust import RobustMark, RobustWatermark
 
@@ -224,7 +224,8 @@ class _Work:
         """
         with timed(self.stages, "readback"):
             shown = np.rint(made.shown * 255) * np.float32(1 / 255)
-            return robust.detect(shown, [self.keys]).message.hex() == made.message
+            soft = robust.engine.decode(robust.resample(shown)[None, None])[0]
+            return assured.is_read(soft, bytes.fromhex(made.message), self.keys)
 
     @cached_property
     def _bare(self) -> _Inner:

@@ -8,7 +8,7 @@ import numpy as np
 
 from dicom_node.facts import MarkedFrame, stored_digest
 from dicom_node.frame_marking import FrameMarks
-from dicom_node.instance.model import StoredFrame
+from dicom_node.instance.model import StoredFrame, reach
 from dicom_node.planes import split
 from dicom_node.watermark import integrity, perceptual, quality
 from dicom_node.watermark.integrity import KnownDigest
@@ -52,10 +52,10 @@ class MarkWork:
         )
         if keep:
             self.kept.append(Kept(before, marks.carried))
-        change = int(np.abs(after - before.values).max())
+        change, smallest, largest = reach(before.values, after)
         self.largest_change = max(self.largest_change, change)
-        self.smallest = min(self.smallest, int(after.min()))
-        self.largest = max(self.largest, int(after.max()))
+        self.smallest = min(self.smallest, smallest)
+        self.largest = max(self.largest, largest)
 
     def is_original(self, index: int, restored: StoredFrame, host_index: int | None) -> bool:
         """Whether a frame came back exactly: compared where it was kept, else by its digest."""

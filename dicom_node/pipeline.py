@@ -12,11 +12,11 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -44,6 +44,7 @@ RECYCLE_MIB = 600
 # A codec that never returns can only be stopped with its process.
 HANG_S = 600.0
 HANG_S_PER_MIB = 2.0
+_BEATS = 6  # a lease is renewed after a third of it, at the latest
 _MIB = 1 << 20
 
 
@@ -83,6 +84,7 @@ class MarkWorker:
         self._key_id = current_key_id
         self._destinations = tuple(destinations)
         self._began_s = 0.0
+        self._heartbeat = _Heartbeat(spool)
 
     def run(self, stop: StopEvent) -> None:
         """Mark until told to stop, or until this process has grown too large to keep."""
@@ -101,7 +103,7 @@ class MarkWorker:
             return False
         out = self._spool.work_path(job)
         try:
-            with _Heartbeat(self._spool, job):
+            with self._heartbeat.of(job):
                 self._handle(job, out)
         except LeaseLost as error:
             _log.warning("result_thrown_away", job=job.id, reason=str(error))
@@ -271,35 +273,49 @@ def resident_mib() -> int:
 
 
 class _Heartbeat:
-    """Renews a job's lease while it is marked; ends a process whose codec never returns."""
+    """Renews a job's lease while it is marked; ends a process whose codec never returns.
 
-    def __init__(self, spool: Spool, job: Job) -> None:
+    One thread for all jobs of a worker, started with the first: to start one takes longer than the
+    journal does.
+    """
+
+    def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._job = job
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
-        self._ends_at = time.monotonic() + HANG_S + HANG_S_PER_MIB * job.size / _MIB
+        self._lock = threading.Lock()
+        self._job: Job | None = None
+        self._began = 0.0
+        self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._done.set()
-        self._thread.join()
+    @contextmanager
+    def of(self, job: Job) -> Iterator[None]:
+        """Look after `job` in the meantime."""
+        with self._lock:
+            self._job, self._began = job, time.monotonic()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._job = None
 
     def _beat(self) -> None:
-        while not self._done.wait(LEASE_S / 3):
-            if time.monotonic() > self._ends_at:
-                _log.error("marking_hangs", job=self._job.id, after_s=round(HANG_S))
-                os._exit(os.EX_SOFTWARE)
-            try:
-                self._spool.renew(self._job, lease_s=LEASE_S)
-            except SpoolError as error:
-                # finish() will notice a lost lease; a busy journal is tried again.
-                _log.warning("lease_not_renewed", job=self._job.id, reason=str(error))
+        while True:
+            time.sleep(LEASE_S / _BEATS)
+            # Held while renewing, so that no job is renewed that has just been finished.
+            with self._lock:
+                job, for_s = self._job, time.monotonic() - self._began
+                if job is None or for_s < LEASE_S / _BEATS:
+                    continue
+                if for_s > HANG_S + HANG_S_PER_MIB * job.size / _MIB:
+                    _log.error("marking_hangs", job=job.id, after_s=round(HANG_S))
+                    os._exit(os.EX_SOFTWARE)
+                self._renew(job)
+
+    def _renew(self, job: Job) -> None:
+        try:
+            self._spool.renew(job, lease_s=LEASE_S)
+        except SpoolError as error:
+            # finish() will notice a lost lease; a busy journal is tried again.
+            _log.warning("lease_not_renewed", job=job.id, reason=str(error))

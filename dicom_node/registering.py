@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Literal
 
 import structlog
 
@@ -34,6 +35,9 @@ GATHER_S = 0.3
 RETRY_INITIAL_S = 1.0
 RETRY_MAX_S = 30.0
 _STOP_CHECK_S = 0.25
+_ACTIONS: dict[str, Literal["marked", "sealed", "untouched"]] = {
+    "marked": "marked", "sealed": "sealed", "untouched": "untouched",
+}  # fmt: skip
 
 
 class Registrar:
@@ -144,9 +148,10 @@ class Registrar:
             return Marked(
                 at=at, sop_instance_uid=row.sop_instance_uid, sop_class_uid=row.sop_class_uid,
                 study_instance_uid=row.study_instance_uid,
-                series_instance_uid=row.series_instance_uid, action=_action(row),
-                frames=row.facts.frame_count, key_id=row.key_id.hex(),
-                digest=row.delivered_digest.hex(), source_ae=row.calling_ae,
+                series_instance_uid=row.series_instance_uid,
+                action=_ACTIONS.get(row.action, "untouched"), frames=row.facts.frame_count,
+                key_id=row.key_id.hex(), digest=row.delivered_digest.hex(),
+                source_ae=row.calling_ae,
             )  # fmt: skip
         if row.kind == "delivered":
             return Forwarded(

@@ -24,6 +24,8 @@ Code = tuple[str, str, str]
 LONGEST: Final = 600
 """Characters of a value; a whole message stays below the 64 KiB of a datagram."""
 
+_DECLARATION: Final = '<?xml version="1.0" encoding="UTF-8"?>'
+_UID: Final = 64  # characters, PS3.5 9.1
 _STUDY: Final[Code] = ("110180", "DCM", "Study Instance UID")
 
 
@@ -78,7 +80,7 @@ class Draft:
 
 
 def document(at: datetime, draft: Draft, node: Node) -> bytes:
-    """Return a message in UTF-8, with its XML declaration."""
+    """Return a message in UTF-8, with its XML declaration, without a line feed."""
     root = Xml.Element("AuditMessage")
     event = Xml.SubElement(root, "EventIdentification", {
         "EventActionCode": draft.action, "EventDateTime": format_time(at),
@@ -97,7 +99,8 @@ def document(at: datetime, draft: Draft, node: Node) -> bytes:
     })  # fmt: skip
     Xml.SubElement(source, "AuditSourceTypeCode", {"csd-code": "4"})
     root.extend(draft.objects)
-    return bytes(Xml.tostring(root, encoding="UTF-8", xml_declaration=True))
+    # On one line: collectors escape line feeds, and what they keep would be no XML.
+    return (_DECLARATION + Xml.tostring(root, encoding="unicode")).encode("utf-8")
 
 
 def _code(parent: Xml.Element, name: str, code: Code) -> None:
@@ -139,11 +142,11 @@ def study_object(study: Study) -> Xml.Element:
     if listed:
         description = Xml.SubElement(element, "ParticipantObjectDescription")
         for sop_class, count in listed.items():
-            attributes = {"UID": _clean(sop_class)} if sop_class else {}
+            attributes = {"UID": _clean(sop_class)[:_UID]} if sop_class else {}
             attributes["NumberOfInstances"] = str(count)
             parent = Xml.SubElement(description, "SOPClass", attributes)
             for uid in study.named.get(sop_class, ()):
-                Xml.SubElement(parent, "Instance", {"UID": _clean(uid)})
+                Xml.SubElement(parent, "Instance", {"UID": _clean(uid)[:_UID]})
     return element
 
 
@@ -170,8 +173,11 @@ def object_of(
 
 def _clean(text: str) -> str:
     """Replace what XML 1.0 cannot hold, and keep it short: peers choose titles and UIDs."""
-    return "".join(c if c in "\t\n\r" or " " <= c < "\ud800" or "\ue000" <= c <= "\ufffd"
-                   or c > "\uffff" else "\ufffd" for c in text[:LONGEST])  # fmt: skip
+    return "".join(
+        c if " " <= c < "\ud800" or "\ue000" <= c <= "\ufffd" or c > "\uffff"
+        else " " if c in "\t\n\r" else "\ufffd"
+        for c in text[:LONGEST]
+    )  # fmt: skip
 
 
 def _is_address(text: str) -> bool:

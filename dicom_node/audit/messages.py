@@ -69,7 +69,7 @@ from dicom_node.audit.message_xml import (
     study_object,
 )
 
-MOST_INSTANCES: Final = 60
+MOST_INSTANCES: Final = 100
 QUIET: Final = frozenset({"authentic", "content-preserved"})
 """Verdicts that raise no alert."""
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import getpass
 import socket
-from collections.abc import Iterable
-from typing import Self
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
 
 from dicom_node.audit.events import Event
 from dicom_node.audit.log import AuditLog
-from dicom_node.audit.message_xml import Node
-from dicom_node.audit.sending import Sender
-from dicom_node.audit.syslog import collector_at
 from dicom_node.config import Config
 from dicom_node.keys import KeyRing
+
+if TYPE_CHECKING:
+    from dicom_node.audit.sending import Sender
 
 Told = Event | tuple[Event, str]
 
@@ -48,6 +49,11 @@ class AuditTrail:
         log = AuditLog.open(directory, ring, checkpoint_every=config.audit.checkpoint_every)
         if not sends or not config.audit.syslog:
             return cls(log, None)
+        # Only the process that sends pays for TLS and XML.
+        from dicom_node.audit.message_xml import Node
+        from dicom_node.audit.sending import Sender
+        from dicom_node.audit.syslog import collector_at
+
         collector = collector_at(config.audit.syslog, config.audit.syslog_ca)
         node = Node(config.node.ae_title, socket.gethostname(), config.watermark.owner)
         sender = Sender(directory, config.audit.syslog, collector, node)
@@ -81,6 +87,32 @@ class AuditTrail:
         finally:
             if self._sender is not None:
                 self._sender.stop()
+
+
+@contextmanager
+def recorded(config: Config, ring: KeyRing) -> Iterator[Callable[[Event], None]]:
+    """Let a command record what it does, where there is a node whose trail it belongs to.
+
+    That is so if the configuration names the trail's folder, or if its spool is there. Elsewhere,
+    as for somebody who restores one file at a desk, the function does nothing.
+
+    Raises
+    ------
+    AuditError
+        If the trail cannot be written: what has to be recorded is not done unrecorded.
+    """
+    if not config.audit.directory and not config.spool.directory.is_dir():
+        yield lambda event: None
+        return
+    trail = AuditTrail.open(config, ring)
+    try:
+
+        def record(event: Event) -> None:
+            trail.record([event])
+
+        yield record
+    finally:
+        trail.close()
 
 
 def account() -> str:

@@ -52,6 +52,14 @@ def register(subparsers: Subparsers) -> None:
     )
     robustness = kinds.add_parser("robustness", help="every attack on the robust mark, and peers")
     _add_robustness(robustness)
+    fingerprint = kinds.add_parser("fingerprint", help="what it finds, and what it mistakes")
+    fingerprint.add_argument(
+        "data", nargs="+", type=Path, metavar="DATA",
+        help="folders of DICOM objects or pictures; a MANIFEST.csv in one selects the test set",
+    )  # fmt: skip
+    fingerprint.add_argument(
+        "--limit", type=_positive, metavar="N", help="at most N frames of each modality"
+    )
     throughput = kinds.add_parser("throughput", help="instances per second, CPU time, memory")
     throughput.add_argument("--instances", type=_positive, default=300, metavar="N")
     throughput.add_argument("--rounds", type=_positive, default=3, metavar="N")
@@ -67,7 +75,7 @@ def register(subparsers: Subparsers) -> None:
         "--profile", action="store_true",
         help="instead, mark one CT many times and show where the CPU time goes",
     )  # fmt: skip
-    for each in (fidelity, robustness, throughput):
+    for each in (fidelity, robustness, fingerprint, throughput):
         each.add_argument("--out", type=Path, metavar="DIR", help="write Markdown and JSON there")
         each.add_argument("--json", action="store_true", help="print one JSON object, no tables")
 
@@ -125,6 +133,8 @@ def _measure(
         return _fidelity(arguments, config)
     if arguments.kind == "robustness":
         return _robustness(arguments, config)
+    if arguments.kind == "fingerprint":
+        return _fingerprint(arguments, config)
     sources = arguments.source or [_SAMPLES]
     if arguments.profile:
         from dicom_node.bench import profile
@@ -152,6 +162,21 @@ def _fidelity(
     with progress(len(samples), "measuring") as advance:
         result = fidelity.run(samples, config.watermark, pictures=arguments.out, advance=advance)
     return "fidelity", fidelity_tables.tables(result), fidelity.to_json(result)
+
+
+def _fingerprint(
+    arguments: argparse.Namespace, config: Config
+) -> tuple[str, list[Table], dict[str, Any]]:
+    from dicom_node.bench import fingerprint, fingerprint_tables, frames
+
+    samples = frames.select(arguments.data, limit=arguments.limit)
+    if not arguments.json:
+        _say(f"{len(samples)} files, those of {fingerprint.CALIBRATION} left out")
+    with progress(len(samples), "measuring") as advance:
+        result = fingerprint.run(
+            samples, config.watermark.profile, pictures=arguments.out, advance=advance
+        )
+    return "fingerprint", fingerprint_tables.tables(result), fingerprint.to_json(result)
 
 
 def _robustness(

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
+from dicom_node.audit.events import KeyUsed
+from dicom_node.audit.recording import account, recorded
 from dicom_node.cli.common import Subparsers, add_action, add_command, config_of
+from dicom_node.config import Config
 from dicom_node.errors import ConfigError
 from dicom_node.keys import KeyRing, KeySet
 
@@ -38,16 +43,30 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
     directory = config.keys.directory
     if arguments.action == "init":
+        is_new = not any(directory.glob("*.json"))
         ring = KeyRing.open(directory, owner=arguments.owner or config.watermark.owner, create=True)
+        if is_new:
+            _record(config, ring, "init")
         print(_described(ring.current, directory))
         print("back this folder up: without it nothing can be restored")
     elif arguments.action == "rotate":
-        keys = KeyRing.open(directory).rotate(arguments.owner or config.watermark.owner)
+        ring = KeyRing.open(directory)
+        keys = ring.rotate(arguments.owner or config.watermark.owner)
+        _record(config, ring, "rotate")
         print(_described(keys, directory))
         print("restart the node to sign with it; the old keys still verify and restore")
     else:
-        _export(KeyRing.open(directory).export_public(), arguments.out)
+        ring = KeyRing.open(directory)
+        _record(config, ring, "export-public")
+        _export(ring.export_public(), arguments.out)
     return 0
+
+
+def _record(config: Config, ring: KeyRing, use: Literal["init", "rotate", "export-public"]) -> None:
+    """Enter into the audit trail who did what with the ring."""
+    with recorded(config, ring) as record:
+        key_id = ring.current.key_id.hex()
+        record(KeyUsed(at=datetime.now(UTC), use=use, key_id=key_id, by=account()))
 
 
 def _described(keys: KeySet, directory: Path) -> str:

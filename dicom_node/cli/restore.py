@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
+from dicom_node.audit.events import Event, KeyUsed, Restored
 from dicom_node.cli.common import (
     EXIT_FAILED,
     EXIT_OK,
+    Input,
     Subparsers,
     add_command,
     add_json,
@@ -20,6 +25,12 @@ from dicom_node.cli.common import (
     walk,
 )
 from dicom_node.errors import NodeError
+
+if TYPE_CHECKING:
+    from dicom_node.keys import KeyRing
+
+# SOP instance, study, SOP class.
+_UIDS: Final = (0x00080018, 0x0020000D, 0x00080016)
 
 
 def register(subparsers: Subparsers) -> None:
@@ -41,24 +52,29 @@ def register(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Restore every file; report the bad ones and go on."""
+    from dicom_node.audit.recording import account, recorded
     from dicom_node.keys import KeyRing
-    from dicom_node.marking import restore
 
     config = config_of(arguments)
     inputs = walk(arguments.paths)
     refuse_overwriting(inputs, arguments.out)
     ring = KeyRing.open(config.keys.directory)
+    with recorded(config, ring) as record:
+        if inputs:
+            key_id = ring.current.key_id.hex()
+            record(KeyUsed(at=datetime.now(UTC), use="restore", key_id=key_id, by=account()))
+        return _restore_all(inputs, arguments, ring, record)
+
+
+def _restore_all(
+    inputs: Sequence[Input], arguments: argparse.Namespace, ring: KeyRing,
+    record: Callable[[Event], None],
+) -> int:  # fmt: skip
     code = EXIT_OK
     with progress(len(inputs), "restoring") as advance:
         for item in inputs:
-            result: dict[str, Any] = {"path": str(item.path), "out": None}
-            try:
-                out = item.under(arguments.out)
-                outcome = restore(item.path, out, ring)
-                result["out"] = str(out) if out.exists() else None
-                result |= {"exact": outcome.exact, "reason": outcome.reason}
-            except (NodeError, OSError) as error:
-                result |= {"exact": False, "reason": str(error)}
+            result = _restored(item, arguments.out, ring)
+            record(_event(item.path, ring, result))
             if not result["exact"]:
                 code = EXIT_FAILED
             if arguments.json:
@@ -69,3 +85,36 @@ def run(arguments: argparse.Namespace) -> int:
                 complain(item.path, f"not restored: {result['reason']}")
             advance()
     return code
+
+
+def _restored(item: Input, folder: Path, ring: KeyRing) -> dict[str, Any]:
+    from dicom_node.marking import restore
+
+    result: dict[str, Any] = {"path": str(item.path), "out": None}
+    try:
+        out = item.under(folder)
+        outcome = restore(item.path, out, ring)
+        result["out"] = str(out) if out.exists() else None
+        return result | {"exact": outcome.exact, "reason": outcome.reason}
+    except (NodeError, OSError) as error:
+        return result | {"exact": False, "reason": str(error)}
+
+
+def _event(path: Path, ring: KeyRing, result: dict[str, Any]) -> Event:
+    """Return what the audit trail keeps: no path, because people name files by patients."""
+    from dicom_node.audit.recording import account
+    from dicom_node.instance.datafile import open_data_file
+
+    sop, study, sop_class, why = "", "", "", ""
+    try:
+        with closing(open_data_file(path)) as data:
+            sop, study, sop_class = (data.text(tag) for tag in _UIDS)
+    except Exception:  # noqa: BLE001 - pydicom raises nearly anything on malformed values
+        # That somebody tried is told, whatever it was.
+        why = "not DICOM, or its UIDs cannot be read"
+    exact = bool(result["exact"])
+    return Restored(
+        at=datetime.now(UTC), by=account(), key_id=ring.current.key_id.hex(), destination="file",
+        sop_instance_uid=sop, study_instance_uid=study, sop_class_uid=sop_class, exact=exact,
+        reason=why or ("" if exact else "not restored exactly, or not ours"),
+    )

@@ -1,8 +1,10 @@
-"""``dicom-node trace``: whose is this picture, wherever it was found."""
+"""``dicom-node trace``: whose is this picture, wherever it was found, and which frame it shows."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,12 @@ from dicom_node.cli.common import (
     progress,
     walk,
 )
-from dicom_node.errors import KeyRingError, NodeError
+from dicom_node.errors import KeyRingError, NodeError, RegistryError
 
 if TYPE_CHECKING:
-    from dicom_node.watermark.robust import Detection
-
+    from dicom_node.config import Config
+    from dicom_node.matching import Match, Matcher
+    from dicom_node.tracing import Traced
 
 
 def register(subparsers: Subparsers) -> None:
@@ -34,9 +37,9 @@ def register(subparsers: Subparsers) -> None:
         run,
         summary="say whose a picture is: JPEG, PNG, screenshot or DICOM, turned, scaled or cropped",
         exit_codes={
-            0: "every picture carries a robust mark made with the key ring",
-            1: "at least one carries none that could be read",
-            3: "at least one could not be read, all others carry one",
+            0: "every picture carries a robust mark made with the key ring, or is of the registry",
+            1: "at least one is not ours: no mark that could be read, and no registered frame",
+            3: "at least one, or the registry, could not be read; all others are ours",
         },
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE", help="files or folders")
@@ -45,13 +48,28 @@ def register(subparsers: Subparsers) -> None:
         action="store_true",
         help="flips and quarter turns only, no other angle, size or part: fast",
     )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="write each picture beside the frame it shows, where that can be had",
+    )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="with --pictures: where to look for that frame's file beside the spool",
+    )
     add_json(parser, "picture")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read the robust mark of every picture; report the bad ones and go on."""
+    """Trace every picture; report the bad ones and go on."""
     from dicom_node.inference import open_engine
     from dicom_node.keys import KeyRing
+    from dicom_node.side_by_side import SideBySide
     from dicom_node.tracing import trace
 
     config = config_of(arguments)
@@ -61,11 +79,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise KeyRingError(f"{config.keys.directory}: no secret key; a public one reads no mark")
     engine = open_engine(config.watermark.engine)
     codes: set[int] = set()
-    with progress(len(inputs), "tracing") as advance:
+    with _matcher(config, codes) as matcher, progress(len(inputs), "tracing") as advance:
+        drawn = arguments.pictures and SideBySide(config, arguments.pictures, arguments.beside)
         for item in inputs:
-            found = None
+            found, shown = None, ""
             try:
-                found = trace(item.path, keys, engine, search=not arguments.no_search)
+                found = trace(
+                    item.path, keys, engine, search=not arguments.no_search, matcher=matcher
+                )
+                if drawn and found.match is not None:
+                    shown = drawn.draw(item.path, found.picture, found.match)
             except (NodeError, OSError) as error:
                 complain(item.path, str(error))
             codes.add(_code(found))
@@ -73,46 +96,84 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 print_json(result)
             elif found is not None:
-                print(_line(result), flush=True)
+                print(_line(result, shown), flush=True)
             advance()
     return EXIT_NOT_AUTHENTIC if EXIT_NOT_AUTHENTIC in codes else max(codes, default=EXIT_OK)
 
 
-def _code(found: Detection | None) -> int:
+@contextmanager
+def _matcher(config: Config, codes: set[int]) -> Iterator[Matcher | None]:
+    """Open the registry if there is one; marks are read without it, too."""
+    from dicom_node.inference.fingerprinter import open_fingerprinter
+    from dicom_node.matching import Matcher
+    from dicom_node.registry import Registry
+
+    registry = None
+    try:
+        registry = Registry.existing(config.registry_url, cache=config.spool.directory)
+    except RegistryError as error:
+        complain(Path(config.spool.directory), str(error))
+        codes.add(EXIT_FAILED)
+    try:
+        yield Matcher(registry, open_fingerprinter()) if registry is not None else None
+    finally:
+        if registry is not None:
+            registry.close()
+
+
+def _code(found: Traced | None) -> int:
     if found is None:
         return EXIT_FAILED
-    return EXIT_OK if found.decoded else EXIT_NOT_AUTHENTIC
+    ours = found.detection.decoded or found.match is not None
+    return EXIT_OK if ours else EXIT_NOT_AUTHENTIC
 
 
-def to_json(path: Path, found: Detection | None) -> dict[str, Any]:
-    """Return one line of ``trace --json``; `match` is null, since nothing is registered yet."""
-    decoded = found is not None and found.decoded
+def to_json(path: Path, found: Traced | None) -> dict[str, Any]:
+    """Return one line of ``trace --json``."""
+    detection = found.detection if found is not None else None
+    decoded = detection is not None and detection.decoded
     pose: dict[str, Any] = dict.fromkeys(("rotation_deg", "flip", "scale"))
-    if found is not None and decoded:
+    if detection is not None and decoded:
         pose = {
-            "rotation_deg": round(found.pose.rotation_deg, 2),
-            "flip": found.pose.flip,
-            "scale": round(found.pose.scale, 4),
+            "rotation_deg": round(detection.pose.rotation_deg, 2),
+            "flip": detection.pose.flip,
+            "scale": round(detection.pose.scale, 4),
         }
+    match: Match | None = found.match if found is not None else None
     return {
         "path": str(path),
         "decoded": decoded,
-        "message": found.message.hex() if found is not None else "",
-        "owner": (found.owner or None) if found is not None else None,
+        "message": detection.message.hex() if detection is not None else "",
+        "owner": (detection.owner or None) if detection is not None else None,
         "pose": pose,
-        "match": None,
+        "match": match.to_json() if match is not None else None,
     }
 
 
-def _line(result: dict[str, Any]) -> str:
+def _line(result: dict[str, Any], shown: str) -> str:
+    parts = [result["path"], *_mark(result)]
+    match = result["match"]
+    if match is not None:
+        how = {"samples": "bit for bit", "message": "by its mark", "look": "by its looks"}
+        parts.append(
+            f"frame {match['frame']} of instance {match['sop_instance_uid']} of study"
+            f" {match['study_instance_uid']}, {how[match['by']]}, confidence"
+            f" {match['confidence']:.3g}"
+        )
+    elif not result["decoded"]:
+        parts.append("not ours")
+    return "  ".join(parts + ([shown] if shown else []))
+
+
+def _mark(result: dict[str, Any]) -> list[str]:
     if not result["decoded"]:
-        return f"{result['path']}  no mark of this key ring"
+        return ["no mark of this key ring"]
     pose = result["pose"]
-    parts = [result["path"], f"marked by {result['owner']}", f"message {result['message']}"]
+    parts = [f"marked by {result['owner']}", f"message {result['message']}"]
     if pose["rotation_deg"]:
         parts.append(f"turned by {pose['rotation_deg']:g} degrees")
     if pose["flip"]:
         parts.append("mirrored")
     if pose["scale"] != 1.0:
         parts.append(f"the whole frame would be {pose['scale']:g} times the picture's size")
-    return "  ".join(parts)
+    return parts

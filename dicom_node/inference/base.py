@@ -79,7 +79,10 @@ class RobustEngine(ABC):
 
     def decode(self, frames: Float32) -> Float32:
         """Run D1: soft bits ``(batch, code_bits)``; sign is the bit, size how sure it is."""
-        whitened = self.whiten(frames)
+        return self.soft_bits(self.whiten(frames))
+
+    def soft_bits(self, whitened: Float32) -> Float32:
+        """Return the products of whitened pictures with the patterns of norm 1, ``(batch, K)``."""
         soft: Float32 = np.stack([correlate(row, self.patterns) for row in whitened])
         soft /= self._norms
         return soft

@@ -79,12 +79,9 @@ class Fingerprinter:
 
     def __init__(self, card: FingerprintCard) -> None:
         self.card = card
-        self._coder = _session(card, CODER)
+        frame, code = [1, card.side, card.side], [card.bits, card.cells, card.cells]
+        self._coder = _session(card, CODER, [frame], code)
         self._comparator: ort.InferenceSession | None = None
-        taken, given = self._coder.get_inputs()[0].shape, self._coder.get_outputs()[0].shape
-        wanted = [card.bits, card.cells, card.cells]
-        if taken[-2:] != [card.side, card.side] or given[-3:] != wanted:
-            raise EngineError(f"{card.folder / CODER}: takes {taken} and gives {given}: reinstall")
 
     def code(self, seen: Float32) -> NDArray[np.bool_]:
         """Return the code of a frame, ``(bits, cells, cells)``.
@@ -103,7 +100,9 @@ class Fingerprinter:
         A log-likelihood: above 0 rather changed, below 0 rather not.
         """
         if self._comparator is None:
-            self._comparator = _session(self.card, COMPARATOR)
+            card = self.card
+            frame, cells = [1, card.side, card.side], [card.cells, card.cells]
+            self._comparator = _session(card, COMPARATOR, [frame, [card.bits, *cells]], cells)
         signs = np.where(code, np.float32(1), np.float32(-1))[None]
         asked = {"frame": _batched(seen), "code": signs}
         scores: Float32 = self._comparator.run(None, asked)[0][0]
@@ -120,12 +119,20 @@ def _batched(seen: Float32) -> Float32:
     return np.ascontiguousarray(seen, np.float32)[None, None]
 
 
-def _session(card: FingerprintCard, file: str) -> ort.InferenceSession:
+def _session(
+    card: FingerprintCard, file: str, takes: list[list[int]], gives: list[int]
+) -> ort.InferenceSession:
+    """Open a network; its shapes are told without the batch."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     path = card.path(file)
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own, undocumented classes
         raise EngineError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+    inputs = [each.shape[1:] for each in session.get_inputs()]
+    output = session.get_outputs()[0].shape[1:]
+    if inputs != takes or output != gives:
+        raise EngineError(f"{path}: takes {inputs} and gives {output}: reinstall")
+    return session

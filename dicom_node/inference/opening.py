@@ -14,6 +14,11 @@ from dicom_node.errors import EngineError
 from dicom_node.inference.base import RobustEngine
 from dicom_node.inference.catalogue import Card, read_card
 from dicom_node.inference.comparison import check_frames, compare, reads_back
+from dicom_node.inference.fingerprinter import (
+    FingerprintCard,
+    Fingerprinter,
+    read_fingerprint_card,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -70,12 +75,14 @@ def passing(opener: Opener, card: Card, reference: RobustEngine) -> RobustEngine
 
 def list_engines() -> list[dict[str, object]]:
     """Return one row per network file: name, version, backend, file, bytes and SHA-256."""
-    card = read_card()
+    card, of_f = read_card(), read_fingerprint_card()
+    files = [(card.name, card.version, *each) for each in {**card.files, **card.former}.items()]
+    files += [("f", str(of_f.model), *each) for each in of_f.files.items()]
     return [
-        {"name": card.name, "version": card.version, "backend": "onnx", "file": file,
+        {"name": name, "version": version, "backend": "onnx", "file": file,
          "bytes": (card.folder / file).stat().st_size if (card.folder / file).is_file() else None,
          "sha256": digest}
-        for file, digest in {**card.files, **card.former}.items()
+        for name, version, file, digest in files
     ]  # fmt: skip
 
 
@@ -87,6 +94,7 @@ def check_engines() -> list[dict[str, object]]:
     """
     card = read_card()
     rows = [_file_row(card, file) for file in (*card.files, *card.former)]
+    rows += _fingerprint_rows(card)
     try:
         from dicom_node.inference.onnx import OnnxEngine
 
@@ -100,6 +108,20 @@ def check_engines() -> list[dict[str, object]]:
     )  # fmt: skip
     rows += [_backend_row(name, opener, card, reference) for name, opener in _accelerated("auto")]
     return rows
+
+
+def _fingerprint_rows(card: Card) -> list[dict[str, object]]:
+    """Check the networks of f: their files, and that they find nothing in what is unchanged."""
+    try:
+        of_f = read_fingerprint_card()
+        rows = [_file_row(of_f, file) for file in of_f.files]
+        network = Fingerprinter(of_f)
+        frames = check_frames(card)[:, 0]
+        highest = max(float(network.changed(each, network.code(each)).max()) for each in frames)
+    except EngineError as error:
+        return [{"name": "fingerprint", "ok": False, "detail": str(error)}]
+    detail = f"unchanged frames score at most {highest:.2f} (below {of_f.alarm})"
+    return [*rows, {"name": "fingerprint", "ok": highest < of_f.alarm, "detail": detail}]
 
 
 def _backend_row(
@@ -116,7 +138,7 @@ def _backend_row(
     return {"name": name, "ok": comparison.ok, "detail": str(comparison)}
 
 
-def _file_row(card: Card, file: str) -> dict[str, object]:
+def _file_row(card: Card | FingerprintCard, file: str) -> dict[str, object]:
     try:
         card.path(file)
     except EngineError as error:

@@ -56,3 +56,14 @@ def count(values: Int32, low: int, hole_low: int, hole_high: int, out: NDArray[n
         elif (value < hole_low) | (value > hole_high):
             out[place] += 1
     return fits
+
+
+@compiled
+def reach(before: Int32, after: Int32) -> tuple[int, int, int]:
+    """Return the largest absolute difference of two flat arrays, and the extremes of `after`."""
+    most, low, high = np.int32(0), after[0], after[0]
+    for i in range(after.size):
+        value = after[i]
+        most = max(most, np.int32(abs(value - before[i])))
+        low, high = min(low, value), max(high, value)
+    return int(most), int(low), int(high)

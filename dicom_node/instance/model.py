@@ -110,6 +110,13 @@ def unpack(codes: Codes, precision: int, form: PixelForm) -> StoredFrame:
     return StoredFrame(values, high if high.any() else None)
 
 
+def reach(before: NDArray[np.int32], after: NDArray[np.int32]) -> tuple[int, int, int]:
+    """Return the largest absolute change of a stored value, and the smallest and largest after."""
+    flat = (np.ascontiguousarray(values).reshape(-1) for values in (before, after))
+    most, low, high = kernels.reach(*flat)
+    return int(most), int(low), int(high)
+
+
 def pack(frame: StoredFrame, form: PixelForm, precision: int) -> Codes:
     """Build sample containers of `precision` bits; the inverse of `unpack`.
 

@@ -24,7 +24,7 @@ from dicom_node.registry.records import (
     SeriesManifest,
     VerdictEntry,
 )
-from dicom_node.registry.schema import FRAME, INSTANCE, VERDICT, prepare
+from dicom_node.registry.schema import FRAME, INSTANCE, VERDICT, prepare, up_to_date
 from dicom_node.registry.writing import Added
 
 _INDEX_NAME = "registry.hashes"
@@ -63,12 +63,24 @@ class Registry:
         try:
             if database.file is not None:
                 _make_folder(database.file.parent)
-            with database.writing() as connection:
-                name = prepare(connection)
+            with database.reading() as connection:
+                name = up_to_date(connection)
+            if name is None:
+                with database.writing() as connection:
+                    name = prepare(connection)
         except BaseException:
             database.close()
             raise
         return cls(database, name, cache if database.file is None else database.file.parent)
+
+    @classmethod
+    def existing(cls, url: str, *, cache: Path | None = None) -> Self | None:
+        """Open the registry as `open` does, but make no SQLite file where there is none."""
+        database = Database(url)
+        database.close()
+        if database.file is not None and not database.file.is_file():
+            return None
+        return cls.open(url, cache=cache)
 
     def close(self) -> None:
         """Close every connection."""

@@ -106,6 +106,14 @@ VERDICT = Table(
 _MIGRATIONS: Final[tuple[Callable[[Connection], None], ...]] = ()
 
 
+def up_to_date(connection: Connection) -> str | None:
+    """Return the registry's name if its tables are as this release has them, else None."""
+    if not inspect(connection).has_table(META.name):
+        return None
+    known: dict[str, str] = {row.key: row.value for row in connection.execute(select(META))}
+    return known["registry"] if known["schema"] == str(SCHEMA_VERSION) else None
+
+
 def prepare(connection: Connection) -> str:
     """Make the tables or bring them up to date, inside a writer's turn; return the registry's name.
 

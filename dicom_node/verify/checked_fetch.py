@@ -14,8 +14,8 @@ from types import TracebackType
 
 from dicom_node.dimse import Incoming
 from dicom_node.errors import NodeError
+from dicom_node.verify.checking import Checked, Task
 from dicom_node.verify.checking_pool import CheckingPool
-from dicom_node.verify.checking_worker import Checked, Task
 from dicom_node.verify.fetching import Fetched, Fetcher
 from dicom_node.verify.pacs import Planned, Wanted
 

@@ -22,7 +22,7 @@ import structlog
 
 from dicom_node.config import environment
 from dicom_node.errors import EngineError, NodeError
-from dicom_node.verify.checking_worker import Checked, Setup, Task, unreadable
+from dicom_node.verify.checking import Checked, Setup, Task, unreadable
 
 log = structlog.get_logger(__name__)
 
@@ -183,11 +183,13 @@ class _Worker:
         """Return what the worker says of one file (_Died)."""
         try:
             self._pipe.send(task)
-            if not self._pipe.poll(_CHECK_S):
-                raise _Died(f"the check did not end within {_CHECK_S:g} s")
-            checked = self._pipe.recv()
+            checked = self._pipe.recv() if self._pipe.poll(_CHECK_S) else None
         except (EOFError, OSError) as error:
             raise _Died(f"the check ended its process: {self._code()}") from error
+        except Exception as error:  # unpickling raises nearly anything
+            raise _Died(f"the check gave no verdict: {type(error).__name__}") from error
+        if checked is None:
+            raise _Died(f"the check did not end within {_CHECK_S:g} s")
         assert isinstance(checked, Checked), "a worker answers a task with its outcome"
         return checked
 

@@ -7,107 +7,11 @@ from __future__ import annotations
 
 import signal
 import sys
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from dicom_node import logging
 from dicom_node.errors import NodeError
-from dicom_node.verify.study import CheckedInstance
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What every worker needs.
-
-    Attributes
-    ----------
-    keys
-        Folder of the key ring.
-    public_key
-        PEM text to check with instead, "" for the ring.
-    engine
-        ``[watermark] engine``.
-    """
-
-    keys: Path
-    engine: str = "auto"
-    public_key: str = ""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One file to check; with `restore_to`, its original is written there if that is exact."""
-
-    path: Path
-    restore_to: Path | None = None
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What became of a task.
-
-    Attributes
-    ----------
-    exact
-        Whether the original was written; None where that was not asked for.
-    reason
-        Why it was not, or why there is no verdict worth the name.
-    """
-
-    found: CheckedInstance
-    exact: bool | None = None
-    reason: str = ""
-
-
-class Checker:
-    """Checks files in this process (KeyRingError, EngineError on opening)."""
-
-    def __init__(self, setup: Setup) -> None:
-        from dicom_node.inference import open_engine
-        from dicom_node.keys import KeyRing
-
-        if setup.public_key:
-            self._ring = KeyRing.from_public_pem(setup.public_key)
-        else:
-            self._ring = KeyRing.open(setup.keys)
-        self._engine = open_engine(setup.engine)
-
-    def check(self, task: Task) -> Checked:
-        """Return the verdict on a file; a fault of the file is a verdict, too."""
-        from dicom_node.verify.check import check_instance
-        from dicom_node.verify.study import checked_instance
-
-        try:
-            verdict = check_instance(task.path, self._ring, self._engine)
-        except (NodeError, OSError) as error:
-            return unreadable(task, str(error))
-        found = checked_instance(task.path, verdict)
-        if task.restore_to is None:
-            return Checked(found)
-        return self._restored(task, task.restore_to, found)
-
-    def _restored(self, task: Task, out: Path, found: CheckedInstance) -> Checked:
-        from dicom_node.restoring import restore
-
-        try:
-            outcome = restore(task.path, out, self._ring)
-        except (NodeError, OSError) as error:
-            out.unlink(missing_ok=True)
-            return Checked(found, exact=False, reason=str(error))
-        if not outcome.exact:
-            out.unlink(missing_ok=True)
-        return Checked(found, outcome.exact, outcome.reason)
-
-
-def unreadable(task: Task, reason: str) -> Checked:
-    """Return the verdict on a file that nothing can be said of."""
-    from dicom_node.verify.study import checked_instance
-    from dicom_node.verify.verdict import InstanceVerdict
-
-    verdict = InstanceVerdict(str(task.path), "", "unreadable", reason=reason)
-    exact = None if task.restore_to is None else False
-    return Checked(checked_instance(task.path, verdict), exact, reason)
+from dicom_node.verify.checking import Checker, Setup, Task
 
 
 def main(descriptor: int) -> None:

@@ -21,10 +21,12 @@ from dicom_node.dimse.contexts import LOSSLESS_FALLBACKS, MAX_CONTEXTS
 from dicom_node.dimse.query_commands import Kind, QueryResponse, SubOperations
 from dicom_node.dimse.query_scp import STUDY_ROOT, SUFFIX
 from dicom_node.dimse.query_scu import QueryAssociation, Watch
-from dicom_node.errors import ContextRefused
+from dicom_node.errors import ConfigError, ContextRefused
 from dicom_node.instance.syntaxes import SYNTAXES
 from dicom_node.verify import identifiers
-from dicom_node.verify.inner_storage import InnerStorage, Take, write_instance
+from dicom_node.verify.expecting import Take
+from dicom_node.verify.inner_storage import InnerStorage, write_instance
+from dicom_node.verify.lodging import Lodger
 from dicom_node.verify.pacs import Pacs, PacsRefused, Planned, Wanted
 
 log = structlog.get_logger(__name__)
@@ -75,11 +77,13 @@ class Fetcher:
         self._folder = folder
         self._numbers = itertools.count()
         self._how = config.verify.retrieve
-        self._inner: InnerStorage | None = None
+        self._inner: InnerStorage | Lodger | None = None
+        self._listens = False
         self._lock = threading.Lock()
 
     def listen(self) -> None:
         """Open the inner Storage SCP now, if it may be needed (ConfigError, SpoolError)."""
+        self._listens = True
         if self._how != "get":
             self._storage()
 
@@ -166,10 +170,16 @@ class Fetcher:
         reason = f"{self.pacs.name} failed to send {counts.failed}" if counts.failed else ""
         return Fetched(kind, counts.failed, reason)
 
-    def _storage(self) -> InnerStorage:
+    def _storage(self) -> InnerStorage | Lodger:
+        """Return the inner Storage SCP, or a place at the one that another process has open."""
         with self._lock:
             if self._inner is None:
-                self._inner = InnerStorage(self._config, self._folder)
+                try:
+                    self._inner = InnerStorage(self._config, self._folder)
+                except ConfigError:
+                    if self._listens or not Lodger.possible(self._config):
+                        raise
+                    self._inner = Lodger(self._config, self._folder)
             return self._inner
 
 

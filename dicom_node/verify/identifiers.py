@@ -201,14 +201,19 @@ def with_keys(keys: Dataset, level: Level) -> Dataset:
     return asked
 
 
-def answer(match: Dataset, asked: Dataset, standing: Standing | None) -> Dataset:
-    """Return a match as the client gets it: only keys it asked for, and our block."""
+def answer(match: Dataset, asked: Dataset, standing: Standing | None, retrieve_ae: str) -> Dataset:
+    """Return a match as the client gets it: only keys it asked for, and our block.
+
+    `retrieve_ae` is where the client can retrieve it, which is from us.
+    """
     ds = Dataset(dict(match.items()))
     for keyword in UNIQUE.values():
         if keyword in ds and keyword not in asked:
             del ds[keyword]
     for tag in _own_tags(ds):
         del ds[tag]
+    if "RetrieveAETitle" in ds:
+        ds.RetrieveAETitle = retrieve_ae
     if standing is not None:
         _put_block(ds, standing)
     return ds

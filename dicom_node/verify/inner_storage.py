@@ -11,7 +11,7 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -19,27 +19,16 @@ import structlog
 
 from dicom_node.config import Config
 from dicom_node.dimse import Incoming, StorageSCP, encode_file_meta
-from dicom_node.errors import SpoolError
+from dicom_node.errors import ConfigError, SpoolError
 from dicom_node.instance.datafile import open_data_file
+from dicom_node.verify.expecting import Expected, Take
+from dicom_node.verify.lodging import Claims
 from dicom_node.verify.pacs import Wanted
 
 log = structlog.get_logger(__name__)
 
-Take = Callable[[Path, Incoming], None]
-"""Given each instance's file, which is the taker's to remove; may wait, and then the PACS does."""
-
 _NOT_AUTHORIZED = 0x0124
 _STUDY, _SERIES = 0x0020000D, 0x0020000E
-
-
-class Expected:
-    """Somebody who waits for instances; `received` counts them."""
-
-    def __init__(self, wanted: Wanted, take: Take) -> None:
-        self.wanted = wanted
-        self.take = take
-        self.received = 0
-        self.seen: set[tuple[str, str]] = set()
 
 
 class InnerStorage:
@@ -61,10 +50,17 @@ class InnerStorage:
         with written(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         verify, node = config.verify, config.node
-        self._server = StorageSCP(
-            (verify.bind, verify.fetch_port), verify.fetch_ae_title, self._receive,
-            max_pdu=node.max_pdu, silence_s=node.association_timeout_s,
-        )  # fmt: skip
+        try:
+            self._server = StorageSCP(
+                (verify.bind, verify.fetch_port), verify.fetch_ae_title, self._receive,
+                max_pdu=node.max_pdu, silence_s=node.association_timeout_s,
+            )  # fmt: skip
+        except ConfigError as error:
+            raise ConfigError(
+                f"[verify] fetch_port = {verify.fetch_port}: cannot listen on it; stop what uses"
+                " it, or choose another one and tell the PACS"
+            ) from error
+        self._claims = Claims(config)
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._server.serve, args=(self._stop,), name="inner storage", daemon=True
@@ -85,31 +81,37 @@ class InnerStorage:
 
     def close(self) -> None:
         """Stop listening; associations that are open are cut."""
+        self._claims.close()
         self._stop.set()
         self._thread.join()
         self._server.drain(0.5)
 
     def _receive(self, incoming: Incoming, data_set: Iterator[memoryview]) -> int:
-        if not self._expected:
-            log.warning("instance nobody asked for refused", calling_ae=incoming.calling_ae)
-            return _NOT_AUTHORIZED
-        path = self._folder / f"in-{next(self._numbers)}.dcm"
-        try:
-            write_instance(path, incoming, data_set)
-            study, series = _place(path)
-            takers = self._takers(study, series, incoming.sop_instance_uid)
-            if takers is None:
-                log.warning("instance nobody asked for refused", calling_ae=incoming.calling_ae)
-                return _NOT_AUTHORIZED
-            for number, one in enumerate(takers):
-                own = path.with_name(f"{path.stem}-{number}.dcm")
-                with written(own):
-                    os.link(path, own)
-                one.take(own, incoming)
-                one.received += 1
-        finally:
-            path.unlink(missing_ok=True)
-        return 0x0000
+        if self._expected or self._claims.any:
+            path = self._folder / f"in-{next(self._numbers)}.dcm"
+            try:
+                write_instance(path, incoming, data_set)
+                if self._handed_on(path, incoming):
+                    return 0x0000
+            finally:
+                path.unlink(missing_ok=True)
+        log.warning("instance nobody asked for refused", calling_ae=incoming.calling_ae)
+        return _NOT_AUTHORIZED
+
+    def _handed_on(self, path: Path, incoming: Incoming) -> bool:
+        """Give a file to everybody who waits for it; False if nobody does."""
+        study, series = _place(path)
+        takers = self._takers(study, series, incoming.sop_instance_uid)
+        for number, one in enumerate(takers or ()):
+            own = path.with_name(f"{path.stem}-{number}.dcm")
+            with written(own):
+                os.link(path, own)
+            one.take(own, incoming)
+            one.received += 1
+        claims = self._claims.matching(study, series, incoming.sop_instance_uid)
+        for claim in claims:
+            self._claims.put(path, claim)
+        return takers is not None or bool(claims)
 
     def _takers(self, study: str, series: str, instance: str) -> list[Expected] | None:
         """Return who has not had it from another association yet; None if nobody asked for it.

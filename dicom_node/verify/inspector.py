@@ -13,8 +13,8 @@ from dicom_node.config import Config
 from dicom_node.keys import KeyRing
 from dicom_node.registry.records import MarkedInstance
 from dicom_node.verify.checked_fetch import Arrival, CheckedFetch, Pace
+from dicom_node.verify.checking import Setup
 from dicom_node.verify.checking_pool import CheckingPool
-from dicom_node.verify.checking_worker import Setup
 from dicom_node.verify.fetching import Fetcher
 from dicom_node.verify.inner_storage import scratch_folder
 from dicom_node.verify.pacs import Pacs, Planned, Wanted

@@ -200,7 +200,9 @@ class _Asked:
 
     def _send(self, match: Dataset, standing: Standing | None, status: int) -> None:
         self._watch()
-        ds = identifiers.answer(match, self._asking.keys, standing)
+        ds = identifiers.answer(
+            match, self._asking.keys, standing, self._inspector.config.verify.ae_title
+        )
         self._call.pending(identifiers.encode(ds, self._call.transfer_syntax_uid), status=status)
         self._spoke_at = time.monotonic()
         if standing is not None and standing.verdict:

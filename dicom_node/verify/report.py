@@ -76,9 +76,10 @@ def write_reports(
     Raises
     ------
     ReportError
-        A file cannot be written, or there is nothing to base a structured report on.
+        A file cannot be written.
     """
     # Page, document and SR each bring a library, which only a report needs.
+    from dicom_node.verify.report_evidence import has_evidence
     from dicom_node.verify.report_facts import facts_of
     from dicom_node.verify.report_json import report_json
 
@@ -101,7 +102,7 @@ def write_reports(
         made[".json"] = lambda: text
         if signer is not None:
             made[".json.sig"] = lambda: signer.sign(text)
-    if "sr" in formats and check.instances:
+    if "sr" in formats and has_evidence(check):
         from dicom_node.verify.structured_report import structured_report
 
         made[".dcm"] = lambda: structured_report(check, facts)

@@ -39,6 +39,14 @@ def referable(each: CheckedInstance) -> bool:
     return all(uid and UID(uid).is_valid for uid in uids)
 
 
+def has_evidence(check: StudyCheck) -> bool:
+    """Whether `evidence_of` finds an instance that describes the study."""
+    try:
+        return bool(evidence_of(check))
+    except PixelError:
+        return False
+
+
 def evidence_of(check: StudyCheck) -> list[Dataset]:
     """Return a data set for each instance that can be referred to; the first describes the study.
 

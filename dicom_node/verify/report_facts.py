@@ -6,6 +6,7 @@ that format.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -13,8 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from Crypto.PublicKey import ECC
-from Crypto.Signature import eddsa
 from pydicom.dataset import Dataset
 
 from dicom_node import __version__
@@ -26,29 +25,23 @@ from dicom_node.keys import KeyRing
 from dicom_node.verify.report_chain import Step, chain_of, moment
 from dicom_node.verify.report_pictures import Picture, pictures_of
 from dicom_node.verify.report_text import printable, value_text
+from dicom_node.verify.report_words import WORDS, verdict_in_words
 from dicom_node.verify.study import CheckedInstance, StudyCheck
 from dicom_node.verify.verdict import ORDER, FrameVerdict, Verdict
 
 if TYPE_CHECKING:
     from dicom_node.registry.records import MarkedInstance
 
-WORDS: dict[Verdict, tuple[str, str]] = {
-    "authentic": ("Authentic", "pixel for pixel what was marked"),
-    "content-preserved": ("Content preserved", "the picture that was marked, in other pixels"),
-    "unmarked": ("Unmarked", "no mark of ours is in it, and nothing can be said about it"),
-    "foreign": ("Foreign", "it carries a mark of ours that was made for another picture"),
-    "tampered": ("Tampered", "changed after it was marked"),
-    "unreadable": ("Unreadable", "no DICOM instance that can be read"),
-}
-"""What a verdict is called, and what it means."""
-
 _MOST_FINDINGS = 40
 _MOST_PICTURES, _MOST_OF_ONE = 48, 12
 _SAMPLES = 6
 _CHANGED_PX, _SAMPLE_PX = 720, 320
+# What stands before an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410, 4).
+_SPKI = bytes.fromhex("302a300506032b6570032100")
+_BIRTH_DATE, _STUDY_DATE = 0x00100030, 0x00080020
 _PATIENT: tuple[tuple[str, int], ...] = (
-    ("Patient's name", 0x00100010), ("Patient ID", 0x00100020), ("Birth date", 0x00100030),
-    ("Sex", 0x00100040), ("Study date", 0x00080020), ("Study description", 0x00081030),
+    ("Patient's name", 0x00100010), ("Patient ID", 0x00100020), ("Birth date", _BIRTH_DATE),
+    ("Sex", 0x00100040), ("Study date", _STUDY_DATE), ("Study description", 0x00081030),
     ("Accession number", 0x00080050), ("Institution", 0x00080080),
 )  # fmt: skip
 
@@ -165,7 +158,7 @@ def facts_of(check: StudyCheck, ring: KeyRing | None, *, checked_by: str = "") -
     """
     entries = {entry.sop_instance_uid: entry for entry in check.entries}
     bare = [_instance(each, entries.get(each.sop_instance_uid)) for each in check.instances]
-    told = [i for i, each in enumerate(check.instances) if _is_finding(each)]
+    told = [i for i, each in enumerate(check.instances) if is_finding(each)]
     told.sort(key=lambda i: (-ORDER.index(bare[i].verdict), i))
     findings, left = [], _MOST_PICTURES
     for i in told[:_MOST_FINDINGS]:
@@ -177,53 +170,14 @@ def facts_of(check: StudyCheck, ring: KeyRing | None, *, checked_by: str = "") -
         printable(check.study_instance_uid), level, headline, sentences,
         moment(check.checked_at.timestamp()), __version__, _patient(check.instances),
         chain_of(check, checked_by), tuple(findings), len(told) - len(findings), tuple(bare),
-        tuple(map(printable, check.missing)), tuple(map(printable, check.extra)),
+        tuple(_missing(uid, entries.get(uid)) for uid in check.missing),
+        tuple(map(printable, check.extra)),
         () if told else _samples(check.instances), _keys(check, ring), _caveats(check, ring),
     )  # fmt: skip
 
 
-def verdict_in_words(check: StudyCheck) -> tuple[str, str, tuple[str, ...]]:
-    """Return the level, a headline, and what there is to say about the study as a whole."""
-    total = len(check.instances)
-    sentences = [
-        f"{_of(check.counts[verdict], total)} {WORDS[verdict][0].lower()}: {WORDS[verdict][1]}."
-        for verdict in reversed(ORDER) if check.counts.get(verdict)
-    ]  # fmt: skip
-    recoloured = sum(bool(each.verdict.changed) for each in check.instances)
-    if recoloured:
-        sentences.append(f"In {_of(recoloured, total, verb=False)} attributes of the header are "
-                         "not what was signed; they are named below.")  # fmt: skip
-    for uids, what in (
-        (check.missing, "that this node delivered did not come back"),
-        (check.stripped, "came back without the marks they were delivered with"),
-        (check.extra, "came back that this node never delivered"),
-        (check.transcoded, "came back in another transfer syntax, which need not change a pixel"),
-    ):
-        if uids:
-            sentences.append(f"{_instances(len(uids))} {what}.")
-    if not total:
-        return "unmarked", "Nothing to judge", (*sentences, "No instance came back.")
-    if check.verdict == "authentic" and check.missing:
-        return "incomplete", "Incomplete", tuple(sentences)
-    headline = WORDS[check.verdict][0]
-    if check.verdict == "authentic" and recoloured:
-        headline = "Authentic pixels, changed header"
-    return check.verdict, headline, tuple(sentences)
-
-
-def _of(count: int, total: int, *, verb: bool = True) -> str:
-    if total == 1:
-        return "This one instance is" if verb else "this one instance"
-    all_of = "All" if verb else "all"
-    some = f"{count} of {total}" if count != total else f"{all_of} {total}"
-    return f"{some} instances" + ((" is" if count == 1 else " are") if verb else "")
-
-
-def _instances(count: int) -> str:
-    return "1 instance" if count == 1 else f"{count} instances"
-
-
-def _is_finding(each: CheckedInstance) -> bool:
+def is_finding(each: CheckedInstance) -> bool:
+    """Whether there is anything to say about an instance but that it is authentic."""
     return each.verdict.verdict != "authentic" or bool(each.verdict.changed)
 
 
@@ -237,6 +191,14 @@ def _instance(each: CheckedInstance, entry: MarkedInstance | None) -> InstanceFa
         printable(name_of(syntax)) if syntax else "", len(said.frames),
         chain=chain_of(StudyCheck("", datetime.now(UTC), entries=(entry,)), "") if entry else (),
     )  # fmt: skip
+
+
+def _missing(uid: str, entry: MarkedInstance | None) -> str:
+    """Name an instance that did not come back as the registry knows it."""
+    number = None if entry is None else entry.instance_number
+    known = [] if entry is None else [printable(entry.modality or "Instance", 16)]
+    known += [] if number is None else [str(number)]
+    return " ".join([*known, printable(uid)])
 
 
 def _finding(
@@ -270,7 +232,8 @@ def _frame_remarks(frames: Sequence[FrameVerdict]) -> list[str]:
         parts = [WORDS[frame.verdict][0].lower()]
         if frame.tampered:
             count = len(frame.tampered)
-            parts.append(f"{count} changed {'region' if count == 1 else 'regions'}")
+            by = ", by the content fingerprint" if frame.integrity == "absent" else ""
+            parts.append(f"{count} changed {'region' if count == 1 else 'regions'}{by}")
         if frame.reason:
             parts.append(printable(frame.reason))
         if frame.robust.phash_distance is not None and frame.integrity == "absent":
@@ -317,9 +280,20 @@ def _patient(instances: Sequence[CheckedInstance]) -> tuple[tuple[str, str], ...
                 header = data.read_header()
         except (PixelError, OSError):
             continue  # it is reported as unreadable; another one may name the patient
-        rows = ((label, value_text(header, tag)) for label, tag in _PATIENT)
+        rows = ((label, _dated(tag, value_text(header, tag))) for label, tag in _PATIENT)
         return tuple((label, value) for label, value in rows if value)
     return ()
+
+
+def _dated(tag: int, value: str) -> str:
+    """Return a date as 2026-11-21, anything else as it is."""
+    if (
+        tag not in (_BIRTH_DATE, _STUDY_DATE)
+        or len(value) != 8
+        or not (value.isascii() and value.isdigit())
+    ):
+        return value
+    return f"{value[:4]}-{value[4:6]}-{value[6:]}"
 
 
 def _samples(instances: Sequence[CheckedInstance]) -> tuple[tuple[str, Picture], ...]:
@@ -358,12 +332,13 @@ def _key(key_id: bytes, owner: str, ring: KeyRing | None) -> KeyFacts:
     keys = ring.get(key_id) if ring is not None else None
     if keys is None:
         return KeyFacts(key_id.hex(), printable(owner))
-    key: ECC.EccKey = eddsa.import_public_key(keys.public_key)
-    der, pem = key.export_key(format="DER"), key.export_key(format="PEM")
+    der = _SPKI + keys.public_key
+    body = base64.b64encode(der).decode("ascii")
+    pem = f"-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----"
     return KeyFacts(
         key_id.hex(), printable(keys.owner or owner),
         moment(keys.created.timestamp()) if keys.created.timestamp() > 0 else "",
-        hashlib.sha256(bytes(der)).hexdigest(), str(pem),
+        hashlib.sha256(der).hexdigest(), pem,
     )  # fmt: skip
 
 

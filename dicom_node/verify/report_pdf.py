@@ -158,7 +158,7 @@ def _instances(facts: StudyFacts) -> Iterable[Flowable]:
          _text(str(each.frames or "")), _text(each.sop_instance_uid, _style("id"))]
         for each in listed[:MOST_ROWS]
     ]  # fmt: skip
-    yield _ruled(rows, [24 * mm, 33 * mm, 13 * mm, _WIDTH - 70 * mm])
+    yield _ruled(rows, [24 * mm, 33 * mm, 16 * mm, _WIDTH - 73 * mm])
     if len(listed) > MOST_ROWS:
         yield _text(f"{len(listed) - MOST_ROWS} more instances are in the JSON file.")
 

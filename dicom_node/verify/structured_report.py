@@ -7,8 +7,9 @@ The tree, in our own terms (scheme ``99DICOMNODE``) where DICOM has none::
       CODE Verdict, TEXT Finding ..., DATETIME Time of check, NUM Instances by verdict
       CONTAINER Chain: TEXT Received, Marked, Delivered, Checked
       CONTAINER Keys: TEXT Key
-      CONTAINER Instance: IMAGE or COMPOSITE, CODE Verdict, TEXT Finding, TEXT Changed attribute,
-                          SCOORD Changed region (selected from IMAGE, frame)
+      CONTAINER Instance, for each with a finding: IMAGE or COMPOSITE, CODE Verdict, TEXT Finding,
+                TEXT Changed attribute, SCOORD Changed region (selected from IMAGE, frame)
+      CONTAINER Instances without findings: CODE Verdict, IMAGE or COMPOSITE ...
       CONTAINER Missing instances: UIDREF ...
 
 References
@@ -22,7 +23,7 @@ from __future__ import annotations
 import io
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,7 @@ from highdicom.sr import (
     TextContentItem,
     UIDRefContentItem,
 )
+from pydicom.dataset import Dataset
 from pydicom.uid import UID, generate_uid
 
 from dicom_node import __version__
@@ -52,9 +54,11 @@ from dicom_node.dimse import StoreAssociation, read_file_meta
 from dicom_node.errors import StoreFailed
 from dicom_node.forward.rules import DELIVERED_STATUSES
 from dicom_node.instance.derivation import MANUFACTURER, MODEL
+from dicom_node.verify.report import ReportError
 from dicom_node.verify.report_evidence import evidence_of, referable
-from dicom_node.verify.report_facts import WORDS, InstanceFacts, StudyFacts
+from dicom_node.verify.report_facts import InstanceFacts, StudyFacts, is_finding
 from dicom_node.verify.report_text import printable
+from dicom_node.verify.report_words import WORDS
 from dicom_node.verify.study import CheckedInstance, StudyCheck
 from dicom_node.verify.verdict import Verdict
 
@@ -66,13 +70,14 @@ TERMS = {
     "INTREP": "Integrity Report",
     "VERDICT": "Verdict",
     "FINDING": "Finding",
-    "CHECKED": "Time of check",
+    "CHECKED": "Time of check, UTC",
     "COUNT": "Instances with this verdict",
     "CHAIN": "Chain",
     "RECEIVED": "Received", "MARKED": "Marked", "DELIVERED": "Delivered", "RECHECK": "Checked",
     "KEYS": "Keys",
     "KEY": "Key",
     "INSTANCE": "Instance",
+    "SOUND": "Instances without findings",
     "CHANGEDATTR": "Changed attribute",
     "CHANGED": "Changed region",
     "MISSING": "Missing instances",
@@ -82,12 +87,12 @@ VERDICT_CODES: dict[Verdict, str] = {
     "authentic": "AUTHENTIC", "content-preserved": "PRESERVED", "unmarked": "UNMARKED",
     "foreign": "FOREIGN", "tampered": "TAMPERED", "unreadable": "UNREADABLE",
 }  # fmt: skip
-"""Code value of a verdict; its meaning is `report_facts.WORDS`."""
+"""Code value of a verdict; its meaning is `report_words.WORDS`."""
 
 _CONTAINS = RelationshipTypeValues.CONTAINS
 _CONTEXT = RelationshipTypeValues.HAS_OBS_CONTEXT
 _SELECTED = RelationshipTypeValues.SELECTED_FROM
-_MOST_REGIONS = 64  # of a frame; beyond, a reader gains nothing
+_MOST_REGIONS = 512  # of the whole report; highdicom takes milliseconds for each
 _MOST_INSTANCES = 2000
 _DEVICE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:dicom-node:verifier")
 _IMAGE_CLASSES = "1.2.840.10008.5.1.4.1.1."
@@ -102,13 +107,23 @@ def structured_report(check: StudyCheck, facts: StudyFacts) -> bytes:
     ------
     PixelError
         No instance of the study is at hand to take patient and study from.
+    ReportError
+        It cannot be made from what the study says of itself.
     """
     evidence = evidence_of(check)
+    try:
+        return _written(evidence, _root(check, facts))
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        # What highdicom and pydicom raise on values and SOP classes they do not know.
+        raise ReportError(f"no structured report can be made: {error}") from error
+
+
+def _written(evidence: Sequence[Dataset], content: ContainerContentItem) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about values that came with the study
         report = ComprehensiveSR(
             evidence=evidence,
-            content=_root(check, facts),
+            content=content,
             series_instance_uid=generate_uid(),
             series_number=9001,
             sop_instance_uid=generate_uid(),
@@ -162,7 +177,8 @@ def _root(check: StudyCheck, facts: StudyFacts) -> ContainerContentItem:
     root = ContainerContentItem(name=_term("INTREP"), is_content_continuous=False)
     items: list[ContentItem] = [*_observer(), _verdict(check.verdict)]
     items += [_text("FINDING", sentence) for sentence in (*facts.sentences, *facts.caveats)]
-    when = check.checked_at.astimezone(UTC)
+    # Without its offset, which DCMTK 3.6.7 does not take where it is +0000.
+    when = check.checked_at.astimezone(UTC).replace(tzinfo=None, microsecond=0)
     items.append(DateTimeContentItem(_term("CHECKED"), when, relationship_type=_CONTAINS))
     items += [_count(word, check.counts[word]) for word in VERDICT_CODES if word in check.counts]
     items.append(_container("CHAIN", (
@@ -175,9 +191,7 @@ def _root(check: StudyCheck, facts: StudyFacts) -> ContainerContentItem:
                          f"public key {key.fingerprint or 'not at hand'}")
             for key in facts.keys
         )))  # fmt: skip
-    told = {each.sop_instance_uid: each for each in facts.findings}
-    shown = sorted(check.instances, key=lambda e: e.sop_instance_uid not in told)
-    items += [_instance(each, told.get(each.sop_instance_uid)) for each in shown[:_MOST_INSTANCES]]
+    items += _instances(check, facts)
     missing = [uid for uid in check.missing if UID(uid).is_valid][:_MOST_INSTANCES]
     if missing:
         items.append(_container("MISSING", (
@@ -204,42 +218,54 @@ def _observer() -> list[ContentItem]:
     ]  # fmt: skip
 
 
-def _instance(each: CheckedInstance, told: InstanceFacts | None) -> ContainerContentItem:
-    items: list[ContentItem] = []
-    if referable(each):
-        of_pixels = each.sop_class_uid.startswith(_IMAGE_CLASSES) and bool(each.verdict.frames)
-        kind = ImageContentItem if of_pixels else CompositeContentItem
-        items.append(kind(_term("INSTANCE"), each.sop_class_uid, each.sop_instance_uid,
-                          relationship_type=_CONTAINS))  # fmt: skip
-    else:
-        items.append(_text("INSTANCE", printable(each.sop_instance_uid) or "without a UID"))
-    items.append(_verdict(each.verdict.verdict))
+def _instances(check: StudyCheck, facts: StudyFacts) -> Iterable[ContentItem]:
+    told = {each.sop_instance_uid: each for each in facts.findings}
+    found = [e for e in check.instances if is_finding(e)][:_MOST_INSTANCES]
+    room = max(4, _MOST_REGIONS // max(1, len(told)))
+    for each in found:
+        yield _instance(each, told.get(each.sop_instance_uid), room)
+    sound = [e for e in check.instances if not is_finding(e)][:_MOST_INSTANCES]
+    if sound:
+        yield _container("SOUND", [_verdict("authentic"), *map(_reference, sound)])
+
+
+def _instance(each: CheckedInstance, told: InstanceFacts | None, room: int) -> ContainerContentItem:
+    """Return what there is to say about one instance; regions only where it is told of at all."""
+    items: list[ContentItem] = [_reference(each), _verdict(each.verdict.verdict)]
     if told is not None:
         items += [_text("FINDING", remark) for remark in told.remarks]
         for line in told.header:
             digests = f"; digest signed {line.before or 'none'}, now {line.now or 'none'}"
             items.append(_text("CHANGEDATTR", line.name + (digests if line.tag else "")))
-    if referable(each):
-        items += _regions(each)
+        boxes = [(frame.frame, box) for frame in each.verdict.frames for box in frame.tampered]
+        if referable(each):
+            items += [_region(each, frame, box) for frame, box in boxes[:room]]
+        if len(boxes) > room:
+            items.append(_text("FINDING", f"{len(boxes) - room} more regions are changed."))
     return _container("INSTANCE", items)
 
 
-def _regions(each: CheckedInstance) -> Iterable[ContentItem]:
-    """Yield the changed regions, each selected from its frame of the image."""
-    several = len(each.verdict.frames) > 1
-    for frame in each.verdict.frames:
-        for box in frame.tampered[:_MOST_REGIONS]:
-            region = ScoordContentItem(
-                _term("CHANGED"), GraphicTypeValues.POLYLINE, _corners(box),
-                relationship_type=_CONTAINS,
-            )  # fmt: skip
-            image = ImageContentItem(
-                _term("INSTANCE"), each.sop_class_uid, each.sop_instance_uid,
-                referenced_frame_numbers=[frame.frame] if several else None,
-                relationship_type=_SELECTED,
-            )  # fmt: skip
-            region.ContentSequence = ContentSequence([image])
-            yield region
+def _reference(each: CheckedInstance) -> ContentItem:
+    if not referable(each):
+        return _text("INSTANCE", printable(each.sop_instance_uid) or "without a UID")
+    of_pixels = each.sop_class_uid.startswith(_IMAGE_CLASSES) and bool(each.verdict.frames)
+    kind = ImageContentItem if of_pixels else CompositeContentItem
+    return kind(_term("INSTANCE"), each.sop_class_uid, each.sop_instance_uid,
+                relationship_type=_CONTAINS)  # fmt: skip
+
+
+def _region(each: CheckedInstance, frame: int, box: Box) -> ScoordContentItem:
+    """Return a changed region, selected from its frame of the image."""
+    region = ScoordContentItem(
+        _term("CHANGED"), GraphicTypeValues.POLYLINE, _corners(box), relationship_type=_CONTAINS
+    )
+    image = ImageContentItem(
+        _term("INSTANCE"), each.sop_class_uid, each.sop_instance_uid,
+        referenced_frame_numbers=[frame] if len(each.verdict.frames) > 1 else None,
+        relationship_type=_SELECTED,
+    )  # fmt: skip
+    region.ContentSequence = ContentSequence([image])
+    return region
 
 
 def _corners(box: Box) -> np.ndarray:

@@ -26,7 +26,7 @@ from dicom_node.watermark.parameters import (
 )
 from dicom_node.watermark.payload import FrameRecord, Profile, TileStates
 from dicom_node.watermark.planning import Survey, choose
-from dicom_node.watermark.reversible import embed_tiles
+from dicom_node.watermark.reversible import embed_tiles, is_coarse
 from dicom_node.watermark.tiles import Frame, Grid, Lattices, join
 
 _FULL, _DIGEST_ONLY, _COMPACT = 0, 1, 2
@@ -73,7 +73,7 @@ class _Layout:
 
 @dataclass
 class Embedding:
-    """One attempt: a profile with a tile size."""
+    """One attempt: a profile with a tile size, whose tiles `survey` has as they were at first."""
 
     canvas: Canvas
     grid: Grid
@@ -81,11 +81,12 @@ class Embedding:
     record: FrameRecord
     keys: KeySet
     i1_digest: bytes
+    survey: Survey
 
     def run(self) -> Embedded | None:
         """Return the marked frame, or None if it does not fit this way."""
-        parts = self.canvas.parts(self.grid)
-        survey, steps = Survey(parts, self.canvas.span), self._steps()
+        survey, steps = self.survey, self._steps()
+        parts = survey.parts
         layout = (
             self._compact(survey, steps) if self.profile == "compact" else self._fit(survey, steps)
         )
@@ -103,7 +104,9 @@ class Embedding:
         streams, claimed = self._streams(layout, shares)
         tiles = np.flatnonzero(layout.carries)
         plan, forecast = layout.plan.subset(tiles), survey.forecast(tiles)
-        if not embed_tiles(parts, self.canvas.span, plan, tiles, streams, forecast).all():
+        held = embed_tiles(parts, self.canvas.span, plan, tiles, streams, forecast)
+        survey.spoil(tiles[is_coarse(plan)])
+        if not held.all():
             return None
         marked = self.canvas.gap.from_k(join(parts))
         if self.canvas.gap.step > 1 and self.canvas.fixed is not None:

@@ -30,8 +30,8 @@ from dicom_node.watermark.framing import (
 )
 from dicom_node.watermark.parameters import THRESHOLDS
 from dicom_node.watermark.payload import FrameRecord, OpenedRecord, Profile
-from dicom_node.watermark.planning import Capacity, measure
-from dicom_node.watermark.tiles import SIZES_PX, UNIT, Bounds, Box, Frame, exact_gap
+from dicom_node.watermark.planning import Capacity, Survey, measure
+from dicom_node.watermark.tiles import SIZES_PX, UNIT, Bounds, Box, Frame, Grid, exact_gap
 
 __all__ = [
     "Bounds", "Box", "Capacity", "FrameRecord", "IntegrityCheck", "IntegrityMark", "KnownDigest",
@@ -115,6 +115,8 @@ class Sealing:
         found = host_gap(self._host, bounds)
         gaps = (found, UNIT) if found.step > 1 else (UNIT,)
         self._canvases = [Canvas(self._host, side, bounds, gap) for gap in gaps]
+        # The last grid is mostly tried again, without features.
+        self._surveyed: tuple[tuple[int, Grid], Survey] | None = None
         self._made: dict[tuple[int, _Attempt], IntegrityMark | None] = {}
 
     def embed(
@@ -160,9 +162,10 @@ class Sealing:
             return self._made[number, attempt]
         canvas, mark = self._canvases[number], None
         record = self._record if attempt.features else replace(self._record, features=b"")
+        grid = canvas.grid(attempt.size_code)
         made = Embedding(
-            canvas, canvas.grid(attempt.size_code), attempt.profile, record, self._keys,
-            self._digest,
+            canvas, grid, attempt.profile, record, self._keys, self._digest,
+            self._survey(number, grid),
         ).run()  # fmt: skip
         if made is not None:
             mark = IntegrityMark(
@@ -172,6 +175,18 @@ class Sealing:
         if self._host.size <= _REMEMBERED_PIXELS or mark is None:
             self._made[number, attempt] = mark
         return mark
+
+    def _survey(self, number: int, grid: Grid) -> Survey:
+        """Return what the tiles of a grid offer, their pixels as they were at first."""
+        canvas, known = self._canvases[number], self._surveyed
+        parts = canvas.parts(grid)
+        if known is not None and known[0] == (number, grid):
+            known[1].renew(parts)
+            return known[1]
+        survey = Survey(parts, canvas.span)
+        if self._host.size <= _REMEMBERED_PIXELS:
+            self._surveyed = (number, grid), survey
+        return survey
 
 
 def embed(

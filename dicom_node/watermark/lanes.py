@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ _RATE_BYTES, _RATE = 136, 17
 _BLOCK_BYTES = 128
 _PIECE_BYTES = 120 * _RATE_BYTES  # two of them stay in the first cache
 _I64 = ir.IntType(64)
+_alloca: Any = cgutils.alloca_once
 _SIGMA = (
     (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
     (14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3),
@@ -117,8 +118,7 @@ def _data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
     return context.make_array(array_type)(context, builder, array).data
 
 
-@intrinsic  # type: ignore[untyped-decorator,unused-ignore]
-def _keccak_f(_typing: Any, state: Any, iota: Any) -> tuple[Any, Callable[..., Any]]:
+def _permutation(_typing: Any, state: Any, iota: Any) -> tuple[Any, Callable[..., Any]]:
     """Permute `state`, ``(25, PAIR)`` words, in place."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -127,7 +127,7 @@ def _keccak_f(_typing: Any, state: Any, iota: Any) -> tuple[Any, Callable[..., A
             for kind, array in zip(signature.args, args, strict=True)
         )
         v = _Vector(builder, PAIR)
-        slots = [cgutils.alloca_once(builder, v.type) for _ in range(25)]
+        slots = [_alloca(builder, v.type) for _ in range(25)]
         for place, slot in enumerate(slots):
             builder.store(v.load(words, place), slot)
         with cgutils.for_range(builder, ir.Constant(_I64, 24)) as loop:
@@ -140,6 +140,9 @@ def _keccak_f(_typing: Any, state: Any, iota: Any) -> tuple[Any, Callable[..., A
         return context.get_dummy_value()
 
     return types.void(state, iota), codegen
+
+
+_keccak_f: Any = intrinsic(_permutation)
 
 
 def _keccak_round(v: _Vector, a: list[Any], iota: Any) -> list[Any]:
@@ -165,8 +168,7 @@ def _keccak_round(v: _Vector, a: list[Any], iota: Any) -> list[Any]:
     return out
 
 
-@intrinsic  # type: ignore[untyped-decorator,unused-ignore]
-def _compress(
+def _compression(
     _typing: Any, state: Any, block: Any, stride: Any, counted: Any, last: Any
 ) -> tuple[Any, Callable[..., Any]]:
     """Take a block of 16 words of each of `OCTET` messages into `state`, ``(8, OCTET)`` words.
@@ -194,6 +196,9 @@ def _compress(
         return context.get_dummy_value()
 
     return types.void(state, block, stride, counted, last), codegen
+
+
+_compress: Any = intrinsic(_compression)
 
 
 def _across(builder: Any, v: _Vector, first: Any, stride: Any, place: int) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +54,7 @@ class Survey:
         self.parts, self.span = parts, span
         self.white = parts.free(black=False)
         self.black, self.held = parts.flat(parts.black), parts.flat(parts.fixed_black)
-        self._fine, self._coarse = Forecast.blank(parts), Forecast.blank(parts)
+        self._fine = Forecast.blank(parts)
         self._counts = np.empty((parts.count, CLASSES, 2, STEPS + 1), np.int32)
         self._rooms = np.zeros((2, parts.count), np.int64)
         self._seen = np.zeros((2, parts.count), np.bool_)
@@ -71,6 +71,18 @@ class Survey:
                 self._count(made, new, 0, self._counts)
                 counting.rooms(self.black, self.held, new, self.span.limits, *self._rooms)
         return made
+
+    @cached_property
+    def _coarse(self) -> Forecast:
+        return Forecast.blank(self.parts)
+
+    def spoil(self, which: Ints) -> None:
+        """Forget what was forecast of some tiles: embedding them in two layers overwrites it."""
+        self._seen[0, which] = False
+
+    def renew(self, parts: Lattices) -> None:
+        """Go on with `parts` as they were at first, for another attempt on the same tiles."""
+        self.parts, self.black = parts, parts.flat(parts.black)
 
     def counts(self, which: Ints, *, lower: bool = False) -> NDArray[np.int32]:
         """Return the histograms of some tiles, see `counting.count`; of others, anything."""
@@ -231,7 +243,9 @@ def _second_capacity(survey: Survey, which: Ints, plan: Plan, first: Ints) -> In
     bits = _some_bits(1 << (which.size * width).bit_length())[: which.size * width]
     bits = bits.reshape(which.size, width).copy()
     made, none = survey.forecast(which, coarse=True), _nothing(which.size)
-    black = survey.black.copy()
+    # Only these tiles are looked at: the rest may hold anything.
+    black = np.empty_like(survey.black)
+    black[which] = survey.black[which]
     layers.embed_layer(black, made.predicted, made.classes, survey.held, which, its, limits,
                         none, bits, none, first)  # fmt: skip
     ahead = Forecast.blank(parts)

@@ -108,7 +108,7 @@ def stream_bits(plan: Plan) -> Ints:
     return np.where(plan.kind == 2, 128, 64) + 8 * plan.share_bytes
 
 
-def _is_coarse(plan: Plan) -> NDArray[np.bool_]:
+def is_coarse(plan: Plan) -> NDArray[np.bool_]:
     """Which tiles predict black without white's last bits, as any of them may change."""
     return np.asarray((plan.layers == 1) | (plan.spared == BY_MAP))
 
@@ -151,7 +151,7 @@ def embed_tiles(
     for head in np.unique(heads):
         rows = heads == head
         table[rows, head : head + streams.shape[1]] = streams[rows, : table.shape[1] - head]
-    coarse = _is_coarse(plan)
+    coarse = is_coarse(plan)
     if forecast is None:
         forecast = Forecast.blank(parts).look(parts, which, of_black=True, coarse=coarse)
     elif coarse.any():
@@ -213,7 +213,7 @@ def extract_tiles(
             span.limits, heads[two], bits, first[two], its.second_bits,
         )  # fmt: skip
         table[two] = bits
-    forecast = Forecast.blank(parts).look(parts, which, of_black=True, coarse=_is_coarse(plan))
+    forecast = Forecast.blank(parts).look(parts, which, of_black=True, coarse=is_coarse(plan))
     none = np.zeros(which.size, np.int64)
     sound &= layers.extract_layer(
         parts.flat(parts.black), forecast.predicted, forecast.classes,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from dicom_node.errors import WatermarkError
 from dicom_node.inference.base import Float32, Int8, RobustEngine
 from dicom_node.inference.correlator import superpose
+from dicom_node.inference.reader import open_reader
 from dicom_node.watermark import perceptual, reading, synthesis
 from dicom_node.watermark.reading import (
     DIHEDRAL,
@@ -234,22 +236,37 @@ class RobustWatermark:
         """
         small = self.resample(display)
         soft = self.engine.decode(small[None, None])
-        views, poses = small[None], (UPRIGHT, *DIHEDRAL) if dihedral else (UPRIGHT,)
         found = reading.read(soft[0], keys, UPRIGHT)
-        if dihedral and not found.decoded:
-            views = np.stack([pose.upright(small) for pose in poses])
-            soft = np.concatenate([soft, self.engine.decode(views[1:, None])])
-            others = zip(soft[1:], DIHEDRAL, strict=True)
-            found = _first(reading.read(each, keys, pose) for each, pose in others)
-        if weak and not found.decoded:
-            found = _first(
-                reading.read_weak(each, view, keys, pose, known)
-                for each, view, pose in zip(soft, views, poses, strict=True)
-            )
-        if weak and not found.decoded:
-            best = int(np.argmax(_evenness(soft)))
-            found = reading.read(soft[best], keys, poses[best], order=reading.DEEP)
-        return found
+        if found.decoded:
+            return found
+        poses = (UPRIGHT, *DIHEDRAL) if dihedral else (UPRIGHT,)
+        views = np.stack([pose.upright(small) for pose in poses])
+        if dihedral:
+            soft = self.engine.decode(views[1:, None])
+            found = _first(reading.read(*each) for each in zip(soft, repeat(keys), DIHEDRAL))
+        return self._detect_weak(views, poses, keys, known) if weak and not found.decoded else found
+
+    def look_again(self, frames: Float32) -> Float32:
+        """Return the soft bits of R1, ``(batch, code_bits)``, for ``(batch, side, side)``."""
+        reader = open_reader(self.engine.model_id)
+        if reader is None:
+            return self.engine.decode(frames[:, None])
+        return self.engine.soft_bits(reader.whiten(frames[:, None]))
+
+    def _detect_weak(
+        self, views: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey],
+        known: Hashes | None,
+    ) -> Detection:  # fmt: skip
+        """Read what `detect` could not, in every way there is."""
+        soft = self.look_again(views)
+        found = _first(
+            reading.read_weak(each, view, keys, pose, known)
+            for each, view, pose in zip(soft, views, poses, strict=True)
+        )
+        if found.decoded:
+            return found
+        best = int(np.argmax(_evenness(soft)))
+        return reading.read(soft[best], keys, poses[best], order=reading.DEEP)
 
     def resample(self, display: Float32) -> Float32:
         """Return the frame as the networks see it, ``(side, side)``."""

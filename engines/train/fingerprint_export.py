@@ -1,6 +1,6 @@
 """Turn a checkpoint of the fingerprint into what the node reads, and set its thresholds.
 
-    python fingerprint_export.py run/last.pt --data DATA --out ..
+    python fingerprint_export.py run2/last.pt --data DATA --out ..
 
 Writes f1.onnx (code of a frame) and f1_check.onnx (what was changed since), refuses to if ONNX
 Runtime computes anything else than torch, and puts ``[fingerprint]`` at the end of card.toml. The
@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from fingerprint import Fingerprint, mark_fields
+from fingerprint_compare import Comparator
 from pack import read
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ OPSET = 17
 MODEL = 1  # the first byte of every fingerprint made with these networks
 FALSE_ALARMS = 0.01  # of processed, unchanged frames; likewise of their cells
 TIMES = 12  # each frame is processed
+QUARTILE = 0.75  # as in dicom_node/watermark/fingerprint.py
 FILES = ("f1.onnx", "f1_check.onnx")
 
 
@@ -40,17 +42,17 @@ class Coder(nn.Module):
         return self.model.code(self.model.trunk(frame))[:, : self.kept]
 
 
-class Comparator(nn.Module):
+class Check(nn.Module):
     """Frame and kept bits (-1, +1) to the score of every cell."""
 
-    def __init__(self, model: Fingerprint, kept: int) -> None:
+    def __init__(self, comparator: Comparator, kept: int) -> None:
         super().__init__()
-        self.model = model
-        self.missing = model.code.out_channels - kept
+        self.comparator = comparator
+        self.missing = comparator.code.out_channels - kept
 
     def forward(self, frame: Tensor, code: Tensor) -> Tensor:
         padded = nn.functional.pad(code, (0, 0, 0, 0, 0, self.missing))
-        return self.model.changed(padded, frame)[0]
+        return self.comparator(padded, frame)
 
 
 def export(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
@@ -70,27 +72,33 @@ def export(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path
         raise SystemExit(f"{path.name}: ONNX differs from torch by {worst:.2e}: not written")
 
 
-def thresholds(model: Fingerprint, kept: int, data: Path) -> tuple[float, float]:
-    """Return the scores that one in a hundred unchanged frames and cells exceed."""
+def thresholds(coder: Coder, check: Check, data: Path) -> dict[str, float]:
+    """Return what of their scores processed, unchanged frames exceed one time in a hundred.
+
+    ``level`` is a frame's upper quartile; scores are then told from the frame's own, as far as it
+    is not above ``level``: ``alarm`` is the highest of a frame, ``near`` that of any cell.
+    """
     rng = np.random.default_rng(20261122)
     fields = mark_fields()
-    highest, cells = [], []
+    rows = []
     for path in sorted((data / "whole" / "val").glob("*")):
         frame = read(path)
         made = [pairs.pair(frame, frame, fields, rng, "") for _ in range(TIMES)]
         before = torch.from_numpy(made[0][0])[None, None]
         after = torch.from_numpy(np.stack([each[1] for each in made]))[:, None]
         with torch.no_grad():
-            bits = (Coder(model, kept)(before) > 0).float() * 2 - 1
-            scores = Comparator(model, kept)(after, bits.expand(len(after), -1, -1, -1)).numpy()
-        highest.append(scores.max((1, 2)))
-        cells.append(scores.ravel())
-    alarm = float(np.quantile(np.concatenate(highest), 1 - FALSE_ALARMS))
-    near = float(np.quantile(np.concatenate(cells), 1 - FALSE_ALARMS))
-    return alarm, min(near, alarm)
+            bits = (coder(before) > 0).float() * 2 - 1
+            rows.append(check(after, bits.expand(len(after), -1, -1, -1)).numpy())
+    scores = np.concatenate(rows).reshape(len(rows) * TIMES, -1)
+    own = np.quantile(scores, QUARTILE, axis=1)
+    level = float(np.quantile(own, 1 - FALSE_ALARMS))
+    scores -= np.minimum(own, level)[:, None]
+    alarm = float(np.quantile(scores.max(1), 1 - FALSE_ALARMS))
+    near = float(np.quantile(scores, 1 - FALSE_ALARMS))
+    return {"level": level, "alarm": alarm, "near": min(near, alarm)}
 
 
-def write_card(out: Path, state: dict, kept: int, alarm: float, near: float) -> None:
+def write_card(out: Path, state: dict, kept: int, limits: dict[str, float]) -> None:
     """Put ``[fingerprint]`` at the end of ``card.toml``, in place of one that is there."""
     card = out / "card.toml"
     above = card.read_text("utf-8").split("\n[fingerprint]")[0].rstrip()
@@ -99,7 +107,8 @@ def write_card(out: Path, state: dict, kept: int, alarm: float, near: float) -> 
     lines = [
         "", "", "[fingerprint]", "# written by train/fingerprint_export.py", f"model = {MODEL}",
         f"side = {pairs.SEEN}", f"cells = {pairs.CELLS}", f"bits = {kept}",
-        f"alarm = {alarm:.4f}", f"near = {near:.4f}", f"steps = {state['step']}",
+        *(f"{name} = {value:.4f}" for name, value in limits.items()),
+        f"steps = [{state['step']}, {state['compared']}]",
         f"batch = {recipe['batch']}", f"seed = {recipe['seed']}", "",
         "[fingerprint.files]", *(f'"{name}" = "{digest}"' for name, digest in files.items()),
     ]  # fmt: skip
@@ -115,16 +124,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     state = torch.load(args.checkpoint, weights_only=False)
-    model = Fingerprint(state["recipe"]["bits"], state["recipe"]["width"])
+    recipe = state["recipe"]
+    model, comparator = (of(recipe["bits"], recipe["width"]) for of in (Fingerprint, Comparator))
     model.load_state_dict(state["model"])
+    comparator.load_state_dict(state["comparator"])
+    coder, check = Coder(model, args.bits).eval(), Check(comparator, args.bits).eval()
     frame = nn.functional.avg_pool2d(torch.rand(2, 1, pairs.SEEN, pairs.SEEN), 5, 1, 2)
     code = torch.sign(torch.randn(2, args.bits, pairs.CELLS, pairs.CELLS))
-    export(Coder(model, args.bits), {"frame": frame}, "code", args.out / FILES[0])
-    both = {"frame": frame, "code": code}
-    export(Comparator(model, args.bits), both, "changed", args.out / FILES[1])
-    alarm, near = thresholds(model.eval(), args.bits, args.data)
-    write_card(args.out, state, args.bits, alarm, near)
-    print(f"alarm {alarm:.3f}, near {near:.3f}")
+    export(coder, {"frame": frame}, "code", args.out / FILES[0])
+    export(check, {"frame": frame, "code": code}, "changed", args.out / FILES[1])
+    limits = thresholds(coder, check, args.data)
+    write_card(args.out, state, args.bits, limits)
+    print(limits)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,21 @@ class Strangers:
         return self.unmarked + self.wrong_key + self.searches
 
 
+@dataclass(frozen=True)
+class _Look:
+    """Soft bits of D1 and R1, ``(code_bits,)``, and the frame they are of, ``(side, side)``."""
+
+    soft: Float32
+    again: Float32
+    frame: Float32
+
+    def read(self, key: KeySet) -> robust.Detection:
+        found = reading.read(self.soft, [key], _UPRIGHT)
+        if found.decoded:
+            return found
+        return reading.read_weak(self.again, self.frame, [key], _UPRIGHT)
+
+
 class Reader:
     """Reads attacked pictures with one engine; D1 runs on batches.
 
@@ -134,22 +149,22 @@ class Reader:
             The plain export.
         """
         word = robust.code_word(bytes.fromhex(message), self._keys) if message else None
-        upright = self._soft([item.upright for item in items])
+        upright = self._looks([item.upright for item in items])
         lying = [i for i, item in enumerate(items) if item.picture is not item.upright]
-        soft = upright.copy()
-        if lying:
-            soft[lying] = self._soft([items[i].picture for i in lying])
+        looks = list(upright)
+        for i, look in zip(lying, self._looks([items[i].picture for i in lying]), strict=True):
+            looks[i] = look
         readings = []
-        for item, known, blind in zip(items, upright, soft, strict=True):
-            self._count(self._foreign(blind, item.picture), "wrong_key", len(self._strangers))
+        for item, known, blind in zip(items, upright, looks, strict=True):
+            self._count(self._foreign(blind), "wrong_key", len(self._strangers))
             change = _change_db(before, item.upright)
             if word is None:
-                self._count(self._ours(blind, item.picture) is not None, "unmarked", 1)
+                self._count(self._ours(blind) is not None, "unmarked", 1)
                 readings.append(Reading(item.attack.name, None, False, "", change))
                 continue
-            accuracy = float(np.mean((known > 0) == (word > 0)))
+            accuracy = float(np.mean((known.soft > 0) == (word > 0)))
             found, seconds = self._blind(item, blind, message)
-            told = self._ours(known, item.upright) == message
+            told = self._ours(known) == message
             readings.append(
                 Reading(item.attack.name, accuracy, told, found, change, seconds)
             )
@@ -157,9 +172,9 @@ class Reader:
 
     def read_unmarked(self, pictures: Sequence[Picture]) -> None:
         """Read pictures that carry no mark, with our key and the others."""
-        for soft, picture in zip(self._soft(pictures), pictures, strict=True):
-            self._count(self._ours(soft, picture) is not None, "unmarked", 1)
-            self._count(self._foreign(soft, picture), "unmarked", len(self._strangers))
+        for look in self._looks(pictures):
+            self._count(self._ours(look) is not None, "unmarked", 1)
+            self._count(self._foreign(look), "unmarked", len(self._strangers))
 
     def search_unmarked(self, picture: Picture) -> None:
         """Search a picture that carries no mark for one."""
@@ -172,8 +187,8 @@ class Reader:
             display_values(picture), [self._keys], dihedral=True, weak=True
         )
 
-    def _blind(self, item: Attacked, soft: Float32, message: str) -> tuple[Found, float | None]:
-        first = self._ours(soft, item.picture)
+    def _blind(self, item: Attacked, look: _Look, message: str) -> tuple[Found, float | None]:
+        first = self._ours(look)
         if first is not None:
             return self._expect(first, message, "upright"), None
         turned = self.decode(item.picture)
@@ -200,30 +215,24 @@ class Reader:
             display_values(picture), self._engine, [self._keys], budget_s=self._search_s
         )
 
-    def _soft(self, pictures: Sequence[Picture]) -> Float32:
-        """Return the soft bits of pictures of any size, ``(pictures, code_bits)``."""
-        small = [self.robust.resample(display_values(picture)) for picture in pictures]
-        parts = [
-            self._engine.decode(np.stack(small[at : at + _BATCH])[:, None])
-            for at in range(0, len(small), _BATCH)
-        ]
-        return np.concatenate(parts)
+    def _looks(self, pictures: Sequence[Picture]) -> list[_Look]:
+        """Return what both networks see in pictures of any size."""
+        frames = [self.robust.resample(display_values(picture)) for picture in pictures]
+        looks = []
+        for at in range(0, len(frames), _BATCH):
+            some = np.stack(frames[at : at + _BATCH])
+            both = self._engine.decode(some[:, None]), self.robust.look_again(some)
+            looks += [_Look(*each) for each in zip(*both, some, strict=True)]
+        return looks
 
-    def _ours(self, soft: Float32, picture: Picture) -> str | None:
+    def _ours(self, look: _Look) -> str | None:
         """Return the message our key reads, hex; None where it reads none."""
-        found = self._read(soft, picture, self._keys)
+        found = look.read(self._keys)
         return found.message.hex() if found.decoded else None
 
-    def _foreign(self, soft: Float32, picture: Picture) -> int:
+    def _foreign(self, look: _Look) -> int:
         """Return how many of the other keys read something."""
-        return sum(self._read(soft, picture, key).decoded for key in self._strangers)
-
-    def _read(self, soft: Float32, picture: Picture, key: KeySet) -> robust.Detection:
-        found = reading.read(soft, [key], _UPRIGHT)
-        if found.decoded:
-            return found
-        frame = self.robust.resample(display_values(picture))
-        return reading.read_weak(soft, frame, [key], _UPRIGHT)
+        return sum(look.read(key).decoded for key in self._strangers)
 
     def _count(self, accepted: int, what: Literal["unmarked", "wrong_key", "searches"],
                decodes: int) -> None:  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from dicom_node.errors import CapacityError, WatermarkError
 from dicom_node.keys import KeyRing
 from dicom_node.watermark import integrity
-from dicom_node.watermark.integrity import Bounds, IntegrityCheck, IntegrityMark
+from dicom_node.watermark.integrity import Bounds, IntegrityCheck, IntegrityMark, Sealing
 
 from .conftest import TWELVE_BITS, UID, Marks, tissue
 
@@ -452,3 +453,37 @@ def test_what_is_remembered_of_a_frame_never_excuses_a_change(marks: Marks) -> N
     assert _only_tile(result, 100, 200)
     forged = replace(mark.carried, tiles=dict.fromkeys(mark.carried.tiles, bytes(8)))
     assert marks.check(mark.marked, known=forged).tampered, "the digests are compared"
+
+
+def test_attempts_on_one_frame_give_what_each_would_give_alone(marks: Marks) -> None:
+    """What earlier attempts worked out of a frame is used again; it changes nothing."""
+    for noise in (2.0, 12.0, 60.0):
+        host = tissue(192, 130, noise=noise, high=900)
+        record = marks.record(host)
+        together = Sealing(host, None, TWELVE_BITS, record, marks.keys)
+        for goes_on in (0, 3, 1, 9, 2):
+            left = [goes_on, goes_on]
+
+            def unseen(_marked: Any, place: int, left: list[int] = left) -> bool:
+                left[place] -= 1
+                return left[place] < 0
+
+            again = together.embed(unseen=partial(unseen, place=0))
+            alone = integrity.embed(
+                host, None, TWELVE_BITS, record, marks.keys, unseen=partial(unseen, place=1)
+            )
+            assert (again.profile, again.tile_px) == (alone.profile, alone.tile_px)
+            assert (again.marked == alone.marked).all()
+            assert again.header_block == alone.header_block
+
+
+def test_two_frames_are_digested_together_as_they_are_alone() -> None:
+    grey, bright = tissue(60, 40), tissue(60, 40, seed=1) + 40000
+    side = np.arange(60 * 40 * 2, dtype=np.uint32).reshape(60, 40, 2)
+    for first, second in (
+        ((grey, None), (grey + 1, None)), ((grey, None), (bright, None)),
+        ((grey, side), (bright, None)),
+        ((grey, side), (grey + 1, side)), ((grey - 70000, None), (bright, None)),
+    ):  # fmt: skip
+        alone = integrity.frame_digest(*first), integrity.frame_digest(*second)
+        assert integrity.frame_digests(first, second) == alone

@@ -1,0 +1,217 @@
+"""``dicom-node audit``: fetch studies from the PACS and re-check them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from dicom_node.cli.common import (
+    EXIT_FAILED,
+    EXIT_NOT_AUTHENTIC,
+    EXIT_OK,
+    Subparsers,
+    add_command,
+    add_json,
+    config_of,
+    print_json,
+)
+from dicom_node.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dicom_node.verify.audit_run import RunFile, Summary
+    from dicom_node.verify.inspector import Inspector
+    from dicom_node.verify.study import StudyCheck
+
+_UID = re.compile(r"[0-9.]{1,64}")
+_NAMED = 5
+_CHECKED_BY = "audit"
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers, "audit", run,
+        summary="fetch studies from the PACS, re-check every instance, and name what is missing",
+        exit_codes={
+            0: "every instance is authentic and none is missing",
+            1: "at least one is not authentic or missing",
+            3: "at least one study could not be checked; all others are authentic and whole",
+        },
+    )  # fmt: skip
+    which = parser.add_argument_group("which studies")
+    which.add_argument("--study", nargs="+", metavar="UID", help="Study Instance UIDs")
+    which.add_argument("--since", type=_day, metavar="DATE", help="study date, YYYY-MM-DD or later")
+    which.add_argument("--until", type=_day, metavar="DATE", help="study date, this or earlier")
+    which.add_argument("--modality", default="", metavar="CS", help="with a series of this, as CT")
+    which.add_argument(
+        "--sample", type=_number, metavar="N",
+        help="studies drawn by chance from what was marked, with about N instances in all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", type=Path, metavar="FILE",
+        help="keep the plan and what is finished in FILE; where it is there, go on with it",
+    )  # fmt: skip
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write reports on every study")
+    add_json(parser, "study, and a summary at the end")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check every study of the plan; one that cannot be checked does not end the run."""
+    _check_usage(arguments)
+    from dicom_node.verify import audit_run
+    from dicom_node.verify.audit_run import RunFile
+    from dicom_node.verify.inspector import Inspector
+
+    config = config_of(arguments)
+    file = RunFile(arguments.resume)
+    with Inspector(config, listen=False) as inspector:
+        if not file.begun:
+            file.begin(_plan(arguments, inspector))
+        if file.finished:
+            _say(f"{len(file.finished)} of {len(file.studies)} studies were finished before")
+        with _bar(len(file.left)) as (progress, advance):
+
+            def told(check: StudyCheck) -> None:
+                advance()
+                _tell(check, as_json=arguments.json)
+                if arguments.report is not None and check.instances:
+                    _report(check, arguments.report, inspector)
+
+            summary = audit_run.run(
+                inspector, file, checked_by=_CHECKED_BY, told=told, progress=progress,
+                keep_files=arguments.report is not None,
+            )  # fmt: skip
+    _sum_up(summary, file, as_json=arguments.json)
+    return exit_code(summary)
+
+
+def exit_code(summary: Summary) -> int:
+    """Return 1 if anything was found not sound, else 3 if anything could not be checked."""
+    if summary.unsound:
+        return EXIT_NOT_AUTHENTIC
+    return EXIT_FAILED if summary.failed else EXIT_OK
+
+
+def _check_usage(arguments: argparse.Namespace) -> None:
+    dated = bool(arguments.since or arguments.until)
+    ways = sum((bool(arguments.study), dated, arguments.sample is not None))
+    resumes = arguments.resume is not None and arguments.resume.exists()
+    if ways > 1 or (ways == 0 and not resumes):
+        raise ConfigError("say which studies: --study, --since (with --until), or --sample")
+    for uid in arguments.study or ():
+        if not _UID.fullmatch(uid):
+            raise ConfigError(f"--study {uid!r}: not a UID")
+
+
+def _plan(arguments: argparse.Namespace, inspector: Inspector) -> tuple[str, ...]:
+    from dicom_node.verify import audit_run
+
+    if arguments.study:
+        return tuple(dict.fromkeys(arguments.study))
+    if arguments.sample is not None:
+        return audit_run.sample(inspector, arguments.sample, arguments.modality)
+    return audit_run.by_date(inspector, arguments.since, arguments.until, arguments.modality)
+
+
+def _tell(check: StudyCheck, *, as_json: bool) -> None:
+    if as_json:
+        print_json(check.to_json())
+        return
+    counted = ", ".join(f"{number} {verdict}" for verdict, number in check.counts.items())
+    parts = [check.study_instance_uid, check.verdict if check.instances else "not there", counted]
+    for what, uids in (
+        ("missing", check.missing), ("extra", check.extra), ("transcoded", check.transcoded),
+        ("stripped of our marks", check.stripped),
+    ):  # fmt: skip
+        if uids:
+            more = f" and {len(uids) - _NAMED} more" if len(uids) > _NAMED else ""
+            parts.append(f"{what}: {', '.join(uids[:_NAMED])}{more}")
+    print("  ".join(part for part in parts if part), flush=True)
+    for each in check.instances:
+        if each.verdict.verdict != "authentic" or each.verdict.changed:
+            print(f"    {each.sop_instance_uid}  {_finding(each.verdict.to_json())}", flush=True)
+
+
+def _finding(line: dict[str, Any]) -> str:
+    said = [str(line["verdict"])]
+    if line["header"]["changed"]:
+        said.append("changed in the header: " + ", ".join(map(str, line["header"]["changed"])))
+    for frame in line["frames"]:
+        places = [
+            f"rows {box['row']}-{box['row'] + box['rows'] - 1},"
+            f" columns {box['column']}-{box['column'] + box['columns'] - 1}"
+            for box in frame["tampered"]
+        ]
+        if places:
+            said.append(f"frame {frame['frame']} changed at " + "; ".join(places[:_NAMED]))
+    if line.get("reason"):
+        said.append(str(line["reason"]))
+    return "  ".join(said)
+
+
+def _report(check: StudyCheck, folder: Path, inspector: Inspector) -> None:
+    from dicom_node.keys import KeyRing
+    from dicom_node.verify.report import write_reports
+
+    ring = KeyRing.open(inspector.config.keys.directory)
+    write_reports(check, folder, ring=ring, checked_by=_CHECKED_BY)
+
+
+def _sum_up(summary: Summary, file: RunFile, *, as_json: bool) -> None:
+    if as_json:
+        print_json(summary.to_json())
+        return
+    for study, reason in summary.failed.items():
+        print(f"{study}  not checked: {reason}", file=sys.stderr, flush=True)
+    counted = ", ".join(f"{number} {verdict}" for verdict, number in summary.counts.items())
+    _say(
+        f"{summary.studies} of {len(file.studies)} studies checked,"
+        f" {sum(summary.counts.values())} instances: {counted or 'none'};"
+        f" {summary.missing} missing, {summary.extra} extra, {summary.transcoded} transcoded;"
+        f" {len(summary.unsound)} studies not sound"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _bar(studies: int) -> Iterator[tuple[Callable[[int, int], None], Callable[[], None]]]:
+    """Show studies and the instances of the one in hand on a terminal, nothing in a pipe."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _done, _total: None, lambda: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+               TimeElapsedColumn())  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        whole, one = bar.add_task("studies", total=studies), bar.add_task("instances", total=None)
+
+        def progress(done: int, total: int) -> None:
+            if total:
+                bar.update(one, completed=done, total=total)
+
+        yield progress, lambda: bar.advance(whole)
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date; write YYYY-MM-DD") from error
+
+
+def _number(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of instances, 1 or more")
+    return int(text)

@@ -1,0 +1,78 @@
+"""R1, the second look: D1 with more sense of place, for pictures in which D1 reads nothing.
+
+Only reading asks it, never marking: no mark depends on it, and it may change without one changing.
+It runs in ONNX Runtime on one CPU thread on every machine: a few milliseconds for a picture that
+was found wanting already.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import onnxruntime as ort
+
+from dicom_node.errors import EngineError
+from dicom_node.inference.base import Float32
+from dicom_node.inference.catalogue import load_patterns, patterns_id, read_card
+
+FILE = "r1.onnx"
+
+
+class WeakReader:
+    """R1 of one model; its output goes to the carrier patterns as D1's does.
+
+    Parameters
+    ----------
+    path
+        Of ``r1.onnx``, checked against its card.
+    side
+        Of the frames it has to take.
+
+    Raises
+    ------
+    EngineError
+        ONNX Runtime cannot load it, or it is of another shape.
+    """
+
+    def __init__(self, path: Path, side: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises its own, undocumented classes
+            raise EngineError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+        taken = self._session.get_inputs()[0].shape[-2:]
+        given = self._session.get_outputs()[0].shape[-1]
+        if taken != [side, side] or given != side * side:
+            raise EngineError(f"{path}: takes {taken} and gives {given} samples: reinstall")
+
+    def whiten(self, frames: Float32) -> Float32:
+        """Return what the patterns are looked for in, ``(batch, side * side)``.
+
+        Parameters
+        ----------
+        frames
+            Display values 0..1, ``(batch, 1, side, side)``.
+        """
+        whitened: Float32 = self._session.run(None, {"frame": frames})[0]
+        return whitened
+
+
+@lru_cache(maxsize=2)
+def open_reader(model_id: bytes, where: Path | None = None) -> WeakReader | None:
+    """Return R1 of the model with these patterns, loaded once a process; None where it has none.
+
+    Raises
+    ------
+    EngineError
+        The card or the file is damaged.
+    """
+    card = read_card(where)
+    if FILE not in card.files or patterns_id(load_patterns(card)) != model_id:
+        return None
+    return WeakReader(card.path(FILE), card.side)

@@ -1,0 +1,172 @@
+"""Which registered frame a picture shows: by its samples, by its robust message, else by its looks.
+
+Samples prove it. A message names the frames that looked alike to the bit when they were marked:
+mostly one. Looks are compared with every frame there is: first 64 bits of each, in eight poses,
+then the fingerprints of the nearest. The bounds below were read off 160 frames of 1,500 from 528
+studies, exported as a person would: after JPEG, another window or gamma, noise, two degrees of
+turning or a twentieth cut off, the frame itself keeps within 12 bits (14 at most) and 17 % of its
+cells, while nine in ten nearest frames of other studies differ in 24 % of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.errors import WatermarkError
+from dicom_node.facts import stored_digest
+from dicom_node.inference.base import Float32
+from dicom_node.inference.fingerprinter import Fingerprinter
+from dicom_node.registry import FrameMatch, Registry
+from dicom_node.watermark import fingerprint, perceptual
+from dicom_node.watermark.placement import borderless
+from dicom_node.watermark.robust import DIHEDRAL, Detection, Pose
+
+LOOK_BITS = 14  # of 64, that a frame's looks may change on the way
+ALONE_BITS = 4  # where no fingerprint can be compared
+CHANGED_SHARE = 0.2  # of the cells, from which it is another frame
+CANDIDATES = 24
+_SURE, _SURE_OF_LOOKS = 0.999, 0.95
+_UPRIGHT = Pose()
+_AS_GOOD = 0.5  # in mean score of the cells: nearer than that, one is as likely as the other
+
+By = Literal["samples", "message", "look"]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A registered frame and how sure it is that a picture shows it.
+
+    Attributes
+    ----------
+    confidence
+        0 to 1: less where several frames would do, or its looks have changed.
+    by
+        ``samples``: bit for bit; ``message``: its robust mark; ``look``.
+    changed_share
+        Part of the fingerprint's cells that differ; None where none was compared.
+    """
+
+    found: FrameMatch
+    confidence: float
+    by: By
+    pose: Pose = _UPRIGHT
+    changed_share: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return `match` of ``trace --json``."""
+        instance = self.found.instance
+        return {
+            "study_instance_uid": instance.study_instance_uid,
+            "series_instance_uid": instance.series_instance_uid,
+            "sop_instance_uid": instance.sop_instance_uid,
+            "frame": self.found.frame,
+            "confidence": round(self.confidence, 3),
+            "by": self.by,
+            "distance_bits": self.found.distance,
+        }
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A frame that may be it; `score` is the mean over its cells, lower for more alike."""
+
+    found: FrameMatch
+    pose: Pose
+    score: float | None
+    share: float | None
+
+
+class Matcher:
+    """Looks pictures up in one registry.
+
+    Parameters
+    ----------
+    network
+        Compares fingerprints.
+    """
+
+    def __init__(self, registry: Registry, network: Fingerprinter) -> None:
+        self._registry = registry
+        self._network = network
+
+    def by_samples(self, sop_instance_uid: str, values: NDArray[np.int32]) -> Match | None:
+        """Return the registered frame that holds just these stored values."""
+        digest = stored_digest(values)
+        for instance in reversed(self._registry.instances(sop_instance_uid=sop_instance_uid)):
+            for number, facts in enumerate(instance.frames, 1):
+                if facts.marked_digest == digest:
+                    return Match(FrameMatch(instance, number, facts), 1.0, "samples")
+        return None
+
+    def by_message(self, detection: Detection, picture: Float32) -> Match | None:
+        """Return the frame that carries the message found in `picture`.
+
+        Several frames that look alike may carry one message: then looks decide.
+        """
+        frames = self._registry.by_message(detection.message)
+        candidates = [self._compared(each, detection.pose, picture) for each in frames]
+        return _best(candidates, "message", _SURE)
+
+    def by_look(self, picture: Float32) -> Match | None:
+        """Return the frame that `picture` shows, upright, turned by quarters or mirrored."""
+        inner = borderless(picture)
+        shown = picture if inner is None else np.ascontiguousarray(picture[inner])
+        poses = (_UPRIGHT, *DIHEDRAL)
+        hashes = [perceptual.perceptual_hash(pose.upright(shown)) for pose in poses]
+        frames = self._registry.similar(hashes, LOOK_BITS, CANDIDATES)
+        candidates = [self._compared(each, poses[each.query], shown) for each in frames]
+        return _best([each for each in candidates if _is_alike(each)], "look", _SURE_OF_LOOKS)
+
+    def _compared(self, found: FrameMatch, pose: Pose, picture: Float32) -> _Candidate:
+        try:
+            comparison = fingerprint.compare(
+                found.facts.fingerprint, picture, self._network, pose
+            )
+        except WatermarkError:
+            # Of networks that this release has no more, or none at all.
+            return _Candidate(found, pose, None, None)
+        compared = comparison.compared
+        if not compared.any():
+            return _Candidate(found, pose, None, None)
+        share = float(np.mean(comparison.changed[compared]))
+        return _Candidate(found, pose, float(np.mean(comparison.scores[compared])), share)
+
+
+def _is_alike(candidate: _Candidate) -> bool:
+    if candidate.share is None:
+        return candidate.found.distance <= ALONE_BITS
+    return candidate.share <= CHANGED_SHARE
+
+
+def _best(candidates: Sequence[_Candidate], by: By, sure: float) -> Match | None:
+    """Return the likeliest; its confidence is shared with all that are as good."""
+    if not candidates:
+        return None
+    ordered = sorted(candidates, key=_rank)
+    best = ordered[0]
+    equals = {
+        (each.found.instance.sop_instance_uid, each.found.frame)
+        for each in ordered
+        if _as_good(each, best)
+    }
+    confidence = sure / len(equals)
+    if by == "look":
+        lost = best.share / (2 * CHANGED_SHARE) if best.share is not None else 0.5
+        confidence *= 1.0 - lost
+    return Match(best.found, confidence, by, best.pose, best.share)
+
+
+def _rank(candidate: _Candidate) -> tuple[float, int]:
+    score = candidate.score if candidate.score is not None else float("inf")
+    return score, candidate.found.distance
+
+
+def _as_good(candidate: _Candidate, best: _Candidate) -> bool:
+    if candidate.score is None or best.score is None:
+        return candidate.score is best.score and candidate.found.distance == best.found.distance
+    return candidate.score - best.score < _AS_GOOD

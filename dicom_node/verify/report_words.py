@@ -1,0 +1,59 @@
+"""A verdict in words: what it is called, what it means, what it says of a study."""
+
+from __future__ import annotations
+
+from dicom_node.verify.study import StudyCheck
+from dicom_node.verify.verdict import ORDER, Verdict
+
+WORDS: dict[Verdict, tuple[str, str]] = {
+    "authentic": ("Authentic", "pixel for pixel what was marked"),
+    "content-preserved": ("Content preserved", "the picture that was marked, in other pixels"),
+    "unmarked": ("Unmarked", "no mark of ours is in it, and nothing can be said about it"),
+    "foreign": ("Foreign", "it carries a mark of ours that was made for another picture"),
+    "tampered": ("Tampered", "changed after it was marked"),
+    "unreadable": ("Unreadable", "no DICOM instance that can be read"),
+}
+"""What a verdict is called, and what it means."""
+
+
+def verdict_in_words(check: StudyCheck) -> tuple[str, str, tuple[str, ...]]:
+    """Return the level, a headline, and what there is to say about the study as a whole."""
+    total = len(check.instances)
+    back = " that came back" if check.missing else ""
+    sentences = [
+        f"{_of(check.counts[verdict], total, back)} {WORDS[verdict][0].lower()}:"
+        f" {WORDS[verdict][1]}."
+        for verdict in reversed(ORDER) if check.counts.get(verdict)
+    ]  # fmt: skip
+    retold = sum(bool(each.verdict.changed) for each in check.instances)
+    if retold:
+        where = "this one instance" if total == 1 else f"{retold} of {total} instances"
+        sentences.append(f"In {where} attributes of the header are not what was signed; they are "
+                         "named below.")  # fmt: skip
+    for uids, what in (
+        (check.missing, "that this node delivered did not come back"),
+        (check.stripped, "came back without the marks they were delivered with"),
+        (check.extra, "came back that this node never delivered"),
+        (check.transcoded, "came back in another transfer syntax, which need not change a pixel"),
+    ):
+        if uids:
+            sentences.append(f"{_instances(len(uids))} {what}.")
+    if not total:
+        return "unmarked", "Nothing to judge", (*sentences, "No instance came back.")
+    if check.verdict == "authentic" and check.missing:
+        return "incomplete", "Incomplete", tuple(sentences)
+    headline = WORDS[check.verdict][0]
+    if check.verdict == "authentic" and retold:
+        headline = "Authentic pixels, changed header"
+    return check.verdict, headline, tuple(sentences)
+
+
+def _of(count: int, total: int, back: str) -> str:
+    if total == 1:
+        return f"The one instance{back} is"
+    some = f"{count} of {total}" if count != total else f"All {total}"
+    return f"{some} instances{back} {'is' if count == 1 else 'are'}"
+
+
+def _instances(count: int) -> str:
+    return "1 instance" if count == 1 else f"{count} instances"

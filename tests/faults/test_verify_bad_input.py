@@ -1,0 +1,367 @@
+"""The verification service under clients and archives that misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import verifying
+from harness import wait_for
+from pynetdicom.sop_class import CTImageStorage
+from verifying import (
+    STUDY_FIND,
+    STUDY_GET,
+    STUDY_MOVE,
+    FakePacs,
+    Marks,
+    Service,
+    block_of,
+    client,
+    keys,
+    verify_now,
+)
+
+from dicom_node.config import parse
+from dicom_node.dimse import commands, query_commands
+from dicom_node.dimse.query_scu import QueryAssociation
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def marks(tmp_path_factory):
+    return Marks(tmp_path_factory.mktemp("marks"))
+
+
+@pytest.fixture(scope="module")
+def pacs(marks):
+    """A pynetdicom archive with studies 1 (6 slices) and 2 (2 slices)."""
+    files = [marked for number, slices in ((1, 6), (2, 2))
+             for _, marked in marks.study(number, slices, size=128)]  # fmt: skip
+    one = FakePacs(files)
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory, marks, pacs):
+    folder = tmp_path_factory.mktemp("service")
+    text = verifying.config_text(
+        folder, marks.keys, pacs.port, move=[("HANGING", _hanging_port())], max_matches=20
+    )
+    one = Service(parse(text, "test")).start()
+    yield one
+    one.end()
+
+
+_HANGING = []
+
+
+def _hanging_port():
+    """Return a port whose connections are taken and never answered."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    _HANGING.append(listener)
+    return listener.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def _healthy(request):
+    """Begin with a sound archive; end with nothing left in the service."""
+    pacs, service = request.getfixturevalue("pacs"), request.getfixturevalue("service")
+    pacs.abort_after, pacs.delay_s, pacs.matches, pacs.send = None, 0.0, None, None
+    pacs.cancelled.clear()
+    yield
+    wait_for(lambda: not _left(service), 15, lambda: str(_left(service)))
+
+
+def _left(service):
+    names = ("association", "fetch", "move to")
+    threads = [t.name for t in threading.enumerate() if t.name.startswith(names)]
+    # pynetdicom's own threads belong to the archive and the clients of these tests.
+    return threads + service.scratch()
+
+
+def get(service, identifier, on_store=lambda event: 0x0000):
+    with client(service, STUDY_GET, storage=[CTImageStorage], on_store=on_store) as assoc:
+        answers = list(assoc.send_c_get(identifier, STUDY_GET))
+    return answers[-1]
+
+
+def test_a_pacs_that_is_down_in_mid_transfer_fails_the_rest_and_names_it(service, pacs):
+    pacs.abort_after = 3
+    status, identifier = get(service, keys(StudyInstanceUID="1.2.3.1"))
+    assert status.Status == 0xB000
+    assert status.NumberOfCompletedSuboperations == 3
+    assert status.NumberOfFailedSuboperations == 3
+    assert sorted(identifier.FailedSOPInstanceUIDList) == [f"1.2.3.1.1.{n}" for n in (4, 5, 6)]
+
+
+def test_what_did_not_come_from_a_broken_transfer_is_not_called_missing(service, pacs):
+    pacs.abort_after = 3
+    get(service, keys(StudyInstanceUID="1.2.3.1"))
+    with service.registry() as registry:
+        entries = registry.verdicts(study_instance_uid="1.2.3.1")
+    assert "missing" not in {entry.verdict for entry in entries}
+
+
+def test_a_pacs_that_is_away_is_a_failure_with_its_name(tmp_path, marks):
+    text = verifying.config_text(tmp_path, marks.keys, verifying.refusing_port())
+    one = Service(parse(text, "test")).start()
+    try:
+        with client(one, STUDY_FIND) as assoc:
+            [(status, _)] = assoc.send_c_find(keys(StudyInstanceUID=""), STUDY_FIND)
+        assert status.Status == 0xC000
+        assert "pacs" in status.ErrorComment
+        status, _ = get(one, keys(StudyInstanceUID="1.2.3.1"))
+        assert status.Status == 0xA701
+    finally:
+        one.end()
+
+
+def test_a_flood_of_matches_ends_with_out_of_resources_and_a_reason(service, pacs):
+    pacs.matches = 1000
+    with client(service, STUDY_FIND) as assoc:
+        answers = list(assoc.send_c_find(keys(StudyInstanceUID=""), STUDY_FIND))
+    assert len(answers) == 20 + 1
+    assert answers[-1][0].Status == 0xA700
+    assert "more than 20 matches" in answers[-1][0].ErrorComment
+    wait_for(lambda: pacs.cancelled, 10, "the archive was not told to stop")
+
+
+def test_exactly_as_many_matches_as_allowed_are_a_success(service, pacs):
+    pacs.matches = 20
+    with client(service, STUDY_FIND) as assoc:
+        answers = list(assoc.send_c_find(keys(StudyInstanceUID=""), STUDY_FIND))
+    assert (len(answers), answers[-1][0].Status) == (21, 0x0000)
+
+
+def test_a_flood_is_refused_before_anything_is_fetched(service, pacs):
+    pacs.matches = 1000
+    with client(service, STUDY_FIND) as assoc:
+        answers = list(assoc.send_c_find(verify_now(keys(StudyInstanceUID="")), STUDY_FIND))
+    assert [status.Status for status, _ in answers] == [0xA700]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        keys("NONSENSE", StudyInstanceUID="1.2"),
+        keys("PATIENT", PatientID="1"),
+        keys("STUDY", StudyInstanceUID="../../etc/passwd"),
+        keys("SERIES", StudyInstanceUID="1.2", SeriesInstanceUID="1.2.3\\' OR 1=1"),
+    ],
+    ids=["level", "level of the other root", "path", "injection"],
+)
+def test_an_identifier_that_fits_no_level_is_a900(service, pacs, broken):
+    asked = pacs.queries
+    with client(service, STUDY_FIND) as assoc:
+        [(status, _)] = assoc.send_c_find(broken, STUDY_FIND)
+        assert status.Status == 0xA900
+        # The association is as good as before.
+        again = list(assoc.send_c_find(keys(StudyInstanceUID="1.2.3.1"), STUDY_FIND))
+    assert again[-1][0].Status == 0x0000
+    assert pacs.queries == asked + 1
+
+
+@pytest.mark.parametrize("missing", ["StudyInstanceUID", "SeriesInstanceUID"])
+def test_a_retrieve_without_a_key_it_needs_is_a900(service, missing):
+    identifier = keys("SERIES", StudyInstanceUID="1.2.3.1", SeriesInstanceUID="1.2.3.1.1")
+    del identifier[missing]
+    status, _ = get(service, identifier)
+    assert status.Status == 0xA900
+    assert missing in status.ErrorComment
+
+
+def test_bytes_that_are_no_data_set_are_refused_without_harm(service):
+    with _raw(service) as assoc:
+        answers = list(assoc.request("find", STUDY_FIND, b"\x08\x00\x52\x00XX\xff\xff" * 9,
+                                     verifying.EXPLICIT))  # fmt: skip
+        assert answers[-1].response.status in (0xA900, 0xC000)
+        answers = list(assoc.request("find", STUDY_FIND, b"", verifying.EXPLICIT))
+        assert answers[-1].response.status == 0xA900
+
+
+def test_values_of_an_identifier_reach_no_log(service, capsys):
+    asked = keys(StudyInstanceUID="not a uid", PatientName="SECRET^NAME", PatientID="SECRETID")
+    with client(service, STUDY_FIND) as assoc:
+        list(assoc.send_c_find(asked, STUDY_FIND))
+        asked.StudyInstanceUID = ""
+        list(assoc.send_c_find(verify_now(asked), STUDY_FIND))
+    out = capsys.readouterr()
+    trail = "".join(p.read_text() for p in service.config.audit_directory.glob("*.jsonl"))
+    assert "SECRET" not in out.out + out.err + trail
+
+
+@contextlib.contextmanager
+def _raw(service):
+    """Associate with our own requestor, which sends whatever it is told to."""
+    assoc = QueryAssociation.open(
+        "service", ("127.0.0.1", service.port), called_ae="DICOMVERIFY", calling_ae="RAW",
+        sop_classes=[STUDY_FIND, STUDY_MOVE], timeout_s=30,
+    )  # fmt: skip
+    try:
+        yield assoc
+    finally:
+        assoc.release()
+
+
+def test_a_request_of_another_service_is_answered_as_unrecognized(service):
+    with _raw(service) as assoc:
+        queries = assoc._assoc.queries
+        context = assoc._contexts[STUDY_FIND, verifying.EXPLICIT]
+        move = query_commands.QueryRequest("move", 1, STUDY_FIND, "X").encode()
+        queries.send(context, move, b"\0\0")
+        assert queries.read(10)
+        assert commands.us(queries.inbox.popleft().elements, commands.STATUS) == 0x0211
+
+
+# C-CANCEL
+
+
+def test_a_query_is_cancelled_within_a_second(service, pacs):
+    pacs.matches, pacs.delay_s = 15, 0.3
+    with client(service, STUDY_FIND) as assoc:
+        answers = assoc.send_c_find(keys(StudyInstanceUID=""), STUDY_FIND, msg_id=7)
+        next(answers)
+        assoc.send_c_cancel(7, query_model=STUDY_FIND)
+        cancelled_at = time.monotonic()
+        last = list(answers)[-1][0]
+    assert last.Status == 0xFE00
+    assert time.monotonic() - cancelled_at < 1.0
+    wait_for(lambda: pacs.cancelled, 10, "the archive was not told to stop")
+
+
+def test_a_check_before_an_answer_is_cancelled_within_a_second(service, pacs):
+    pacs.delay_s = 1.5  # an archive that takes its time over each instance
+    with client(service, STUDY_FIND) as assoc:
+        asked = verify_now(keys(StudyInstanceUID="1.2.3.1"))
+        answers = assoc.send_c_find(asked, STUDY_FIND, msg_id=9)
+        time.sleep(3.0)
+        assoc.send_c_cancel(9, query_model=STUDY_FIND)
+        cancelled_at = time.monotonic()
+        last = list(answers)[-1][0]
+        took_s = time.monotonic() - cancelled_at
+    assert last.Status == 0xFE00
+    assert took_s < 1.0
+
+
+def test_a_move_to_a_destination_that_hangs_is_cancelled_within_a_second(service):
+    with client(service, STUDY_MOVE) as assoc:
+        answers = assoc.send_c_move(keys(StudyInstanceUID="1.2.3.2"), "HANGING", STUDY_MOVE,
+                                    msg_id=3)  # fmt: skip
+        time.sleep(3.0)
+        assoc.send_c_cancel(3, query_model=STUDY_MOVE)
+        cancelled_at = time.monotonic()
+        last = list(answers)[-1][0]
+        took_s = time.monotonic() - cancelled_at
+    assert last.Status == 0xFE00
+    assert last.NumberOfRemainingSuboperations == 2
+    assert took_s < 1.0
+
+
+def test_a_client_hears_of_a_long_check_before_it_loses_patience(service, pacs, monkeypatch):
+    monkeypatch.setattr("dicom_node.verify.query.HEARTBEAT_S", 1.0)
+    pacs.delay_s = 0.8
+    with client(service, STUDY_FIND) as assoc:
+        asked = verify_now(keys(StudyInstanceUID="1.2.3.1"))
+        answers = list(assoc.send_c_find(asked, STUDY_FIND))
+    said = [block_of(match) for _, match in answers[:-1]]
+    assert len(said) > 1
+    assert all("checked" in each[0x21] for each in said[:-1])
+    assert said[-1][0x10] == "authentic"
+    assert 0x21 not in said[-1]
+
+
+# Archives that give something else
+
+
+def test_fewer_instances_than_listed_are_failed_and_missing(service, pacs):
+    pacs.send = pacs.files[:4]
+    status, identifier = get(service, keys(StudyInstanceUID="1.2.3.1"))
+    assert (status.Status, status.NumberOfFailedSuboperations) == (0xB000, 2)
+    assert sorted(identifier.FailedSOPInstanceUIDList) == ["1.2.3.1.1.5", "1.2.3.1.1.6"]
+    assert "2 missing" in status.ErrorComment
+
+
+def test_other_instances_than_registered_are_extra(service, pacs, marks):
+    registered = [marked for _, marked in marks.study(2, 2, size=128)]
+    service.register(verifying.entry_of(registered[0]))
+    with client(service, STUDY_FIND) as assoc:
+        answers = list(assoc.send_c_find(verify_now(keys(StudyInstanceUID="1.2.3.2")), STUDY_FIND))
+    assert '"extra":["1.2.3.2.1.2"]' in block_of(answers[0][1])[0x17]
+
+
+# Clients that go away
+
+
+def test_aborted_associations_under_load_leave_nothing_behind(service, pacs):
+    pacs.delay_s = 0.05
+    descriptors = _descriptors()
+    for round_ in range(8):
+        with client(service, STUDY_GET, STUDY_FIND, storage=[CTImageStorage],
+                    on_store=lambda event: 0x0000) as assoc:  # fmt: skip
+            if round_ % 2:
+                answers = assoc.send_c_get(keys(StudyInstanceUID="1.2.3.1"), STUDY_GET)
+            else:
+                asked = verify_now(keys(StudyInstanceUID="1.2.3.1"))
+                answers = assoc.send_c_find(asked, STUDY_FIND)
+            if round_ % 3:
+                next(answers)
+            else:
+                time.sleep(0.1)
+            if round_ % 4 < 2:
+                assoc.abort()
+            else:
+                assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+                time.sleep(0.2)
+                assoc.abort()
+    wait_for(lambda: not _left(service), 20, lambda: str(_left(service)))
+    wait_for(
+        lambda: _descriptors() <= descriptors + 2, 20,
+        lambda: f"{_descriptors()} descriptors, {descriptors} before",
+    )  # fmt: skip
+    status, _ = get(service, keys(StudyInstanceUID="1.2.3.1"))
+    assert status.Status == 0x0000
+
+
+def test_a_client_that_takes_no_more_instances_is_dropped_not_waited_for(service):
+    def store(event):
+        event.assoc.abort()
+        return 0xC000
+
+    with client(service, STUDY_GET, storage=[CTImageStorage], on_store=store) as assoc:
+        list(assoc.send_c_get(keys(StudyInstanceUID="1.2.3.1"), STUDY_GET))
+    assert service.thread.is_alive()
+
+
+def test_a_checking_worker_that_is_killed_costs_one_verdict_and_no_association(service, pacs):
+    pacs.delay_s = 0.2
+    with client(service, STUDY_GET, storage=[CTImageStorage],
+                on_store=lambda event: 0x0000) as assoc:  # fmt: skip
+        answers = assoc.send_c_get(keys(StudyInstanceUID="1.2.3.1"), STUDY_GET)
+        next(answers)
+        for pid in _workers():
+            os.kill(pid, 9)
+        last = list(answers)[-1][0]
+    assert last.NumberOfCompletedSuboperations + last.NumberOfWarningSuboperations == 6
+    assert last.NumberOfWarningSuboperations <= 1
+
+
+def _workers():
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            command = (process / "cmdline").read_bytes()
+            if int(parent) == os.getpid() and b"checking_worker" in command:
+                found.append(int(process.name))
+    return found
+
+
+def _descriptors():
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())

@@ -1,0 +1,212 @@
+"""``dicom-node audit`` against a real Orthanc, as an administrator runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import harness
+import pydicom
+import pytest
+import verifying
+from verifying import Marks, QueryOrthanc, Service
+
+from dicom_node.config import parse
+
+pytestmark = [pytest.mark.peer, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def marks(tmp_path_factory):
+    return Marks(tmp_path_factory.mktemp("marks"))
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory):
+    one = QueryOrthanc(tmp_path_factory.mktemp("pacs"))
+    yield one
+    one.child.end()
+
+
+class Audit:
+    """The command with a configuration of its own."""
+
+    def __init__(self, folder, marks, pacs, **verify):
+        self.folder = folder
+        text = verifying.config_text(
+            folder, marks.keys, pacs.port, port=pacs.verify_port, fetch_port=pacs.fetch_port,
+            **{"instances_per_s": 1000.0, **verify},
+        )  # fmt: skip
+        self.path = folder / "node.toml"
+        self.path.write_text(text)
+        self.config = parse(text, "test")
+        self.service = Service(self.config)
+
+    def run(self, *arguments):
+        """Return the exit code, the JSON lines of the studies, the summary, and stderr."""
+        done = subprocess.run(
+            [sys.executable, "-m", "dicom_node.cli.main", "audit", "--config", self.path, "--json",
+             *map(str, arguments)],
+            capture_output=True, text=True, timeout=90, check=False,
+            env={**os.environ, "PYTHONPATH": str(harness.ROOT)},
+        )  # fmt: skip
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        summary = lines.pop()["summary"] if lines else {}
+        return done.returncode, lines, summary, done.stderr
+
+
+@pytest.fixture
+def audit(tmp_path, marks, pacs):
+    pacs.empty()
+    one = Audit(tmp_path, marks, pacs)
+    one.register = one.service.register
+    return one
+
+
+def put(audit, pacs, marks, number, slices=3, *, leave_out=()):
+    """Store a study, all of it registered as delivered."""
+    study = [marked for _, marked in marks.study(number, slices)]
+    audit.register(*map(verifying.entry_of, study))
+    pacs.store(*(path for index, path in enumerate(study, 1) if index not in leave_out))
+    return study
+
+
+def test_a_sound_study_is_exit_code_0(audit, pacs, marks):
+    put(audit, pacs, marks, 1)
+    code, [study], summary, _ = audit.run("--study", "1.2.3.1")
+    assert code == 0
+    assert study["sound"]
+    assert study["counts"] == {"authentic": 3}
+    assert summary["instances"] == 3
+
+
+def test_a_missing_slice_is_named(audit, pacs, marks):
+    put(audit, pacs, marks, 2, leave_out=[2])
+    code, [study], summary, _ = audit.run("--study", "1.2.3.2")
+    assert code == 1
+    assert study["missing"] == ["1.2.3.2.1.2"]
+    assert summary["missing"] == 1
+    with audit.service.registry() as registry:
+        entries = registry.verdicts(sop_instance_uid="1.2.3.2.1.2")
+    assert [entry.verdict for entry in entries] == ["missing"]
+
+
+def test_a_study_deleted_in_the_pacs_is_missing_as_a_whole(audit, marks):
+    audit.register(*(verifying.entry_of(marked) for _, marked in marks.study(2, 3)))
+    code, [study], _, _ = audit.run("--study", "1.2.3.2")
+    assert code == 1
+    assert len(study["missing"]) == 3
+
+
+def test_extra_tampered_and_transcoded_instances_are_named(audit, pacs, marks, tmp_path):
+    study = [marked for _, marked in marks.study(3, 4)]
+    audit.register(*map(verifying.entry_of, study[:3]))
+    recoded = pydicom.dcmread(study[1])
+    recoded.compress(pydicom.uid.JPEGLSLossless, generate_instance_uid=False)
+    recoded.save_as(tmp_path / "recoded.dcm")
+    changed = verifying.tampered(study[2], tmp_path / "changed.dcm")
+    pacs.store(study[0], changed, study[3])
+    # storescu would decompress: Orthanc takes the file over HTTP as it is.
+    harness.urllib.request.urlopen(
+        harness.urllib.request.Request(
+            f"http://127.0.0.1:{pacs.http}/instances", (tmp_path / "recoded.dcm").read_bytes()
+        ),
+        timeout=10,
+    ).close()
+    code, [said], _, _ = audit.run("--study", "1.2.3.3")
+    assert code == 1
+    assert said["counts"] == {"authentic": 3, "tampered": 1}
+    assert said["extra"] == ["1.2.3.3.1.4"]
+    assert [each["sop_instance_uid"] for each in said["transcoded"]] == ["1.2.3.3.1.2"]
+    [bad] = [each for each in said["instances"] if each["verdict"] == "tampered"]
+    assert bad["sop_instance_uid"] == "1.2.3.3.1.3"
+
+
+def test_studies_are_found_by_date_and_modality(audit, pacs, marks):
+    put(audit, pacs, marks, 4)
+    code, studies, _, _ = audit.run("--since", "2026-01-01", "--until", "2026-01-31",
+                                    "--modality", "CT")  # fmt: skip
+    assert (code, [s["study_instance_uid"] for s in studies]) == (0, ["1.2.3.4"])
+    assert audit.run("--since", "2026-02-01")[:2] == (0, [])
+    assert audit.run("--since", "2026-01-01", "--modality", "MR")[1] == []
+
+
+def test_a_sample_is_drawn_from_what_was_marked(audit, pacs, marks):
+    for number in (1, 4):
+        put(audit, pacs, marks, number)
+    code, studies, summary, _ = audit.run("--sample", "2")
+    assert (code, len(studies)) == (0, 1)
+    assert summary["instances"] == 3
+
+
+def test_a_run_goes_on_where_it_was_stopped(audit, pacs, marks, tmp_path):
+    for number in (1, 4):
+        put(audit, pacs, marks, number)
+    plan = tmp_path / "run.jsonl"
+    code, first, _, _ = audit.run("--since", "2026-01-01", "--resume", plan)
+    assert (code, len(first)) == (0, 2)
+    lines = plan.read_text().splitlines(keepends=True)
+    plan.write_text("".join(lines[:2]) + lines[2][:10])  # killed while it wrote the second study
+    code, again, summary, said = audit.run("--resume", plan)
+    assert (code, len(again)) == (0, 1)
+    assert "1 of 2 studies were finished before" in said
+    assert (summary["studies"], summary["instances"]) == (2, 6)
+    assert audit.run("--resume", plan)[1] == []
+
+
+def test_a_pacs_that_is_away_is_exit_code_3_and_left_for_the_next_run(tmp_path, marks, pacs, audit):
+    away = Audit(tmp_path, marks, type("Away", (), {
+        "port": verifying.refusing_port(), "verify_port": pacs.verify_port,
+        "fetch_port": pacs.fetch_port}))  # fmt: skip
+    plan = tmp_path / "run.jsonl"
+    code, studies, summary, _ = away.run("--study", "1.2.3.1", "--resume", plan)
+    assert (code, studies) == (3, [])
+    assert "no connection" in summary["failed"]["1.2.3.1"]
+    pacs.store(*(marked for _, marked in marks.study(1, 3)))
+    back = Audit(tmp_path, marks, pacs)
+    assert back.run("--resume", plan)[0] == 0
+
+
+def test_a_study_nobody_knows_could_not_be_checked(audit):
+    code, _, summary, _ = audit.run("--study", "9.9.9")
+    assert code == 3
+    assert summary["failed"] == {"9.9.9": "pacs does not have it"}
+
+
+def test_reports_are_written_and_no_fetched_file_is_left(audit, pacs, marks, tmp_path):
+    put(audit, pacs, marks, 1)
+    code, _, _, said = audit.run("--study", "1.2.3.1", "--report", tmp_path / "reports")
+    assert code == 0, said
+    written = {path.suffix for path in (tmp_path / "reports").rglob("*") if path.is_file()}
+    assert {".html", ".pdf", ".json"} <= written
+    assert audit.service.scratch() == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--study", "1.2", "--sample", "3"), ("--study", "not-a-uid"), ("--since", "yesterday"),
+     ("--sample", "0")],
+)  # fmt: skip
+def test_a_wrong_use_is_exit_code_2(audit, arguments):
+    assert audit.run(*arguments)[0] == 2
+
+
+def test_it_fetches_by_c_move_while_the_service_holds_the_port(tmp_path, marks):
+    pacs = QueryOrthanc(tmp_path, get=False)
+    (tmp_path / "audit").mkdir()
+    audit = Audit(tmp_path / "audit", marks, pacs, retrieve="move")
+    audit.service.start()
+    try:
+        study = [marked for _, marked in marks.study(1, 3)]
+        audit.service.register(*map(verifying.entry_of, study))
+        pacs.store(*study)
+        code, [said], _, errors = audit.run("--study", "1.2.3.1")
+        assert code == 0, errors
+        assert said["counts"] == {"authentic": 3}
+        claims = audit.config.spool.directory / "fetch-claims"
+        assert [path.name for path in claims.iterdir()] == ["served"]
+    finally:
+        audit.service.end()
+        pacs.child.end()

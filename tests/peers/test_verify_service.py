@@ -1,0 +1,374 @@
+"""An auditor asks over DICOM: DCMTK, Orthanc and pynetdicom in front, a real Orthanc behind."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import harness
+import pydicom
+import pytest
+import verifying
+from pynetdicom import AE
+from pynetdicom.sop_class import CTImageStorage
+from verifying import (
+    STUDY_FIND,
+    STUDY_GET,
+    STUDY_MOVE,
+    Marks,
+    QueryOrthanc,
+    Service,
+    block_of,
+    client,
+    keys,
+    verify_now,
+)
+
+from dicom_node.config import parse
+
+pytestmark = [pytest.mark.peer, pytest.mark.slow]
+VERDICT, AT, AGE, VERIFIED, TAMPERED, UNMARKED, MISSING, DETAILS, PROGRESS = (
+    0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x21,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def marks(tmp_path_factory):
+    return Marks(tmp_path_factory.mktemp("marks"))
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory):
+    one = QueryOrthanc(tmp_path_factory.mktemp("pacs"))
+    yield one
+    one.child.end()
+
+
+@pytest.fixture(scope="module")
+def workstation(tmp_path_factory):
+    """A move destination: DCMTK's storescp, bit for bit."""
+    one = harness.StoreSCP(tmp_path_factory.mktemp("workstation"))
+    yield one
+    one.child.kill()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory, marks, pacs, workstation):
+    """The service, over an Orthanc with study 1 (4 slices, authentic) and 2 (slice 2 tampered)."""
+    folder = tmp_path_factory.mktemp("service")
+    text = verifying.config_text(
+        folder, marks.keys, pacs.port, port=pacs.verify_port, fetch_port=pacs.fetch_port,
+        move=[("WORKSTATION", workstation.port), ("AWAY", verifying.refusing_port())],
+        clients=[("TRUSTED", "restored"), ("STRICT", "refuse-tampered")], max_matches=50,
+    )  # fmt: skip
+    one = Service(parse(text, "test")).start()
+    first, second = marks.study(1), marks.study(2)
+    pacs.store(*(marked for _, marked in first))
+    changed = verifying.tampered(second[1][1], folder / "changed.dcm")
+    pacs.store(second[0][1], changed, second[2][1], second[3][1])
+    one.register(*(verifying.entry_of(m) for _, m in [*first, *second]))
+    yield one
+    one.end()
+    assert one.scratch() == []
+    assert [t.name for t in threading.enumerate() if "association" in t.name] == []
+
+
+def find(service, identifier, ae_title="AUDITOR"):
+    with client(service, STUDY_FIND, ae_title=ae_title) as assoc:
+        answers = list(assoc.send_c_find(identifier, STUDY_FIND))
+    assert all(status.Status in (0xFF00, 0xFF01) for status, _ in answers[:-1])
+    return [match for _, match in answers[:-1]], answers[-1][0]
+
+
+def get(service, identifier, ae_title="AUDITOR"):
+    came = []
+
+    def store(event):
+        came.append(event.dataset)
+        return 0x0000
+
+    with client(service, STUDY_GET, storage=[CTImageStorage], on_store=store,
+                ae_title=ae_title) as assoc:  # fmt: skip
+        answers = list(assoc.send_c_get(identifier, STUDY_GET))
+    return came, answers[-1][0], answers[-1][1]
+
+
+# C-ECHO and C-FIND
+
+
+def test_echoscu_is_answered(service, dcmtk):
+    assert dcmtk("echoscu", "-aec", "DICOMVERIFY", "127.0.0.1", service.port).returncode == 0
+
+
+def test_findscu_sees_the_pacss_matches_and_our_block(service, dcmtk):
+    result = dcmtk("findscu", "-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID",
+                   "-k", "PatientName=DOE*", "127.0.0.1", service.port)  # fmt: skip
+    said = result.stdout + result.stderr
+    assert result.returncode == 0
+    for expected in ("[1.2.3.1", "[1.2.3.2", "[DOE^JANE]", "[DICOM-NODE WATERMARK 1.0]"):
+        assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("level", "unique", "number"),
+    [("STUDY", "StudyInstanceUID", 1), ("SERIES", "SeriesInstanceUID", 1),
+     ("IMAGE", "SOPInstanceUID", 4)],
+)  # fmt: skip
+def test_every_level_of_the_study_root_is_answered(service, level, unique, number):
+    study, series = {"StudyInstanceUID": "1.2.3.2"}, {"SeriesInstanceUID": "1.2.3.2.1"}
+    above = {"STUDY": {}, "SERIES": study, "IMAGE": study | series}
+    asked = keys(level, **above[level], **{unique: "1.2.3.2" if level == "STUDY" else ""})
+    matches, last = find(service, verify_now(asked))
+    assert last.Status == 0x0000
+    assert len(matches) == number
+    said = [block_of(match) for match in matches]
+    assert max(each[VERDICT] for each in said) == "tampered"
+    assert sum(each[TAMPERED] for each in said) == 1
+    assert sum(each[VERIFIED] for each in said) == 4
+
+
+def test_the_patient_root_has_the_patient_level(service):
+    with client(service, verifying.PATIENT_FIND) as assoc:
+        asked = keys("PATIENT", PatientID="P77", PatientName="")
+        answers = list(assoc.send_c_find(asked, verifying.PATIENT_FIND))
+    assert [status.Status for status, _ in answers] == [0xFF00, 0x0000]
+    assert answers[0][1].PatientName == "DOE^JANE"
+
+
+def test_a_verdict_is_remembered_and_told_with_its_age(service):
+    find(service, verify_now(keys(StudyInstanceUID="1.2.3.1")))
+    time.sleep(1.1)
+    [match], _ = find(service, keys(StudyInstanceUID="1.2.3.1"))
+    said = block_of(match)
+    assert (said[VERDICT], said[VERIFIED], said[TAMPERED], said[UNMARKED]) == ("authentic", 4, 0, 0)
+    assert 1 <= said[AGE] < 60
+    assert pydicom.valuerep.DT(str(said[AT])).year == time.gmtime().tm_year
+
+
+def test_the_details_name_the_instance_and_where_it_was_changed(service):
+    [match], _ = find(service, verify_now(keys(StudyInstanceUID="1.2.3.2")))
+    details = json.loads(block_of(match)[DETAILS])
+    assert details["counts"] == {"authentic": 3, "tampered": 1}
+    [finding] = details["findings"]
+    assert finding["sop_instance_uid"] == "1.2.3.2.1.2"
+    [box] = finding["frames"][0]["tampered"]
+    assert box["row"] <= 40 < box["row"] + box["rows"]
+    assert box["column"] <= 60 < box["column"] + box["columns"]
+
+
+def test_what_was_never_checked_has_an_empty_verdict(service, marks, pacs):
+    pacs.store(*(marked for _, marked in marks.study(3, 1)))
+    [match], _ = find(service, keys(StudyInstanceUID="1.2.3.3"))
+    said = block_of(match)
+    assert said[VERDICT] in ("", None)
+    assert (said[VERIFIED], AT in said) == (0, False)
+
+
+def test_keys_that_were_not_asked_for_are_not_returned(service):
+    [match], _ = find(service, keys(StudyInstanceUID="1.2.3.1", StudyDate=""))
+    assert match.StudyDate == "20260101"
+    assert "PatientName" not in match
+    assert match.get("RetrieveAETitle", "DICOMVERIFY") == "DICOMVERIFY"
+
+
+def test_a_study_that_the_pacs_does_not_have_gives_no_match(service):
+    matches, last = find(service, verify_now(keys(StudyInstanceUID="9.9.9")))
+    assert (matches, last.Status) == ([], 0x0000)
+
+
+# C-GET and C-MOVE
+
+
+def test_getscu_gets_every_instance_as_the_pacs_has_it(service, dcmtk, tmp_path, marks):
+    result = dcmtk("getscu", "-S", "-aec", "DICOMVERIFY", "+B", "-od", tmp_path, "-k",
+                   "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=1.2.3.1", "127.0.0.1",
+                   service.port)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    came = {ds.SOPInstanceUID: ds for ds in map(pydicom.dcmread, tmp_path.iterdir())}
+    assert len(came) == 4
+    for _, marked in marks.study(1):
+        sent = pydicom.dcmread(marked)
+        assert came[sent.SOPInstanceUID].PixelData == sent.PixelData
+
+
+def test_movescu_moves_to_a_configured_destination(service, dcmtk, workstation, marks):
+    result = dcmtk("movescu", "-S", "-aec", "DICOMVERIFY", "-aem", "WORKSTATION", "-k",
+                   "QueryRetrieveLevel=SERIES", "-k", "StudyInstanceUID=1.2.3.1", "-k",
+                   "SeriesInstanceUID=1.2.3.1.1", "127.0.0.1", service.port)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    stored = workstation.stored()
+    for _, marked in marks.study(1):
+        [path] = stored[marked.name.removesuffix(".dcm")]
+        assert harness.data_set_bytes(path) == harness.data_set_bytes(marked)
+
+
+def test_an_unknown_destination_is_refused_with_a801(service, dcmtk):
+    result = dcmtk("movescu", "-S", "-aec", "DICOMVERIFY", "-aem", "NOBODY", "-k",
+                   "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=1.2.3.1", "127.0.0.1",
+                   service.port)  # fmt: skip
+    assert "MoveDestinationUnknown" in result.stdout + result.stderr
+
+
+def test_a_destination_that_is_away_fails_every_sub_operation(service):
+    with client(service, STUDY_MOVE) as assoc:
+        answers = list(assoc.send_c_move(keys(StudyInstanceUID="1.2.3.1"), "AWAY", STUDY_MOVE))
+    status, identifier = answers[-1]
+    assert status.Status == 0xA702
+    assert (status.NumberOfCompletedSuboperations, status.NumberOfFailedSuboperations) == (0, 4)
+    assert len(identifier.FailedSOPInstanceUIDList) == 4
+
+
+def test_a_tampered_instance_is_a_warning(service):
+    came, status, _ = get(service, keys(StudyInstanceUID="1.2.3.2"))
+    assert (len(came), status.Status) == (4, 0xB000)
+    assert status.NumberOfCompletedSuboperations == 3
+    assert status.NumberOfWarningSuboperations == 1
+    assert status.NumberOfFailedSuboperations == 0
+
+
+def test_a_strict_client_is_refused_the_tampered_instance(service):
+    came, status, identifier = get(service, keys(StudyInstanceUID="1.2.3.2"), "STRICT")
+    assert (len(came), status.Status) == (3, 0xB000)
+    assert status.NumberOfFailedSuboperations == 1
+    assert identifier.FailedSOPInstanceUIDList == "1.2.3.2.1.2"
+
+
+def test_a_trusted_client_gets_the_originals_bit_for_bit(service, marks):
+    came, status, _ = get(service, keys(StudyInstanceUID="1.2.3.1"), "TRUSTED")
+    assert (len(came), status.Status) == (4, 0x0000)
+    by_uid = {ds.SOPInstanceUID: ds for ds in came}
+    for original, marked in marks.study(1):
+        sent, before = pydicom.dcmread(original), pydicom.dcmread(marked)
+        back = by_uid[sent.SOPInstanceUID]
+        assert back.PixelData == sent.PixelData != before.PixelData
+        assert "ContributingEquipmentSequence" not in back
+
+
+def test_a_trusted_client_gets_no_original_of_what_was_changed(service):
+    came, status, identifier = get(service, keys(StudyInstanceUID="1.2.3.2"), "TRUSTED")
+    assert (len(came), status.Status) == (3, 0xB000)
+    assert identifier.FailedSOPInstanceUIDList == "1.2.3.2.1.2"
+
+
+def test_one_instance_is_retrieved_at_the_image_level(service):
+    asked = keys("IMAGE", StudyInstanceUID="1.2.3.1", SeriesInstanceUID="1.2.3.1.1",
+                 SOPInstanceUID=["1.2.3.1.1.2", "1.2.3.1.1.3"])  # fmt: skip
+    came, status, _ = get(service, asked)
+    assert sorted(ds.SOPInstanceUID for ds in came) == ["1.2.3.1.1.2", "1.2.3.1.1.3"]
+    assert status.Status == 0x0000
+
+
+def test_a_patient_is_retrieved_in_the_patient_root(service):
+    came = []
+    move = verifying.PATIENT_FIND[:-1] + "3"
+    with client(service, move, storage=[CTImageStorage],
+                on_store=lambda event: came.append(event.dataset) or 0x0000) as assoc:  # fmt: skip
+        answers = list(assoc.send_c_get(keys("PATIENT", PatientID="P77"), move))
+    assert {ds.StudyInstanceUID for ds in came} >= {"1.2.3.1", "1.2.3.2"}
+    assert answers[-1][0].Status == 0xB000
+
+
+def test_a_study_that_the_pacs_does_not_have_is_an_empty_success(service):
+    came, status, _ = get(service, keys(StudyInstanceUID="9.9.9"))
+    assert (came, status.Status, status.NumberOfCompletedSuboperations) == ([], 0x0000, 0)
+
+
+def test_an_instance_missing_in_the_pacs_is_a_failed_sub_operation(service, marks, pacs):
+    study = marks.study(4)
+    pacs.store(*(marked for _, marked in study[:3]))
+    service.register(*(verifying.entry_of(marked) for _, marked in study))
+    came, status, identifier = get(service, keys(StudyInstanceUID="1.2.3.4"))
+    assert (len(came), status.Status, status.NumberOfFailedSuboperations) == (3, 0xB000, 1)
+    assert identifier.FailedSOPInstanceUIDList == "1.2.3.4.1.4"
+    [match], _ = find(service, keys(StudyInstanceUID="1.2.3.4"))
+    assert block_of(match)[MISSING] == 1
+
+
+def test_a_stripped_instance_is_suspect_because_the_registry_knows_it(service, marks, pacs):
+    [(original, marked)] = marks.study(5, 1)
+    pacs.store(original)
+    service.register(verifying.entry_of(marked))
+    came, status, _ = get(service, keys(StudyInstanceUID="1.2.3.5"))
+    assert (len(came), status.Status) == (1, 0xB000)
+    assert status.NumberOfWarningSuboperations == 1
+    came, status, _ = get(service, keys(StudyInstanceUID="1.2.3.5"), "STRICT")
+    assert (len(came), status.Status) == (0, 0xA702)
+
+
+def test_orthanc_queries_and_retrieves_through_us(service, tmp_path, workstation):
+    before = len(workstation.stored().get("1.2.3.1.1.1", ()))
+    with verifying.contextlib.closing(_Second(tmp_path, service.port)) as second:
+        asked = {"Level": "Study", "Query": {"StudyInstanceUID": "1.2.3.1"}}
+        answer = harness.post(second.pacs, "/modalities/verify/query", json.dumps(asked))
+        assert second.pacs.get(f"{answer['Path']}/answers") == ["0"]
+        harness.post(second.pacs, f"{answer['Path']}/retrieve", "WORKSTATION")
+    assert len(workstation.stored()["1.2.3.1.1.1"]) == before + 1
+
+
+class _Second:
+    """A second Orthanc, which is the client."""
+
+    def __init__(self, folder, port):
+        self.pacs = QueryOrthanc(folder)
+        modality = {"AET": "DICOMVERIFY", "Host": "127.0.0.1", "Port": port}
+        request = verifying.harness.urllib.request.Request(
+            f"http://127.0.0.1:{self.pacs.http}/modalities/verify",
+            json.dumps(modality).encode(), method="PUT",
+        )  # fmt: skip
+        verifying.harness.urllib.request.urlopen(request, timeout=10).close()
+
+    def close(self):
+        self.pacs.child.end()
+
+
+# What is left behind
+
+
+def test_the_audit_trail_tells_who_asked_and_who_got_what(service):
+    find(service, keys(StudyInstanceUID="1.2.3.2"), ae_title="CURIOUS")
+    get(service, keys(StudyInstanceUID="1.2.3.2"), "STRICT")
+    [asked] = [e for e in service.audit_events("queried") if e["client_ae"] == "CURIOUS"]
+    assert (asked["level"], asked["study_instance_uid"], asked["matches"]) == (
+        "STUDY", "1.2.3.2", 1)  # fmt: skip
+    assert "0020000D" in asked["keys"]
+    got = [e for e in service.audit_events("retrieved") if e["client_ae"] == "STRICT"][-1]
+    assert (got["policy"], got["instances"], got["failed"]) == ("refuse-tampered", 3, 1)
+    seen = [e for e in service.audit_events("verified") if e["checked_by"] == "STRICT"]
+    assert {e["sop_instance_uid"]: e["verdict"] for e in seen}["1.2.3.2.1.2"] == "tampered"
+    assert "DOE" not in json.dumps(service.audit_events("queried", "retrieved", "verified"))
+
+
+def test_files_are_gone_and_the_inner_scp_takes_nothing_unasked(service, marks):
+    get(service, keys(StudyInstanceUID="1.2.3.1"))
+    assert service.scratch() == []
+    ae = AE("STRANGER")
+    ae.add_requested_context(CTImageStorage, verifying.EXPLICIT)
+    assoc = ae.associate("127.0.0.1", service.config.verify.fetch_port)
+    status = assoc.send_c_store(pydicom.dcmread(marks.study(1)[0][1])).Status
+    assoc.release()
+    assert status == 0x0124
+    assert service.scratch() == []
+
+
+# Through C-MOVE, from a PACS that has no C-GET
+
+
+def test_a_pacs_without_c_get_moves_to_the_inner_scp(tmp_path, marks):
+    pacs = QueryOrthanc(tmp_path, get=False)
+    text = verifying.config_text(tmp_path, marks.keys, pacs.port, port=pacs.verify_port,
+                                 fetch_port=pacs.fetch_port, retrieve="move")  # fmt: skip
+    one = Service(parse(text, "test")).start()
+    try:
+        study = marks.study(1)
+        pacs.store(*(marked for _, marked in study))
+        one.register(*(verifying.entry_of(marked) for _, marked in study))
+        came, status, _ = get(one, keys(StudyInstanceUID="1.2.3.1"))
+        assert (len(came), status.Status) == (4, 0x0000)
+        for ds in came:
+            marked = pydicom.dcmread(marks.folder / f"{ds.SOPInstanceUID}.dcm")
+            assert ds.PixelData == marked.PixelData
+        assert one.scratch() == []
+    finally:
+        one.end()
+        pacs.child.end()

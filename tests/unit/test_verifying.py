@@ -1,0 +1,139 @@
+"""docs/VERIFYING.md is a session: its commands are run in order, and print what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from dicom_node.cli.main import main
+from dicom_node.instance import seal
+from dicom_node.keys import KeyRing
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "VERIFYING.md"
+SCRIPT = ROOT / "examples" / "check_signature.py"
+# A command, and what it prints if the page says so.
+STEPS = re.findall(r"```sh\n(.*?)```\n(?:\n```text\n(.*?)```)?", PAGE.read_text("utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the page assumes it: a configuration with keys, and one marked instance."""
+    folder = tmp_path_factory.mktemp("verifying")
+    (folder / "conf").mkdir()
+    (folder / "conf" / "node.toml").write_text(
+        f'[keys]\ndirectory = "{folder}/keys"\n[spool]\ndirectory = "{folder}/spool"\n'
+        '[watermark]\nengine = "onnx"\nowner = "CLINIC"\n'
+    )
+    config = ["--config", str(folder / "conf" / "node.toml")]
+    assert main(["keys", "init", *config]) == 0
+    source = folder / "instance.dcm"
+    shutil.copy(min((ROOT / "demo" / "mr_brain").glob("*.dcm")), source)
+    assert main(["mark", str(source), "--out", f"{folder}/marked", *config]) == 0
+    shutil.copy(folder / "marked" / "instance.dcm", source)
+    (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "bin").mkdir()
+    for name, words in (("dicom-node", "-m dicom_node.cli.main"), ("python", "")):
+        shim = folder / "bin" / name
+        shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        shim.chmod(0o755)
+    return folder
+
+
+def check(public_key: Path, path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, SCRIPT, public_key, path], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_every_command_of_the_page_runs_and_prints_what_the_page_says(place: Path) -> None:
+    for tool in ("openssl", "dcmodify", "dcmconv"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} IS MISSING: the page is not checked")
+    environment = os.environ | {"PATH": f"{place}/bin:{os.environ['PATH']}",
+                                "PYTHONPATH": str(ROOT)}  # fmt: skip
+    assert len(STEPS) == 7
+    for command, promised in STEPS:
+        done = subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", command], cwd=place, env=environment,
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        printed = done.stdout + done.stderr
+        assert done.returncode == 0, f"{command}\n{printed}"
+        for line in promised.splitlines():
+            assert line in printed, f"{command}\nprinted\n{printed}"
+
+
+def test_the_key_id_is_the_beginning_of_the_digest_the_page_shows(place: Path) -> None:
+    ring = KeyRing.open(place / "keys")
+    pem = place / "key.pem"
+    pem.write_text(ring.export_public())
+    command = next(c for c, _ in STEPS if "sha3-256" in c).replace("public.pem", "key.pem")
+    done = subprocess.run(["bash", "-c", command], cwd=place, capture_output=True, text=True)
+    digest = done.stdout.split()[-1]
+    assert digest.startswith(ring.current.key_id.hex())
+
+
+def test_the_script_shares_no_code_with_us() -> None:
+    text = SCRIPT.read_text("utf-8")
+    assert not re.search(r"^\s*(from|import)\s+dicom_node", text, re.MULTILINE)
+    statements = [line for line in text.splitlines() if line.strip() and line[:1] not in ("#", '"')]
+    assert len(statements) < 80, "the page says seventy lines"
+
+
+@pytest.fixture(scope="module")
+def sealed(place: Path, shared: Path) -> tuple[Path, list[Path]]:
+    """Objects that cannot carry marks, sealed; every kind of header the script has to read."""
+    ring = KeyRing.open(place / "keys")
+    pem = place / "sealed.pem"
+    pem.write_text(ring.export_public())
+    made = []
+    for kind in ("sr", "seg", "rt", "ecg", "pmap_float", "htj2k", "charset", "deflated"):
+        source = min(p for p in (shared / "dicom" / kind).rglob("*.dcm"))
+        out = place / f"sealed-{kind}.dcm"
+        seal.seal_file(source, out, ring.current, marked_at=1_790_000_000)
+        made.append(out)
+    return pem, made
+
+
+def test_the_script_and_the_node_agree_on_what_is_sealed(
+    sealed: tuple[Path, list[Path]], place: Path
+) -> None:
+    pem, paths = sealed
+    ring = KeyRing.from_public_pem(pem.read_text())
+    for path in paths:
+        assert seal.check_seal(path, ring).intact
+        done = check(pem, path)
+        assert done.returncode == 0, f"{path.name}: {done.stdout}{done.stderr}"
+        assert "pixels among them" in done.stdout
+
+
+def test_the_script_names_one_changed_sample_of_sealed_pixels(
+    sealed: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    pem, paths = sealed
+    ds = pydicom.dcmread(next(path for path in paths if "seg" in path.name))
+    pixels = bytearray(ds.PixelData)
+    pixels[len(pixels) // 2] ^= 1
+    ds.PixelData = bytes(pixels)
+    ds.save_as(tmp_path / "changed.dcm")
+    done = check(pem, tmp_path / "changed.dcm")
+    assert done.returncode == 1
+    assert "(7FE0,0010) PixelData" in done.stdout
+
+
+def test_the_script_refuses_a_seal_of_another_key(
+    sealed: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    other = KeyRing.open(tmp_path / "keys", owner="SOMEBODY", create=True)
+    (tmp_path / "other.pem").write_text(other.export_public())
+    done = check(tmp_path / "other.pem", sealed[1][0])
+    assert done.returncode == 1
+    assert "not signed with this key" in done.stderr

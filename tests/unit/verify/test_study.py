@@ -1,0 +1,75 @@
+"""What a study check says of what came, and of what did not."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from dicom_node.registry.records import DeliveryEntry, MarkedInstance
+from dicom_node.verify.study import CheckedInstance, study_check
+from dicom_node.verify.verdict import InstanceVerdict
+
+EXPLICIT, JPEG_LS = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.80"
+
+
+def found(uid, verdict="authentic", syntax=EXPLICIT, number=None, series="1.2.1"):
+    return CheckedInstance(
+        InstanceVerdict("", uid, verdict), "1.2", series, "1.1", syntax, "CT", number
+    )
+
+
+def entry(uid, *destinations, syntax=EXPLICIT):
+    deliveries = tuple(DeliveryEntry(name, 0, 0.0) for name in destinations)
+    return MarkedInstance(uid, "1.2.1", "1.2", "1.1", syntax, "marked", b"", b"", b"", 0, 0.0, "M",
+                          deliveries=deliveries)  # fmt: skip
+
+
+def test_a_study_is_as_good_as_its_worst_instance():
+    check = study_check("1.2", [found("1"), found("2", "tampered"), found("3", "unmarked")])
+    assert check.verdict == "tampered"
+    assert check.counts == {"authentic": 1, "tampered": 1, "unmarked": 1}
+    assert not check.sound
+
+
+def test_instances_are_in_the_order_of_the_series():
+    check = study_check("1.2", [found("c", number=10), found("a", number=9), found("b", number=2)])
+    assert [each.sop_instance_uid for each in check.instances] == ["b", "a", "c"]
+
+
+def test_what_was_delivered_and_did_not_come_is_missing():
+    entries = [entry("1", "pacs"), entry("2", "pacs"), entry("3", "other"), entry("4")]
+    check = study_check("1.2", [found("1")], entries, destination="pacs")
+    assert check.missing == ("2",)
+    assert check.verdict == "authentic"
+    assert not check.sound
+
+
+def test_what_the_pacs_lists_and_does_not_send_is_missing_too():
+    check = study_check("1.2", [found("1")], listed=["1", "9"])
+    assert check.missing == ("9",)
+
+
+def test_what_the_registry_does_not_know_is_extra_where_it_knows_the_study():
+    assert study_check("1.2", [found("1"), found("2")], [entry("1", "pacs")]).extra == ("2",)
+    assert study_check("1.2", [found("1"), found("2")]).extra == ()
+
+
+def test_another_transfer_syntax_than_delivered_is_transcoded():
+    check = study_check("1.2", [found("1", syntax=JPEG_LS), found("2")],
+                        [entry("1", "pacs"), entry("2", "pacs")])  # fmt: skip
+    assert check.transcoded == ("1",)
+    assert check.sound
+
+
+def test_unmarked_is_stripped_only_where_we_had_marked_it():
+    check = study_check("1.2", [found("1", "unmarked"), found("2", "unmarked")], [entry("1", "p")])
+    assert check.stripped == ("1",)
+
+
+def test_the_json_says_all_of_it_and_names_no_file_that_is_gone():
+    check = study_check("1.2", [found("1", syntax=JPEG_LS)], [entry("1", "p"), entry("2", "p")],
+                        checked_at=datetime(2026, 1, 2, tzinfo=UTC))  # fmt: skip
+    said = check.to_json()
+    assert said["checked_at"] == "2026-01-02T00:00:00Z"
+    assert said["missing"] == ["2"]
+    assert said["transcoded"][0]["sop_instance_uid"] == "1"
+    assert "path" not in said["instances"][0]

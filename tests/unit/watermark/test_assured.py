@@ -1,0 +1,63 @@
+"""What is known without decoding is what decoding finds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dicom_node.watermark.assured import is_read, must_be_read
+from dicom_node.watermark.reading import UPRIGHT, code_word, read, tag
+
+BITS = 160
+
+
+class Key:
+    owner, key_id, robust_key = "GENERAL-HOSPITAL", b"k" * 8, b"k" * 32
+
+
+def _message(seed: int) -> bytes:
+    hashed = np.random.default_rng(seed).bytes(8)
+    return hashed + tag(hashed, Key())
+
+
+def _soft(message: bytes, noise: float, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (code_word(message, Key()) + rng.normal(0, noise, BITS)).astype(np.float32)
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.45, 0.6, 0.9, 1.5])
+def test_what_must_be_read_is_read(noise: float) -> None:
+    sure = 0
+    for seed in range(60):
+        message = _message(seed)
+        soft = _soft(message, noise, seed)
+        read_it = read(soft, [Key()], UPRIGHT).message == message
+        assert is_read(soft, message, Key()) == read_it
+        if must_be_read(soft, message, Key()):
+            sure += 1
+            assert read_it
+    if noise == 0.3:
+        assert sure > 50, "few wrong bits need no decoding"
+    if noise == 1.5:
+        assert not sure
+
+
+def test_soft_bits_of_another_message_are_not_this_one() -> None:
+    other, message = _message(1), _message(2)
+    soft = _soft(other, 0.3, 0)
+    assert is_read(soft, other, Key())
+    assert not is_read(soft, message, Key())
+
+
+def test_soft_bits_of_nothing_are_no_message() -> None:
+    assert not is_read(np.zeros(BITS, np.float32), _message(0), Key())
+
+
+def test_two_heavy_wrong_bits_are_left_to_the_decoder() -> None:
+    """Heavier than what any other word would lose: only decoding can tell."""
+    message = _message(3)
+    word = code_word(message, Key())
+    soft = (word * 0.1).astype(np.float32)
+    soft[:2] = -5 * word[:2]
+    assert not must_be_read(soft, message, Key())
+    assert is_read(soft, message, Key()) == (read(soft, [Key()], UPRIGHT).message == message)
