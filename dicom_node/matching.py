@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +24,7 @@ from dicom_node.inference.base import Float32
 from dicom_node.inference.fingerprinter import Fingerprinter
 from dicom_node.registry import FrameMatch, Registry
 from dicom_node.watermark import fingerprint, perceptual
-from dicom_node.watermark.placement import borderless
+from dicom_node.watermark.placement import Placement, as_seen, borderless
 from dicom_node.watermark.robust import DIHEDRAL, Detection, Pose
 
 LOOK_BITS = 14  # of 64, that a frame's looks may change on the way
@@ -32,7 +33,7 @@ CHANGED_SHARE = 0.2  # of the cells, from which it is another frame
 CANDIDATES = 24
 _SURE, _SURE_OF_LOOKS = 0.999, 0.95
 _UPRIGHT = Pose()
-_AS_GOOD = 0.5  # in mean score of the cells: nearer than that, one is as likely as the other
+_AS_GOOD = 0.01  # of the bits: nearer than that, one frame is as likely as the other
 
 By = Literal["samples", "message", "look"]
 
@@ -73,12 +74,21 @@ class Match:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A frame that may be it; `score` is the mean over its cells, lower for more alike."""
+    """A frame that may be it.
+
+    Attributes
+    ----------
+    share
+        Of the fingerprint's cells that were changed; None where there is none to compare.
+    differing
+        Part of the fingerprint's bits that differ. Neighbouring slices have no changed cell, and
+        still other bits: of 80 pictures it told 76 to 80 from them, where the hash told 64 to 75.
+    """
 
     found: FrameMatch
     pose: Pose
-    score: float | None
-    share: float | None
+    share: float | None = None
+    differing: float | None = None
 
 
 class Matcher:
@@ -113,28 +123,40 @@ class Matcher:
         return _best(candidates, "message", _SURE)
 
     def by_look(self, picture: Float32) -> Match | None:
-        """Return the frame that `picture` shows, upright, turned by quarters or mirrored."""
+        """Return the frame that `picture` shows, upright, turned by quarters or mirrored.
+
+        A border of one grey level may be somebody's, or the frame's own: looked at with and
+        without.
+        """
         inner = borderless(picture)
-        shown = picture if inner is None else np.ascontiguousarray(picture[inner])
-        poses = (_UPRIGHT, *DIHEDRAL)
-        hashes = [perceptual.perceptual_hash(pose.upright(shown)) for pose in poses]
+        parts = [picture] if inner is None else [picture, np.ascontiguousarray(picture[inner])]
+        views = [(part, pose) for part in parts for pose in (_UPRIGHT, *DIHEDRAL)]
+        hashes = [perceptual.perceptual_hash(pose.upright(part)) for part, pose in views]
         frames = self._registry.similar(hashes, LOOK_BITS, CANDIDATES)
-        candidates = [self._compared(each, poses[each.query], shown) for each in frames]
+        candidates = [self._compared(each, views[each.query][1], views[each.query][0])
+                      for each in frames]  # fmt: skip
         return _best([each for each in candidates if _is_alike(each)], "look", _SURE_OF_LOOKS)
 
     def _compared(self, found: FrameMatch, pose: Pose, picture: Float32) -> _Candidate:
+        features, network = found.facts.fingerprint, self._network
+        card = network.card
         try:
-            comparison = fingerprint.compare(
-                found.facts.fingerprint, picture, self._network, pose
-            )
+            comparison = fingerprint.compare(features, picture, network, pose)
+            code = fingerprint.unpack(features, card.model, (card.bits, card.cells, card.cells))
         except WatermarkError:
             # Of networks that this release has no more, or none at all.
-            return _Candidate(found, pose, None, None)
-        compared = comparison.compared
-        if not compared.any():
-            return _Candidate(found, pose, None, None)
-        share = float(np.mean(comparison.changed[compared]))
-        return _Candidate(found, pose, float(np.mean(comparison.scores[compared])), share)
+            return _Candidate(found, pose)
+        if not comparison.compared.any():
+            return _Candidate(found, pose)
+        if isinstance(pose, Placement):
+            seen = as_seen(picture, pose, card.side)
+        else:
+            way = cv2.INTER_AREA if min(picture.shape) >= card.side else cv2.INTER_LINEAR
+            whole = cv2.resize(pose.upright(picture), (card.side, card.side), interpolation=way)
+            seen = np.asarray(whole, np.float32)
+        differing = (code != network.code(seen))[:, comparison.compared]
+        share = float(np.mean(comparison.changed[comparison.compared]))
+        return _Candidate(found, pose, share, float(np.mean(differing)))
 
 
 def _is_alike(candidate: _Candidate) -> bool:
@@ -162,11 +184,12 @@ def _best(candidates: Sequence[_Candidate], by: By, sure: float) -> Match | None
 
 
 def _rank(candidate: _Candidate) -> tuple[float, int]:
-    score = candidate.score if candidate.score is not None else float("inf")
-    return score, candidate.found.distance
+    differing = candidate.differing if candidate.differing is not None else float("inf")
+    return differing, candidate.found.distance
 
 
 def _as_good(candidate: _Candidate, best: _Candidate) -> bool:
-    if candidate.score is None or best.score is None:
-        return candidate.score is best.score and candidate.found.distance == best.found.distance
-    return candidate.score - best.score < _AS_GOOD
+    if candidate.differing is None or best.differing is None:
+        unknown = candidate.differing is best.differing
+        return unknown and candidate.found.distance == best.found.distance
+    return candidate.differing - best.differing < _AS_GOOD

@@ -116,8 +116,11 @@ def _participant(party: Party) -> Xml.Element:
     if party.ae_title:
         attributes["AlternativeUserID"] = _clean(f"AETITLES={party.ae_title}")
     if party.address:
-        attributes["NetworkAccessPointID"] = _clean(party.address)
-        attributes["NetworkAccessPointTypeCode"] = "2" if _is_address(party.address) else "1"
+        host, _, port = party.address.rpartition(":")
+        host = host.strip("[]") if host and port.isdigit() and not _is_address(party.address) \
+            else party.address
+        attributes["NetworkAccessPointID"] = _clean(host)
+        attributes["NetworkAccessPointTypeCode"] = "2" if _is_address(host) else "1"
     element = Xml.Element("ActiveParticipant", attributes)
     if party.role is not None:
         _code(element, "RoleIDCode", party.role)

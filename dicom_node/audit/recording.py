@@ -45,20 +45,10 @@ class AuditTrail:
         ConfigError
             If the collector cannot be used.
         """
-        directory = config.audit_directory
-        log = AuditLog.open(directory, ring, checkpoint_every=config.audit.checkpoint_every)
-        if not sends or not config.audit.syslog:
-            return cls(log, None)
-        # Only the process that sends pays for TLS and XML.
-        from dicom_node.audit.message_xml import Node
-        from dicom_node.audit.sending import Sender
-        from dicom_node.audit.syslog import collector_at
-
-        collector = collector_at(config.audit.syslog, config.audit.syslog_ca)
-        node = Node(config.node.ae_title, socket.gethostname(), config.watermark.owner)
-        sender = Sender(directory, config.audit.syslog, collector, node)
-        sender.start()
-        return cls(log, sender)
+        log = AuditLog.open(
+            config.audit_directory, ring, checkpoint_every=config.audit.checkpoint_every
+        )
+        return cls(log, _sender(config) if sends else None)
 
     def record(self, events: Iterable[Told]) -> int:
         """Write events, durable when this returns; return how many were new.
@@ -87,6 +77,44 @@ class AuditTrail:
         finally:
             if self._sender is not None:
                 self._sender.stop()
+
+
+@contextmanager
+def sending(config: Config) -> Iterator[None]:
+    """Pass the trail on to ``audit.syslog`` meanwhile, if there is one.
+
+    For the process that runs as long as the node does and writes through an `AuditLog` of its own;
+    what the others write is found within a second.
+
+    Raises
+    ------
+    ConfigError
+        If the collector cannot be used.
+    AuditError
+        If the trail cannot be read.
+    """
+    sender = _sender(config)
+    try:
+        yield
+    finally:
+        if sender is not None:
+            sender.stop()
+
+
+def _sender(config: Config) -> Sender | None:
+    """Return a sender at work, or None where there is no collector."""
+    if not config.audit.syslog:
+        return None
+    # Only the process that sends pays for TLS and XML.
+    from dicom_node.audit.message_xml import Node
+    from dicom_node.audit.sending import Sender
+    from dicom_node.audit.syslog import collector_at
+
+    collector = collector_at(config.audit.syslog, config.audit.syslog_ca)
+    node = Node(config.node.ae_title, socket.gethostname(), config.watermark.owner)
+    sender = Sender(config.audit_directory, config.audit.syslog, collector, node)
+    sender.start()
+    return sender
 
 
 @contextmanager

@@ -106,6 +106,7 @@ class Sender:
         """Hold the sender's lock; False if stopped while another process of the node sends."""
         path = self._directory / "syslog.lock"
         with translated(path):
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while not self._stopping:

@@ -34,7 +34,7 @@ def lesion(picture: Picture, other: Picture, size: float, rng: Rng) -> Picture:
     contrast = rng.uniform(0.15, 0.35) * 255 * (1 if middle < 128 else -1)
     rim = cv2.GaussianBlur(where, (0, 0), max(1.0, _pixels(picture, size) / 12))
     ring = 4 * where * (1 - rim) * rng.uniform(0, 0.6)
-    return rounded(picture + contrast * (where + ring))
+    return rounded(picture.astype(np.float32) + contrast * (where + ring))
 
 
 def removed(picture: Picture, other: Picture, size: float, rng: Rng) -> Picture:
@@ -47,7 +47,7 @@ def removed(picture: Picture, other: Picture, size: float, rng: Rng) -> Picture:
     around = cv2.dilate(hole, np.ones((9, 9), np.uint8)) - hole
     grain = float(fine[around > 0].std()) if around.any() else 0.0
     filled += grain * rng.standard_normal(picture.shape, np.float32)
-    return rounded(picture + where * (filled - picture))
+    return rounded(picture.astype(np.float32) + where * (filled - picture))
 
 
 def copied(picture: Picture, other: Picture, size: float, rng: Rng) -> Picture:
@@ -62,7 +62,8 @@ def copied(picture: Picture, other: Picture, size: float, rng: Rng) -> Picture:
 def swapped(picture: Picture, other: Picture, size: float, rng: Rng) -> Picture:
     """Put in the same place of another patient's frame, its brightness fitted."""
     target, side = _place(picture, size, rng), round(_pixels(picture, size))
-    fitted = np.asarray(cv2.resize(other, picture.shape[::-1], interpolation=cv2.INTER_AREA))
+    shape = picture.shape[::-1]
+    fitted = np.asarray(cv2.resize(other, shape, interpolation=cv2.INTER_AREA), np.uint8)
     patch, own = (_cut(each, target, side).astype(np.float32) for each in (fitted, picture))
     return _pasted(picture, patch + (own.mean() - patch.mean()), target)
 
@@ -98,7 +99,8 @@ def _disc(picture: Picture, size: float, rng: Rng, *, edge: float) -> Float32:
     radius = _pixels(picture, size) / 2
     y, x = np.ogrid[: picture.shape[0], : picture.shape[1]]
     away = np.hypot(y - row, x - column).astype(np.float32)
-    return np.clip((radius - away) / (edge * radius) + 0.5, 0, 1).astype(np.float32)
+    disc: Float32 = np.clip((radius - away) / (edge * radius) + 0.5, 0, 1).astype(np.float32)
+    return disc
 
 
 def _cut(picture: Picture, middle: tuple[int, int], side: int) -> Picture:

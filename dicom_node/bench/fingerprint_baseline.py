@@ -34,7 +34,7 @@ def _coefficients(display: Float32) -> Float32:
     how = cv2.INTER_AREA if min(display.shape) >= SIDE else cv2.INTER_LINEAR
     small = cv2.resize(display, (SIDE, SIDE), interpolation=how)
     width = SIDE // CELLS
-    padded = cv2.copyMakeBorder(small, *[width // 2] * 4, cv2.BORDER_REFLECT)
+    padded = np.pad(small, width // 2, "symmetric")
     blocks = np.lib.stride_tricks.sliding_window_view(padded, (2 * width, 2 * width))
     blocks = blocks[::width, ::width][:CELLS, :CELLS]
     waves = np.cos(np.pi / (2 * width) * np.outer(np.arange(3), np.arange(2 * width) + 0.5))

@@ -38,8 +38,8 @@ def _summary(result: Result) -> Table:
     table.add("edits found at 1 % false alarms a frame (f: at the card's threshold)",
               _percent(found(edited)), _percent(baseline_found(result, edited)))  # fmt: skip
     table.add("IoU of cells", f"{overlap(edited):.2f}", "")
-    table.add("frames with a false alarm, all processing",
-              _percent(false_alarms(result.some(edited=False))), "1.0 % by its own threshold")  # fmt: skip
+    alarms = _percent(false_alarms(result.some(edited=False)))
+    table.add("frames with a false alarm, all processing", alarms, "1.0 %, its threshold set here")
     table.add("bytes, mean and most", f"{np.mean(result.sizes):.0f}, {max(result.sizes)}", "256")
     table.add("signed in the pixels or the header block", f"{result.signed} of {frames}", "")
     table.add("edits that show nowhere, left out", str(result.unseen), "")

@@ -93,6 +93,9 @@ def _list(spool: Spool, arguments: argparse.Namespace) -> int:
     _print_rows(header, (_row(job, spool.deliveries(job.id)) for job in jobs))
     counts = {state: n for state, n in spool.tally().items() if n}
     print(", ".join(f"{n} {state}" for state, n in counts.items()) or "no jobs", file=sys.stderr)
+    untold, since = spool.outbox_depth()
+    if since is not None:
+        print(f"{untold} events not yet registered, the oldest of {_time(since)}", file=sys.stderr)
     return EXIT_OK
 
 

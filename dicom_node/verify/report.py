@@ -64,7 +64,7 @@ def write_reports(
         Some of ``html``, ``pdf``, ``json`` and ``sr`` (a DICOM file, ``.dcm``).
     ring
         The keys it was checked with. If they can sign, the JSON file gets a signature beside it
-        (Ed25519 over the file's bytes, ``.json.sig``).
+        (Ed25519 over the file's bytes, ``.json.sig``), and the structured report a seal.
     checked_by
         AE title of whoever asked, or the name of a command.
 
@@ -105,7 +105,7 @@ def write_reports(
     if "sr" in formats and has_evidence(check):
         from dicom_node.verify.structured_report import structured_report
 
-        made[".dcm"] = lambda: structured_report(check, facts)
+        made[".dcm"] = lambda: structured_report(check, facts, signer)
     return tuple(_write(folder / f"{stem}{suffix}", make) for suffix, make in made.items())
 
 

@@ -1,4 +1,4 @@
-"""The report as a DICOM structured report, Comprehensive SR, and its way into the PACS.
+"""The report as a DICOM structured report, Comprehensive SR, sealed with our key.
 
 The tree, in our own terms (scheme ``99DICOMNODE``) where DICOM has none::
 
@@ -21,6 +21,7 @@ DICOM PS3.3 A.35.3 (Comprehensive SR IOD), C.18.6 (spatial coordinates), PS3.16 
 from __future__ import annotations
 
 import io
+import tempfile
 import uuid
 import warnings
 from collections.abc import Iterable, Sequence
@@ -50,10 +51,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, generate_uid
 
 from dicom_node import __version__
-from dicom_node.dimse import StoreAssociation, read_file_meta
-from dicom_node.errors import StoreFailed
-from dicom_node.forward.rules import DELIVERED_STATUSES
+from dicom_node.instance import seal
 from dicom_node.instance.derivation import MANUFACTURER, MODEL
+from dicom_node.keys import KeySet
 from dicom_node.verify.report import ReportError
 from dicom_node.verify.report_evidence import evidence_of, referable
 from dicom_node.verify.report_facts import InstanceFacts, StudyFacts, is_finding
@@ -100,8 +100,13 @@ _STEP_CODES = {"Received": "RECEIVED", "Marked": "MARKED", "Delivered": "DELIVER
                "Checked": "RECHECK"}  # fmt: skip
 
 
-def structured_report(check: StudyCheck, facts: StudyFacts) -> bytes:
+def structured_report(check: StudyCheck, facts: StudyFacts, signer: KeySet | None = None) -> bytes:
     """Return the report as a DICOM file.
+
+    Parameters
+    ----------
+    signer
+        Seals the report, so that it is checked like any instance of the study; None: it is not.
 
     Raises
     ------
@@ -112,10 +117,22 @@ def structured_report(check: StudyCheck, facts: StudyFacts) -> bytes:
     """
     evidence = evidence_of(check)
     try:
-        return _written(evidence, _root(check, facts))
+        report = _written(evidence, _root(check, facts))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         # What highdicom and pydicom raise on values and SOP classes they do not know.
         raise ReportError(f"no structured report can be made: {error}") from error
+    return report if signer is None else _sealed(report, signer, check)
+
+
+def _sealed(report: bytes, signer: KeySet, check: StudyCheck) -> bytes:
+    try:
+        with tempfile.TemporaryDirectory(prefix="dicom-node-") as folder:
+            plain, sealed = Path(folder, "plain.dcm"), Path(folder, "sealed.dcm")
+            plain.write_bytes(report)
+            seal.seal_file(plain, sealed, signer, marked_at=int(check.checked_at.timestamp()))
+            return sealed.read_bytes()
+    except OSError as error:
+        raise ReportError(f"the structured report cannot be sealed: {error}") from error
 
 
 def _written(evidence: Sequence[Dataset], content: ContainerContentItem) -> bytes:
@@ -140,37 +157,6 @@ def _written(evidence: Sequence[Dataset], content: ContainerContentItem) -> byte
         out = io.BytesIO()
         report.save_as(out, enforce_file_format=True)
     return out.getvalue()
-
-
-def store_report(path: Path, name: str, address: tuple[str, int], *, called_ae: str,
-                 calling_ae: str, timeout_s: float = 60.0) -> None:  # fmt: skip
-    """Send a written structured report to a Storage SCP.
-
-    Parameters
-    ----------
-    path
-        A file `structured_report` made.
-    name
-        What errors call the destination.
-
-    Raises
-    ------
-    ForwardError
-        It cannot be reached, does not answer, takes no structured reports, or refuses this one.
-    """
-    with path.open("rb") as file:
-        meta = read_file_meta(file)
-        pair = (meta.sop_class_uid, meta.transfer_syntax_uid)
-        assoc = StoreAssociation.open(
-            name, address, called_ae=called_ae, calling_ae=calling_ae, pairs=[pair],
-            timeout_s=timeout_s,
-        )  # fmt: skip
-        try:
-            answer = assoc.store(file, meta)
-        finally:
-            assoc.release()
-    if answer.status not in DELIVERED_STATUSES:
-        raise StoreFailed(name, meta.sop_instance_uid, answer.status, answer.comment)
 
 
 def _root(check: StudyCheck, facts: StudyFacts) -> ContainerContentItem:

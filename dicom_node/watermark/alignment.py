@@ -63,9 +63,12 @@ class View:
 
     def soft_bits(self, place: Placement) -> Float32:
         """Return D1's soft bits of the frame at `place`, ``(K,)``."""
-        frame = as_seen(self.picture, place, self.tools.side)
-        soft: Float32 = self.tools.engine.decode(frame[None, None])[0]
+        soft: Float32 = self.tools.engine.decode(self.frame(place)[None, None])[0]
         return soft
+
+    def frame(self, place: Placement) -> Float32:
+        """Return the frame at `place` as the networks see it, ``(side, side)``."""
+        return as_seen(self.picture, place, self.tools.side)
 
     def whitened(self, place: Placement) -> Float32:
         """Return the whitened frame at `place`, 0 outside the picture, ``(side, side)``."""

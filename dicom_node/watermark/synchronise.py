@@ -4,9 +4,10 @@ Nothing is embedded to synchronise with, and the message is unknown: the carrier
 themselves are looked for (see :mod:`fourier`). Cheap and likely geometry comes first. What looks
 like a mark is moved into place by small steps, and decoded if it then looks even more like one.
 
-Only a valid tag counts as found. A search decodes at most `MOST_DECODES` places beside the eight
-plain poses, four words each, and a wrong word passes the 32-bit tag once in 2**32: less than
-4e-8 false accepts a picture and key at worst. A picture without a mark comes to about four.
+Only a valid tag, or the message the frame would have, counts as found. A search decodes at most
+`MOST_DECODES` places beside the eight plain poses, each in up to fourteen ways that a wrong word
+passes once in 2**32: less than 1.3e-7 false accepts a picture and key at worst. A picture without a
+mark comes to about four places.
 """
 
 from __future__ import annotations
@@ -22,8 +23,15 @@ from dicom_node.inference.base import Float32, RobustEngine
 from dicom_node.watermark.alignment import Tools, View, tools_of
 from dicom_node.watermark.fourier import ANGLES, chance, enlarged
 from dicom_node.watermark.placement import Placement, borderless
-from dicom_node.watermark.reading import read
-from dicom_node.watermark.robust import Detection, RobustKey, RobustWatermark
+from dicom_node.watermark.reading import (
+    DEEP,
+    Detection,
+    Hashes,
+    RobustKey,
+    read,
+    read_weak,
+)
+from dicom_node.watermark.robust import RobustWatermark
 
 MOST_DECODES = 32  # places whose soft bits are decoded, each against every key
 _CLEAR = 3.0  # surprise from which a place is looked at closely at once
@@ -62,8 +70,9 @@ class Candidate:
 
 
 def find(
-    display: Float32, engine: RobustEngine, keys: Sequence[RobustKey], *, budget_s: float = 3.0
-) -> Detection:
+    display: Float32, engine: RobustEngine, keys: Sequence[RobustKey], *, budget_s: float = 3.0,
+    known: Hashes | None = None,
+) -> Detection:  # fmt: skip
     """Read W1 from a picture of unknown geometry.
 
     Parameters
@@ -72,6 +81,8 @@ def find(
         Display values 0..1, ``(rows, columns)``.
     budget_s
         CPU time of this thread after which nothing further is looked at.
+    known
+        Hashes of frames remembered as marked, ``(n, 8)``, for marks too weak to be decoded.
 
     Returns
     -------
@@ -79,17 +90,19 @@ def find(
         Its pose is a `Placement` where the search found it: anticlockwise turn, then mirror;
         `scale` is the whole frame's size against the picture's (above 1: cropped).
     """
-    plain = RobustWatermark(engine).detect(display, keys, dihedral=True)
+    watermark = RobustWatermark(engine)
+    plain = watermark.detect(display, keys, dihedral=True, weak=True, known=known)
     if plain.decoded:
         return plain
-    return _Search(display, tools_of(engine), keys, budget_s).run()
+    return _Search(display, tools_of(engine), keys, budget_s, known).run()
 
 
 class _Search:
     def __init__(
-        self, display: Float32, tools: Tools, keys: Sequence[RobustKey], budget_s: float
-    ) -> None:
-        self._tools, self._keys = tools, keys
+        self, display: Float32, tools: Tools, keys: Sequence[RobustKey], budget_s: float,
+        known: Hashes | None = None,
+    ) -> None:  # fmt: skip
+        self._tools, self._keys, self._known = tools, keys, known
         self._view = View(display, tools)
         self._watermark = RobustWatermark(tools.engine)
         self._tried: list[Placement] = []
@@ -127,7 +140,9 @@ class _Search:
         if box is not None:
             yield from self._framed(box)
         yield self._turned(whole, _sizes(_EXPANDED, -_COARSE_STEP, _COARSE_STEP))
-        half = len(crops) // 2  # small crops are likelier: there the weak marks are looked for too
+        # Most marks are found with a few patterns; then small crops, the likelier, with them all.
+        yield self._shifted([_resized(whole, size) for size in crops], _FEW)
+        half = len(crops) // 2
         yield self._shifted([_resized(whole, size) for size in crops[:half]], _ALL)
         yield self._shifted([_resized(whole, size) for size in crops[half:]], _MANY)
         yield self._turned(whole, _sizes(_FINE_STEP, _HALF_LEFT, _FINE_STEP))
@@ -201,8 +216,14 @@ class _Search:
             return Detection(False)
         self._tried.append(place)
         self.decodes += 1
-        soft = self._view.soft_bits(place)
-        return read(soft, self._keys, place.told(self._view.shape))
+        told = place.told(self._view.shape)
+        frame = self._view.frame(place)
+        found = read(self._tools.engine.decode(frame[None, None])[0], self._keys, told)
+        if found.decoded:
+            return found
+        again = self._watermark.look_again(frame[None])[0]
+        found = read_weak(again, frame, self._keys, told, self._known)
+        return found if found.decoded else read(again, self._keys, told, order=DEEP)
 
 
 def _sizes(low: float, high: float, step: float) -> list[float]:

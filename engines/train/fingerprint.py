@@ -2,7 +2,7 @@
 
     python pack.py --data DATA --out pack.npz                      # once
     python fingerprint.py --pack pack.npz --out run                # 40 minutes on one core
-    python fingerprint.py --pack pack.npz --out run --export ..    # f1.onnx, f1_check.onnx
+    python fingerprint_export.py run/last.pt --data DATA --out ..  # f1.onnx, f1_check.onnx
 
     frame before ──F──▶ 16 x 16 cells of 8 bits            (signed, kept)
     frame after ──F's trunk──┐
@@ -30,7 +30,7 @@ RECIPE = {
     "bits": 8,  # of a cell
     "width": 32,
     "batch": 24,
-    "steps": 4000,
+    "steps": 3500,
     "lr": 3e-3,
     "seed": 1,
     "few_bits": 0.4,  # share of batches in which only the first 2, 4 or 6 bits are kept

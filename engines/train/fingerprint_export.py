@@ -1,6 +1,6 @@
 """Turn a checkpoint of the fingerprint into what the node reads, and set its thresholds.
 
-    python fingerprint_export.py run2/last.pt --data DATA --out ..
+    python fingerprint_export.py run/last.pt --data DATA --out ..
 
 Writes f1.onnx (code of a frame) and f1_check.onnx (what was changed since), refuses to if ONNX
 Runtime computes anything else than torch, and puts ``[fingerprint]`` at the end of card.toml. The
@@ -19,7 +19,6 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from fingerprint import Fingerprint, mark_fields
-from fingerprint_compare import Comparator
 from pack import read
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ OPSET = 17
 MODEL = 1  # the first byte of every fingerprint made with these networks
 FALSE_ALARMS = 0.01  # of processed, unchanged frames; likewise of their cells
 TIMES = 12  # each frame is processed
-QUARTILE = 0.75  # as in dicom_node/watermark/fingerprint.py
+MOST, WEIGHT = 0.9, 0.75  # as in dicom_node/watermark/fingerprint.py
 FILES = ("f1.onnx", "f1_check.onnx")
 
 
@@ -45,14 +44,14 @@ class Coder(nn.Module):
 class Check(nn.Module):
     """Frame and kept bits (-1, +1) to the score of every cell."""
 
-    def __init__(self, comparator: Comparator, kept: int) -> None:
+    def __init__(self, model: Fingerprint, kept: int) -> None:
         super().__init__()
-        self.comparator = comparator
-        self.missing = comparator.code.out_channels - kept
+        self.model = model
+        self.missing = model.code.out_channels - kept
 
     def forward(self, frame: Tensor, code: Tensor) -> Tensor:
         padded = nn.functional.pad(code, (0, 0, 0, 0, 0, self.missing))
-        return self.comparator(padded, frame)
+        return self.model.changed(padded, frame)[0]
 
 
 def export(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
@@ -75,8 +74,8 @@ def export(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path
 def thresholds(coder: Coder, check: Check, data: Path) -> dict[str, float]:
     """Return what of their scores processed, unchanged frames exceed one time in a hundred.
 
-    ``level`` is a frame's upper quartile; scores are then told from the frame's own, as far as it
-    is not above ``level``: ``alarm`` is the highest of a frame, ``near`` that of any cell.
+    ``level`` is what nine tenths of a frame's cells are below; scores are then told from the
+    frame's own: ``alarm`` is the highest of a frame, ``near`` that of any cell.
     """
     rng = np.random.default_rng(20261122)
     fields = mark_fields()
@@ -90,9 +89,9 @@ def thresholds(coder: Coder, check: Check, data: Path) -> dict[str, float]:
             bits = (coder(before) > 0).float() * 2 - 1
             rows.append(check(after, bits.expand(len(after), -1, -1, -1)).numpy())
     scores = np.concatenate(rows).reshape(len(rows) * TIMES, -1)
-    own = np.quantile(scores, QUARTILE, axis=1)
+    own = np.quantile(scores, MOST, axis=1)
     level = float(np.quantile(own, 1 - FALSE_ALARMS))
-    scores -= np.minimum(own, level)[:, None]
+    scores -= WEIGHT * np.minimum(own, level)[:, None]
     alarm = float(np.quantile(scores.max(1), 1 - FALSE_ALARMS))
     near = float(np.quantile(scores, 1 - FALSE_ALARMS))
     return {"level": level, "alarm": alarm, "near": min(near, alarm)}
@@ -108,7 +107,7 @@ def write_card(out: Path, state: dict, kept: int, limits: dict[str, float]) -> N
         "", "", "[fingerprint]", "# written by train/fingerprint_export.py", f"model = {MODEL}",
         f"side = {pairs.SEEN}", f"cells = {pairs.CELLS}", f"bits = {kept}",
         *(f"{name} = {value:.4f}" for name, value in limits.items()),
-        f"steps = [{state['step']}, {state['compared']}]",
+        f"steps = {state['step']}",
         f"batch = {recipe['batch']}", f"seed = {recipe['seed']}", "",
         "[fingerprint.files]", *(f'"{name}" = "{digest}"' for name, digest in files.items()),
     ]  # fmt: skip
@@ -125,10 +124,9 @@ def main() -> None:
     torch.set_num_threads(1)
     state = torch.load(args.checkpoint, weights_only=False)
     recipe = state["recipe"]
-    model, comparator = (of(recipe["bits"], recipe["width"]) for of in (Fingerprint, Comparator))
+    model = Fingerprint(recipe["bits"], recipe["width"])
     model.load_state_dict(state["model"])
-    comparator.load_state_dict(state["comparator"])
-    coder, check = Coder(model, args.bits).eval(), Check(comparator, args.bits).eval()
+    coder, check = Coder(model, args.bits).eval(), Check(model, args.bits).eval()
     frame = nn.functional.avg_pool2d(torch.rand(2, 1, pairs.SEEN, pairs.SEEN), 5, 1, 2)
     code = torch.sign(torch.randn(2, args.bits, pairs.CELLS, pairs.CELLS))
     export(coder, {"frame": frame}, "code", args.out / FILES[0])

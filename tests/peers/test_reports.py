@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from dicom_node.keys import KeyRing
 from dicom_node.marking import Marker
 from dicom_node.verify.check import check_instance
 from dicom_node.verify.report import write_reports
-from dicom_node.verify.structured_report import store_report
+from dicom_node.verify.report_storing import Destination, store_report, store_study_report
 from dicom_node.verify.study import checked_instance, study_check
 
 pytestmark = pytest.mark.peer
@@ -29,8 +30,8 @@ WHEN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
-    """The reports on a tampered MR slice with a name as long as a name can be; by suffix."""
+def bench(tmp_path_factory):
+    """Key ring, engine, and the check of a tampered slice with a name as long as a name can be."""
     folder = tmp_path_factory.mktemp("reports")
     ring = KeyRing.open(folder / "keys", owner="TEST-HOSPITAL", create=True)
     engine = open_engine("onnx")
@@ -44,28 +45,45 @@ def reports(tmp_path_factory):
     ds.save_as(folder / "changed.dcm")
     verdict = check_instance(folder / "changed.dcm", ring, engine)
     found = checked_instance(folder / "changed.dcm", verdict)
-    written = write_reports(
-        study_check(found.study_instance_uid, [found]), folder / "out", ring=ring
-    )
+    return ring, engine, study_check(found.study_instance_uid, [found])
+
+
+@pytest.fixture(scope="module")
+def reports(bench, tmp_path_factory):
+    """The reports on it, by suffix."""
+    ring, _, check = bench
+    written = write_reports(check, tmp_path_factory.mktemp("out"), ring=ring)
     return {path.suffix: path for path in written}
 
 
-def test_dcmtk_stores_the_structured_report(reports, dcmtk_storescp):
+def test_dcmtk_stores_the_structured_report_as_it_was_written(reports, dcmtk_storescp):
     port, folder = dcmtk_storescp()
-    store_report(
-        reports[".dcm"], "pacs", ("127.0.0.1", port), called_ae="STORESCP", calling_ae="VERIFY"
-    )
+    to = Destination("pacs", ("127.0.0.1", port), "STORESCP", "VERIFY")
+    assert store_report(reports[".dcm"], to) == 0
     [stored] = folder.iterdir()
     sent, got = pydicom.dcmread(reports[".dcm"]), pydicom.dcmread(stored)
     assert got.SOPInstanceUID == sent.SOPInstanceUID
     assert got.ContentSequence == sent.ContentSequence
 
 
+def test_a_report_in_the_pacs_is_authentic_like_its_study(reports, bench, dcmtk_storescp):
+    ring, engine, check = bench
+    port, folder = dcmtk_storescp()
+    to = Destination("pacs", ("127.0.0.1", port), "STORESCP", "VERIFY")
+    entry = store_study_report(check, to, ring, checked_by="audit")
+    [stored] = folder.iterdir()
+    assert check_instance(stored, ring, engine).verdict == "authentic"
+    found = checked_instance(stored, check_instance(stored, ring, engine))
+    again = study_check(check.study_instance_uid, [found], [entry], destination="pacs")
+    assert (again.extra, again.missing, again.transcoded) == ((), (), ())
+    script = ROOT / "examples" / "check_signature.py"
+    (folder.parent / "public.pem").write_text(ring.export_public())
+    command = [sys.executable, script, folder.parent / "public.pem", stored]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
 def test_orthanc_keeps_the_structured_report_with_its_study(reports, orthanc):
-    store_report(
-        reports[".dcm"], "pacs", ("127.0.0.1", orthanc.port), called_ae="ORTHANC",
-        calling_ae="VERIFY",
-    )  # fmt: skip
+    store_report(reports[".dcm"], Destination("pacs", ("127.0.0.1", orthanc.port), "ORTHANC", "V"))
     [study] = orthanc.get("/studies?expand")
     sent = pydicom.dcmread(reports[".dcm"])
     assert study["MainDicomTags"]["StudyInstanceUID"] == sent.StudyInstanceUID
@@ -76,9 +94,8 @@ def test_a_pacs_that_is_away_is_an_error_of_the_node(reports):
         closed.bind(("127.0.0.1", 0))  # taken, and nobody listens
         with pytest.raises(AssociationRejected):
             store_report(
-                reports[".dcm"], "pacs", closed.getsockname(), called_ae="X", calling_ae="VERIFY",
-                timeout_s=2,
-            )  # fmt: skip
+                reports[".dcm"], Destination("pacs", closed.getsockname(), "X", "VERIFY", 2)
+            )
 
 
 @pytest.mark.parametrize(("width_px", "height_px"), [(500, 3000), (1100, 2600)])

@@ -4,7 +4,7 @@ import harness
 import pytest
 from tampering import KINDS, judged
 
-pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("tampering")]
+pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("tampering-orthanc")]
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ FRAME = 0
 
 @dataclass
 class Made:
-    """A tampered file; `where` is what was changed in frame `FRAME`, `frames` the others' numbers."""
+    """A tampered file: `where` in frame `FRAME` it was changed, or which `frames` were."""
 
     path: object
     where: object = None
@@ -244,7 +244,7 @@ def jpeg_baseline(subject, out):
 def lossless(syntax):
     def make(subject, out):
         rewritten(subject.marked, out)
-        if syntax in (JPEG2000Lossless,):
+        if syntax == JPEG2000Lossless:
             return Made(_jpeg2000(out, out, subject.values, None))
         ds = pydicom.dcmread(out)
         ds.compress(syntax, generate_instance_uid=False)
@@ -385,8 +385,10 @@ def judged(kind, made, verdict):
     if made.frames:
         bad = tuple(f.frame for f in verdict.frames if f.verdict != "authentic")
         named = named and bad == made.frames
-    outcome = Outcome(verdict.verdict, verdict.verdict in kind.verdicts, named=named,
-                      changed=verdict.changed, words=[each for each in reasons if each])  # fmt: skip
+    outcome = Outcome(
+        verdict.verdict, verdict.verdict in kind.verdicts, named=named, changed=verdict.changed,
+        words=[each for each in reasons if each],
+    )  # fmt: skip
     if made.where is not None and verdict.verdict == "tampered":
         covered = np.zeros(made.where.shape, bool)
         for box in verdict.frames[FRAME].tampered:

@@ -47,7 +47,7 @@ def main():
             cells = []
             for each in subjects:
                 if kind.loops and not each.loop:
-                    cells.append("–")
+                    cells.append("-")
                     continue
                 out = each.folder / "tampered.dcm"
                 made = kind.make(each, out)

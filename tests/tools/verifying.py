@@ -79,21 +79,21 @@ class Marks:
 
     def study(self, number, slices=4, *, size=192, **attributes):
         """Return ``[(original, marked)]`` of a study: UIDs 1.2.3.<number>..."""
-        made = []
-        for index in range(1, slices + 1):
-            uid = f"1.2.3.{number}.1.{index}"
-            original = self.folder / f"{uid}-original.dcm"
-            marked = self.folder / f"{uid}.dcm"
-            if not marked.exists():
-                ds = harness.ct(uid, size=size, seed=number * 1000 + index, **attributes)
-                ds.StudyInstanceUID, ds.SeriesInstanceUID = f"1.2.3.{number}", f"1.2.3.{number}.1"
-                ds.InstanceNumber, ds.StudyDate, ds.StudyID = index, "20260101", str(number)
-                ds.StudyTime = "090000"
-                harness.save(ds, original)
-                done = self._marker.mark(original, marked, marked_at=MARKED_AT)
-                assert done.action == "marked", done.reason
-            made.append((original, marked))
-        return made
+        return [self.slice(number, n, size=size, **attributes) for n in range(1, slices + 1)]
+
+    def slice(self, number, index, *, size=192, **attributes):
+        """Return ``(original, marked)`` of one slice of a study."""
+        uid = f"1.2.3.{number}.1.{index}"
+        original, marked = self.folder / f"{uid}-original.dcm", self.folder / f"{uid}.dcm"
+        if not marked.exists():
+            ds = harness.ct(uid, size=size, seed=number * 1000 + index, **attributes)
+            ds.StudyInstanceUID, ds.SeriesInstanceUID = f"1.2.3.{number}", f"1.2.3.{number}.1"
+            ds.InstanceNumber, ds.StudyDate, ds.StudyID = index, "20260101", str(number)
+            ds.StudyTime = "090000"
+            harness.save(ds, original)
+            done = self._marker.mark(original, marked, marked_at=MARKED_AT)
+            assert done.action == "marked", done.reason
+        return original, marked
 
 
 def entry_of(path, destination="pacs"):

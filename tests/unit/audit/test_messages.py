@@ -131,6 +131,17 @@ def test_source_and_destination_are_who_sent_and_who_got():
                               None: "AETITLES=AUDITOR"}  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("address", "point"),
+    [("10.0.0.1", ("10.0.0.1", "2")), ("10.0.0.1:104", ("10.0.0.1", "2")), ("::1", ("::1", "2")),
+     ("[fe80::7]:104", ("fe80::7", "2")), ("pacs.example:104", ("pacs.example", "1"))],
+)  # fmt: skip
+def test_a_peer_is_found_by_its_address_without_its_port(address, point):
+    [root] = told(events.Forwarded(at=AT, sop_instance_uid="1.2", ae_title="X", address=address))
+    peer = root.findall("ActiveParticipant")[1]
+    assert (peer.get("NetworkAccessPointID"), peer.get("NetworkAccessPointTypeCode")) == point
+
+
 def test_a_study_sent_together_is_one_message_that_lists_its_instances():
     some = [marked(k) for k in range(5)] + [marked(k, "1.2.8") for k in range(2)]
     first, _, second, _ = told(*some)

@@ -18,7 +18,8 @@ import pytest
 
 from dicom_node.audit.checking import check_log
 from dicom_node.audit.events import Marked
-from dicom_node.audit.recording import AuditTrail
+from dicom_node.audit.log import AuditLog
+from dicom_node.audit.recording import AuditTrail, sending
 from dicom_node.audit.syslog import TlsCollector, UdpCollector, collector_at, format_message
 from dicom_node.config import parse
 from dicom_node.errors import AuditError, ConfigError
@@ -209,6 +210,23 @@ def test_what_other_processes_record_is_sent_by_the_one_sender(node, server, cer
     sender.close()
     second.record([event(8)])
     harness.wait_for(lambda: instances(collector.received) == [7, 8], 20)
+
+
+def test_a_process_with_a_log_of_its_own_sends_meanwhile(node, server, certificate):
+    collector = server()
+    url, ca = f"tls://127.0.0.1:{collector.port}", certificate[0]
+    folder = node.folder.parent
+    config = parse(
+        f'[spool]\ndirectory = "{folder}"\n[audit]\nsyslog = "{url}"\nsyslog_ca = "{ca}"\n', "x"
+    )
+    with sending(config):
+        harness.wait_for(lambda: (node.folder / "syslog.json").exists(), 10)
+        log = AuditLog.open(node.folder, node.ring)
+        log.append_many([(event(1), "outbox:1"), (event(2), "outbox:2")])
+        harness.wait_for(lambda: instances(collector.received) == [1, 2], 20)
+    log.close()
+    with sending(parse(f'[spool]\ndirectory = "{folder}"\n', "x")):
+        assert len([each for each in threading.enumerate() if each.name == "audit-sender"]) == 0
 
 
 def test_the_collectors_copies_of_checkpoints_show_a_trail_cut_back(node, server, certificate):

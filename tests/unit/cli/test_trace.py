@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import registry_rows as rows
 
 from dicom_node.cli.main import main
+from dicom_node.facts import MarkedFrame, stored_digest
 from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import open_instance
+from dicom_node.registry import MarkedInstance, Registry
+from dicom_node.watermark.perceptual import perceptual_hash
 
 DEMO = Path(__file__).parents[3] / "demo"
 FIELDS = {"path", "decoded", "message", "owner", "pose", "match"}
@@ -25,7 +31,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration with keys, a marked CR hand, its message, and an 8-bit picture of it."""
     folder = tmp_path_factory.mktemp("trace")
     (folder / "node.toml").write_text(
-        f'[keys]\ndirectory = "{folder}/keys"\n[watermark]\nengine = "onnx"\nowner = "CLINIC"\n'
+        f'[spool]\ndirectory = "{folder}/spool"\n[keys]\ndirectory = "{folder}/keys"\n'
+        '[watermark]\nengine = "onnx"\nowner = "CLINIC"\n'
     )
     assert main(["keys", "init", *config(folder)]) == 0
     hand = DEMO / "cr_hand" / "hand.dcm"
@@ -124,6 +131,75 @@ def test_what_is_no_picture_is_reported_and_the_rest_is_done(
     assert len(printed.out.splitlines()) == 1
     for name in ("b.txt", "c.png", "d.png"):
         assert f"{tmp_path / name}: " in printed.err
+
+
+@pytest.fixture
+def registered(place: Path) -> Iterator[MarkedInstance]:
+    """The marked hand in the registry of the node, as the registrar would put it there."""
+    with closing(open_instance(place / "out/hand.dcm", max_pixels=1 << 28)) as instance:
+        frame = instance.frame(0)
+        looks = perceptual_hash(display_of(instance).image(frame, 0))
+        facts = MarkedFrame(marked_digest=stored_digest(frame.values), perceptual_hash=looks)
+        uid = instance.sop_instance_uid
+    hand = replace(rows.instance(1), sop_instance_uid=uid, frames=(facts,))
+    with Registry.open(f"sqlite:///{place}/spool/registry.sqlite") as registry:
+        registry.add(hand)
+    yield hand
+    shutil.rmtree(place / "spool")
+
+
+def test_a_registered_picture_is_named_and_shown_beside_what_it_shows(
+    place: Path, tmp_path: Path, registered: MarkedInstance, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(DEMO / "cr_hand" / "hand.dcm", tmp_path / "original.dcm")
+    shutil.copy(DEMO / "mr_brain" / "brain_012.dcm", tmp_path / "other.dcm")
+    shutil.copy(place / "out/hand.dcm", tmp_path / "marked.dcm")
+    code, lines = trace(capsys, place, tmp_path, "--no-search", "--pictures", tmp_path / "shown",
+                        "--beside", place / "out")  # fmt: skip
+    assert code == 1
+    marked, original, other = lines
+    assert other["match"] is None
+    assert (marked["match"]["by"], marked["match"]["confidence"]) == ("samples", 1.0)
+    assert (original["decoded"], original["match"]["by"]) == (False, "look")
+    for line in (marked, original):
+        match = line["match"]
+        assert set(match) >= {"study_instance_uid", "series_instance_uid", "sop_instance_uid",
+                              "frame", "confidence"}  # fmt: skip
+        assert match["sop_instance_uid"] == registered.sop_instance_uid
+        assert match["study_instance_uid"] == registered.study_instance_uid
+        assert (match["frame"], 0 < match["confidence"] <= 1) == (1, True)
+    drawn = sorted((tmp_path / "shown").iterdir())
+    assert len(drawn) == 2
+    left, right = np.array_split(cv2.imread(str(drawn[0]), cv2.IMREAD_GRAYSCALE), 2, axis=1)
+    assert left.shape[0] == 512
+    # The same hand on both sides.
+    assert np.corrcoef(left[:, :400].ravel(), right[:, -400:].ravel())[0, 1] > 0.5
+
+
+def test_a_picture_whose_frame_is_not_here_is_named_without_a_picture(
+    place: Path, tmp_path: Path, registered: MarkedInstance, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["trace", str(DEMO / "cr_hand"), "--no-search", "--pictures", str(tmp_path / "p"),
+                 *config(place)]) == 0  # fmt: skip
+    said = capsys.readouterr().out
+    assert f"instance {registered.sop_instance_uid}" in said
+    assert "by its looks" in said
+    assert "no file of that instance here" in said
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_registry_that_cannot_be_read_is_said_and_marks_are_read_all_the_same(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "spool").mkdir()
+    (place / "spool" / "registry.sqlite").write_bytes(b"no database " * 100)
+    code = main(["trace", str(place / "hand.png"), *config(place)])
+    shutil.rmtree(place / "spool")
+    printed = capsys.readouterr()
+    assert code == 3
+    assert "marked by CLINIC" in printed.out
+    assert "not a database" in printed.err
 
 
 def test_a_missing_key_ring_is_named(

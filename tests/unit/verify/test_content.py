@@ -112,11 +112,9 @@ def test_without_a_fingerprint_the_verdict_says_that_the_content_was_not_compare
 
 def test_of_several_frames_with_the_same_mark_it_is_enough_to_be_one(leak):
     """Slices that look alike carry the same message."""
-    own = leak.facts.fingerprint
-    card = open_fingerprinter().card
-    shape = (card.bits, card.cells, card.cells)
-    noise = np.random.default_rng(3).random((20, *shape)) < 0.5
-    others = [fingerprint.pack(code, card.model) for code in noise]
+    own, network = leak.facts.fingerprint, open_fingerprinter()
+    shown = leak.picture / np.float32(255)
+    others = [fingerprint.compute(np.roll(shown, 37 * k, 0), network) for k in range(1, 12)]
     [frame] = leak.verdict(leak.picture, lambda message: [*others, own]).frames
     assert (frame.verdict, frame.reason) == ("content-preserved", "")
     [frame] = leak.verdict(leak.picture, lambda message: others).frames

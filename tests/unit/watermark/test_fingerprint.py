@@ -198,6 +198,14 @@ def test_the_nearest_of_several_fingerprints_is_the_frames_own(shared: Path) -> 
         assert fingerprint.nearest(all_features, shown, network)[0] == own
 
 
+def test_another_picture_is_changed_throughout(shared: Path) -> None:
+    network = open_fingerprinter()
+    frames = displays(shared, 6)
+    for display, other in zip(frames, [*frames[1:], frames[0]], strict=True):
+        features = fingerprint.compute(display, network)
+        assert fingerprint.compare(features, other, network).changed.all()
+
+
 def test_only_cells_that_hang_together_with_a_sure_one_count() -> None:
     scores = np.full((16, 16), -5.0, np.float32)
     scores[2, 2], scores[2, 3], scores[3, 4] = 4.0, 1.0, 1.0
