@@ -127,8 +127,8 @@ class Registrar:
     def _went_on(self, count: int) -> None:
         if self._failures:
             _log.info("registrar_goes_on", after_failures=self._failures, **self._behind())
-        elif count == BATCH:
-            _log.info("registrar_behind", **self._behind())
+        elif count == BATCH and (behind := self._behind()).get("rows"):
+            _log.info("registrar_behind", **behind)
         self._failures = 0
 
     def _behind(self) -> dict[str, float]:

@@ -112,7 +112,8 @@ def parse(line: bytes) -> Entry | None:
     end = _END.fullmatch(line, max(len(line) - _HASH_CHARACTERS - 1, 0))
     if head is None or end is None or b"\0" in line:
         return None
-    reference = json.loads(head[4]) if head[4] else ""
+    quoted = head[4] or b'""'
+    reference = json.loads(quoted) if b"\\" in quoted else quoted[1:-1].decode("utf-8", "replace")
     return Entry(
         int(head[1]), head[2].decode(), head[3].decode(), reference, head[5].decode(),
         end[1].decode(), line,

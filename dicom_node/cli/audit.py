@@ -131,6 +131,7 @@ def _tell(check: StudyCheck, *, as_json: bool) -> None:
     for what, uids in (
         ("missing", check.missing), ("extra", check.extra), ("transcoded", check.transcoded),
         ("stripped of our marks", check.stripped),
+        ("older than delivered", check.superseded),
     ):  # fmt: skip
         if uids:
             more = f" and {len(uids) - _NAMED} more" if len(uids) > _NAMED else ""
@@ -159,11 +160,9 @@ def _finding(line: dict[str, Any]) -> str:
 
 
 def _report(check: StudyCheck, folder: Path, inspector: Inspector) -> None:
-    from dicom_node.keys import KeyRing
     from dicom_node.verify.report import write_reports
 
-    ring = KeyRing.open(inspector.config.keys.directory)
-    write_reports(check, folder, ring=ring, checked_by=_CHECKED_BY)
+    write_reports(check, folder, ring=inspector.ring, checked_by=_CHECKED_BY)
 
 
 def _sum_up(summary: Summary, file: RunFile, *, as_json: bool) -> None:

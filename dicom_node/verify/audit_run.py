@@ -181,6 +181,7 @@ def run(
         Of all of the plan, what an earlier run finished included. A study that the PACS could not
         be asked about is in `failed`, and is left for the next run.
     """
+    keep_files = keep_files or inspector.config.verify.store_reports
     summary = Summary()
     for line in file.finished:
         summary.take(line)
@@ -201,11 +202,28 @@ def run(
             else:
                 summary.add(check)
             told(check)
+            if inspector.config.verify.store_reports and check.instances:
+                _store_report(check, inspector, checked_by)
         finally:
             _remove_files(check)
         if study not in summary.failed:
             file.done(check)
     return summary
+
+
+def _store_report(check: StudyCheck, inspector: Inspector, checked_by: str) -> None:
+    """Store the structured report; a PACS that does not take it is told of in the log."""
+    from dicom_node.verify.report_storing import Destination, store_study_report
+
+    to = Destination.of(inspector.config)
+    try:
+        entry = store_study_report(check, to, inspector.ring, checked_by=checked_by)
+    except NodeError as error:
+        log.error(  # noqa: TRY400 - the reason says it
+            "report not stored", study_instance_uid=check.study_instance_uid, reason=str(error)
+        )
+    else:
+        inspector.recorder.register(entry)
 
 
 def _remove_files(check: StudyCheck) -> None:

@@ -180,6 +180,8 @@ def _verdict(instance: Instance, found: _Findings, sealed: SealCheck) -> Instanc
             verdict, reason = "authentic" if sealed.intact else "tampered", "sealed as a whole"
         else:
             reason = "the header is sealed as a marked image's, but the pixels carry no marks"
+    elif verdict == "unmarked" and sealed.present and not sealed.signature_valid:
+        reason = "the header seal is damaged, or signed by a key this ring does not have"
     record = found.record
     when = sealed.marked_at if sealed.signature_valid else None
     return InstanceVerdict(

@@ -21,11 +21,14 @@ class Setup:
         PEM text to check with instead, "" for the ring.
     engine
         ``[watermark] engine``.
+    registry
+        Where fingerprints are looked up, `Config.registry_url`; "" for nowhere.
     """
 
     keys: Path
     engine: str = "auto"
     public_key: str = ""
+    registry: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,14 @@ class Checker:
     def __init__(self, setup: Setup) -> None:
         from dicom_node.inference import open_engine
         from dicom_node.keys import KeyRing
+        from dicom_node.verify.content import fingerprints_at
 
         if setup.public_key:
             self._ring = KeyRing.from_public_pem(setup.public_key)
         else:
             self._ring = KeyRing.open(setup.keys)
         self._engine = open_engine(setup.engine)
+        self._known = fingerprints_at(setup.registry) if setup.registry else None
 
     def check(self, task: Task) -> Checked:
         """Return the verdict on a file; a fault of the file is a verdict, too."""
@@ -72,7 +77,7 @@ class Checker:
         from dicom_node.verify.study import checked_instance
 
         try:
-            verdict = check_instance(task.path, self._ring, self._engine)
+            verdict = check_instance(task.path, self._ring, self._engine, known=self._known)
         except (NodeError, OSError) as error:
             return unreadable(task, str(error))
         found = checked_instance(task.path, verdict)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dicom_node.errors import WatermarkError
+from dicom_node.errors import RegistryError, WatermarkError
 from dicom_node.inference.base import Float32
 from dicom_node.inference.fingerprinter import open_fingerprinter
 from dicom_node.watermark import fingerprint
@@ -47,14 +47,25 @@ class Content:
 
 
 def fingerprints_in(registry: Registry) -> Known:
-    """Return the lookup that `check_instance` takes, in a registry.
-
-    Errors of the registry (RegistryError) reach the caller of `check_instance`.
-    """
+    """Return the lookup that `check_instance` takes, in a registry."""
 
     def known(message: bytes) -> Sequence[bytes]:
         found = (match.facts.fingerprint for match in registry.by_message(message))
         return [features for features in found if features]
+
+    return known
+
+
+def fingerprints_at(url: str) -> Known:
+    """Return the lookup in the registry at `url`, which is opened when it is first asked."""
+    opened: list[Known] = []
+
+    def known(message: bytes) -> Sequence[bytes]:
+        from dicom_node.registry.registry import Registry
+
+        if not opened:
+            opened.append(fingerprints_in(Registry.open(url)))
+        return opened[0](message)
 
     return known
 
@@ -75,7 +86,10 @@ def compare_content(picture: Float32, pose: Pose, message: bytes, known: Known |
     known
         None where nobody can be asked.
     """
-    candidates = list(dict.fromkeys(known(message))) if known is not None else []
+    try:
+        candidates = list(dict.fromkeys(known(message))) if known is not None else []
+    except RegistryError as error:
+        return Content(False, reason=f"content not compared: {error}")
     if not candidates:
         why = "no registry was asked" if known is None else "the registry has no fingerprint of it"
         return Content(False, reason=f"content not compared: {why}")

@@ -41,17 +41,18 @@ class Inspector:
     def __init__(self, config: Config, *, listen: bool) -> None:
         self.config = config
         self.pacs = Pacs.of(config)
-        ring = KeyRing.open(config.keys.directory)
+        self.ring = KeyRing.open(config.keys.directory)
         with ExitStack() as stack:
             folder = scratch_folder(config)
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            self.recorder = Recorder(config, ring)
+            self.recorder = Recorder(config, self.ring)
             stack.callback(self.recorder.close)
             self.fetcher = Fetcher(config, self.pacs, folder)
             stack.callback(self.fetcher.close)
             if listen:
                 self.fetcher.listen()
-            setup = Setup(config.keys.directory, config.watermark.engine)
+            setup = Setup(config.keys.directory, config.watermark.engine,
+                          registry=config.registry_url)  # fmt: skip
             self.pool = stack.enter_context(CheckingPool(setup, config.verify.workers))
             self._stack = stack.pop_all()
 

@@ -126,6 +126,10 @@ class Recorder:
             self._ask(lambda registry: registry.add_verdicts(entries), None)
         self.record(*(_verified(each, checked_by, now) for each in found))
 
+    def register(self, entry: MarkedInstance) -> None:
+        """Register an instance of our own that the PACS has taken."""
+        self._ask(lambda registry: registry.add(entry), None)
+
     def _ask(self, question: Callable[[Registry], _Found], otherwise: _Found) -> _Found:
         try:
             return question(self._opened())

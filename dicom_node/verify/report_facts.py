@@ -157,7 +157,9 @@ def facts_of(check: StudyCheck, ring: KeyRing | None, *, checked_by: str = "") -
         AE title of whoever asked, or the name of a command.
     """
     entries = {entry.sop_instance_uid: entry for entry in check.entries}
-    bare = [_instance(each, entries.get(each.sop_instance_uid)) for each in check.instances]
+    # Of a study of one instance the chain is the instance's.
+    own = entries if len(check.instances) > 1 else {}
+    bare = [_instance(each, own.get(each.sop_instance_uid)) for each in check.instances]
     told = [i for i, each in enumerate(check.instances) if is_finding(each)]
     told.sort(key=lambda i: (-ORDER.index(bare[i].verdict), i))
     findings, left = [], _MOST_PICTURES

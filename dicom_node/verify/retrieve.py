@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,12 +27,14 @@ from dicom_node.errors import (
     ForwardError,
     SpoolError,
 )
+from dicom_node.registry.records import MarkedInstance
 from dicom_node.verify import identifiers
 from dicom_node.verify.checked_fetch import Arrival, CheckedFetch
 from dicom_node.verify.identifiers import IdentifierError, Inquiry
 from dicom_node.verify.inspector import Inspector, found_of, missing_entries
 from dicom_node.verify.pacs import Planned, Wanted
 from dicom_node.verify.query import HEARTBEAT_S, Cancelled
+from dicom_node.verify.retrieve_tally import CANNOT_PERFORM, WITH_FAILURES, Tally, in_words
 from dicom_node.verify.senders import ClientSender, MoveSender, Sender
 from dicom_node.verify.study import CheckedInstance, StudyCheck, study_check
 
@@ -41,42 +42,6 @@ log = structlog.get_logger(__name__)
 
 UNKNOWN_DESTINATION = 0xA801
 CANNOT_COUNT = 0xA701
-CANNOT_PERFORM = 0xA702
-WITH_FAILURES = 0xB000
-_LISTED = 900  # UIDs that fit a value of 16-bit length
-_BATCH = 50
-
-
-@dataclass
-class Tally:
-    """Sub-operations of one request."""
-
-    remaining: int = 0
-    completed: int = 0
-    failed: int = 0
-    warning: int = 0
-    failed_uids: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def counts(self) -> SubOperations:
-        """Return the numbers of a response."""
-        return SubOperations(max(0, self.remaining), self.completed, self.failed, self.warning)
-
-    def count(self, outcome: str, sop_instance_uid: str) -> None:
-        """Count one sub-operation: ``completed``, ``warning`` or ``failed``."""
-        self.remaining -= 1
-        setattr(self, outcome, getattr(self, outcome) + 1)
-        if outcome == "failed" and len(self.failed_uids) < _LISTED:
-            self.failed_uids.append(sop_instance_uid)
-
-    @property
-    def status(self) -> int:
-        """The final status they make."""
-        if not self.failed and not self.warning:
-            return SUCCESS
-        if not self.completed and not self.warning:
-            return CANNOT_PERFORM
-        return WITH_FAILURES
 
 
 class RetrieveHandler:
@@ -93,9 +58,9 @@ class RetrieveHandler:
         -------
         ``0xFF00`` after each sub-operation; then ``0x0000`` if every instance was sent and none is
         suspect; ``0xB000`` if some failed or are suspect (tampered, foreign, unreadable, stripped
-        of our marks); ``0xA702`` if none could be sent; ``0xA701`` if the PACS cannot say what it
-        has; ``0xA801`` for a destination that is not configured; ``0xA900`` for an identifier that
-        fits no level; ``0xFE00`` when called off.
+        of our marks, older than last delivered); ``0xA702`` if none could be sent; ``0xA701`` if
+        the PACS cannot say what it has; ``0xA801`` for a destination that is not configured;
+        ``0xA900`` for an identifier that fits no level; ``0xFE00`` when called off.
 
         References
         ----------
@@ -221,14 +186,13 @@ class _Retrieval:
         due = {(each.series_instance_uid, each.sop_instance_uid) for each in planned}
         error, complete = "", not planned
         entries = self._inspector.recorder.entries(wanted)
-        marked = {each.sop_instance_uid for each in entries if each.action != "untouched"}
         try:
             if planned:
                 with CheckedFetch(
                     self._inspector.fetcher, self._inspector.pool, wanted, planned,
                     restore=self._policy == "restored",
                 ) as arrivals:  # fmt: skip
-                    self._relay(arrivals, found, due, marked)
+                    self._relay(arrivals, found, due, entries)
                 error = str(arrivals.error or "")
                 complete = arrivals.fetched is not None and not self._receiver_gone
         finally:
@@ -238,8 +202,11 @@ class _Retrieval:
 
     def _relay(
         self, arrivals: CheckedFetch, found: list[CheckedInstance], due: set[tuple[str, str]],
-        marked: set[str],
+        entries: Sequence[MarkedInstance],
     ) -> None:  # fmt: skip
+        known: dict[str, list[MarkedInstance]] = {}
+        for entry in entries:
+            known.setdefault(entry.sop_instance_uid, []).append(entry)
         for arrival in arrivals:
             self._watch()
             if arrival is None:
@@ -250,15 +217,16 @@ class _Retrieval:
             if key not in due:
                 self.tally.remaining += 1  # extra: nobody counted on it
             due.discard(key)
-            self.tally.count(self._send_on(arrival, one, marked), one.sop_instance_uid)
+            alone = study_check(one.study_instance_uid, [one], known.get(one.sop_instance_uid, []))
+            suspect = one.suspect or bool(alone.stripped or alone.superseded)
+            outcome = self._send_on(arrival, one, suspect=suspect)
+            self.tally.count(outcome, one.sop_instance_uid)
             self._say()
             if self._receiver_gone:
                 return
 
-    def _send_on(self, arrival: Arrival, one: CheckedInstance, marked: set[str]) -> str:
+    def _send_on(self, arrival: Arrival, one: CheckedInstance, *, suspect: bool) -> str:
         """Send one instance as the policy says; return how that counts."""
-        stripped = one.verdict.verdict == "unmarked" and one.sop_instance_uid in marked
-        suspect = one.suspect or stripped
         if suspect and self._policy == "refuse-tampered":
             return "failed"
         path: Path | None = arrival.path
@@ -323,7 +291,7 @@ class _Retrieval:
             found, checked_by=call.calling_ae,
             missing=missing_entries(check) if complete else (),
         )  # fmt: skip
-        self.tally.notes += _in_words(check, error)
+        self.tally.notes += in_words(check, error)
         recorder.record(*self._events, *self._told(check, before))
         self._events.clear()
 
@@ -373,18 +341,3 @@ class _Retrieval:
         if self._sender is not None:
             with suppress(PeerGone):
                 self._sender.close()
-
-
-def _in_words(check: StudyCheck, error: str) -> list[str]:
-    """Return what is to be said of a study in an error comment of 64 characters."""
-    counts = check.counts
-    said = [
-        f"{number} {what}"
-        for what, number in (
-            ("tampered", counts.get("tampered", 0)), ("foreign", counts.get("foreign", 0)),
-            ("unreadable", counts.get("unreadable", 0)), ("stripped", len(check.stripped)),
-            ("missing", len(check.missing)), ("extra", len(check.extra)),
-            ("transcoded", len(check.transcoded)),
-        ) if number
-    ]  # fmt: skip
-    return [*said, *([error] if error else [])]

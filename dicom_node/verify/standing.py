@@ -57,6 +57,7 @@ def checked_standing(level: Level, check: StudyCheck) -> Standing:
             "extra": list(check.extra[:_MOST_FINDINGS]),
             "transcoded": list(check.transcoded[:_MOST_FINDINGS]),
             "stripped": list(check.stripped[:_MOST_FINDINGS]),
+            "superseded": list(check.superseded[:_MOST_FINDINGS]),
         }
     return Standing(
         check.verdict if check.instances else "", check.checked_at.timestamp(),

@@ -116,16 +116,34 @@ class StudyCheck:
     @property
     def stripped(self) -> tuple[str, ...]:
         """SOP Instance UIDs that came back unmarked although the registry knows our marks."""
-        known = {entry.sop_instance_uid for entry in self.entries}
+        known = {e.sop_instance_uid for e in self.entries if e.action != "untouched"}
         return tuple(
             each.sop_instance_uid for each in self.instances
             if each.verdict.verdict == "unmarked" and each.sop_instance_uid in known
         )  # fmt: skip
 
     @property
+    def superseded(self) -> tuple[str, ...]:
+        """SOP Instance UIDs of which an older version came back than the last that was delivered.
+
+        The file alone is authentic: only the registry knows that it was marked anew since then.
+        """
+        last: dict[str, int] = {}
+        for entry in self.entries:
+            # What passed through untouched was not marked then.
+            if entry.action != "untouched" and entry.deliveries:
+                uid = entry.sop_instance_uid
+                last[uid] = max(last.get(uid, 0), entry.marked_at)
+        return tuple(
+            each.sop_instance_uid for each in self.instances
+            if (at := each.verdict.marked_at) is not None
+            and at < last.get(each.sop_instance_uid, 0)
+        )  # fmt: skip
+
+    @property
     def sound(self) -> bool:
-        """Whether every instance is authentic and none is missing."""
-        return self.verdict == "authentic" and not self.missing
+        """Whether every instance is authentic, as last delivered, and none is missing."""
+        return self.verdict == "authentic" and not self.missing and not self.superseded
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``audit --json`` prints of a study."""
@@ -143,6 +161,7 @@ class StudyCheck:
                 for each in self.instances if each.sop_instance_uid in set(self.transcoded)
             ],
             "stripped": list(self.stripped),
+            "superseded": list(self.superseded),
             "instances": [each.to_json() for each in self.instances],
         }  # fmt: skip
 

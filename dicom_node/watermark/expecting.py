@@ -10,6 +10,8 @@ False accepts: soft bits made without the key agree with one keyed code word, wh
 uniform and independent, by a cosine of ``t / sqrt(160)`` with a probability of at most
 ``3.18 P(N(0, 1) > t)``, whatever they are. `least_agreements` asks of every guess what makes the
 sum over all of them 2**-32, less of the likelier ones: as rare as a wrong word with a right tag.
+Under our own key, the hash of a frame that looks much alike agrees of itself. So the tag and the
+parity bits have to agree alone, too, more than they do by chance with any guess but once in 1,024.
 
 References
 ----------
@@ -37,6 +39,9 @@ Bytes = NDArray[np.uint8]
 
 MESSAGES = 4096
 _FALSE_ACCEPT_BITS = 32
+_NEAR_MISS_BITS = 10  # as rarely is a wrong guess taken where our key wrote another message
+_HASH_BITS = perceptual.BITS
+_KEYED_BITS = ecc.CODE_BITS - _HASH_BITS
 _EVEN = 16  # guesses that are nearly equally likely
 _RADEMACHER = 3.18  # weighted sums of random signs against the normal distribution
 # Of each side of the median, the bits nearest to it that are exchanged: so many, so many at once.
@@ -58,19 +63,21 @@ class Expected(NamedTuple):
     agreement: float
 
 
-@lru_cache(maxsize=8)
-def least_agreements(guesses: int) -> Float32:
+@lru_cache(maxsize=16)
+def least_agreements(
+    guesses: int, places: int = ecc.CODE_BITS, rarity_bits: int = _FALSE_ACCEPT_BITS
+) -> Float32:
     """Return the cosine asked of each of so many guesses, the likeliest first, ``(guesses,)``.
 
-    The chance of all false accepts, 2**-32, is shared out as ``1 / (rank + 16)``: two thirds of
-    the right ones are among the first hundred.
+    The chance of all false accepts, ``2**-rarity_bits`` over `places` soft bits, is shared out as
+    ``1 / (rank + 16)``: two thirds of the right ones are among the first hundred.
     """
     shares = 1 / (np.arange(guesses) + _EVEN)
-    nats = _FALSE_ACCEPT_BITS * math.log(2) - np.log(shares / shares.sum())
+    nats = rarity_bits * math.log(2) - np.log(shares / shares.sum())
     t = np.sqrt(2 * nats)
-    for _ in range(8):  # solves 3.18 exp(-t t / 2) / (t sqrt(2 pi)) = exp(-nats)
+    for _ in range(12):  # solves 3.18 exp(-t t / 2) / (t sqrt(2 pi)) = exp(-nats)
         t = np.sqrt(2 * (nats + math.log(_RADEMACHER / math.sqrt(2 * math.pi)) - np.log(t)))
-    least: Float32 = (t / math.sqrt(ecc.CODE_BITS)).astype(np.float32)
+    least: Float32 = (t / math.sqrt(places)).astype(np.float32)
     least.setflags(write=False)
     return least
 
@@ -126,13 +133,20 @@ def likeliest(
         Of the tag.
     """
     messages = _tags(key, owner).messages(candidates)
-    agreed = scores(messages, soft * whitening)
-    size = float(np.linalg.norm(soft)) * math.sqrt(ecc.CODE_BITS)
-    agreed /= size or 1.0
-    best = int(np.argmax(agreed - least_agreements(len(candidates))))
-    if agreed[best] < least_agreements(len(candidates))[best]:
+    agreed, keyed = scores(messages, soft * whitening)
+    agreed /= _most(soft)
+    keyed /= _most(soft[_HASH_BITS:])
+    over = agreed - least_agreements(len(candidates))
+    over[keyed < least_agreements(len(candidates), _KEYED_BITS, _NEAR_MISS_BITS)] = -np.inf
+    best = int(np.argmax(over))
+    if over[best] < 0:
         return None
     return Expected(messages[best].tobytes(), float(agreed[best]))
+
+
+def _most(soft: Float32) -> float:
+    """Return what a code word that soft bits agree with wholly would sum of them."""
+    return float(np.linalg.norm(soft)) * math.sqrt(len(soft)) or 1.0
 
 
 @lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ Side = NDArray[np.uint32]
 COMPACT_MAC_BYTES = 16
 # The smallest side a frame may have: below it a tile has no inside to predict from.
 MIN_SIDE_PX = 8
+_FORMS = {1: "<i2", 2: "<u2", 3: "<i4"}  # of samples, by their code
 _TILE_HEAD = struct.Struct("<6I")
 _TOGETHER = 64  # tiles digested at once: half a megabyte
 
@@ -72,7 +74,8 @@ def _digested(host: Frame, side: Side | None) -> list[bytes | memoryview]:
     """Return what the digest of a frame is over, in pieces."""
     planes = 0 if side is None else side.shape[2]
     host = np.require(host, np.int32, ("C", "W"))
-    code, narrow = _narrow(host, *kernels.extremes(host))
+    code = _form(*kernels.extremes(host))
+    narrow = np.ascontiguousarray(host, _FORMS[code])
     shape = struct.pack("<IIIB", host.shape[0], host.shape[1], planes, code)
     pieces: list[bytes | memoryview] = [b"dicom-node frame 1", shape, narrow.data]
     if side is not None:
@@ -106,12 +109,11 @@ class KnownDigest:
         return self.digest if same and np.array_equal(self.host, host) else None
 
 
-def _narrow(values: Frame, low: int, high: int) -> tuple[int, NDArray[np.generic]]:
+def _form(low: int, high: int) -> int:
+    """Return the code of the narrowest samples that hold ``low..high``."""
     if low >= -(1 << 15) and high < 1 << 15:
-        return 1, np.ascontiguousarray(values, "<i2")
-    if low >= 0 and high < 1 << 16:
-        return 2, np.ascontiguousarray(values, "<u2")
-    return 3, np.ascontiguousarray(values, "<i4")
+        return 1
+    return 2 if low >= 0 and high < 1 << 16 else 3
 
 
 def frame_key(mac_key: bytes, tag: bytes, frame_number: int) -> bytes:
@@ -276,7 +278,7 @@ def tile_digests(
     groups: dict[int, list[int]] = {}
     for tile in which:
         groups.setdefault(len(said.get(tile, b"")), []).append(tile)
-    _, narrow = _narrow(pixels, canvas.bounds.low, canvas.bounds.high)
+    samples = _FORMS[_form(canvas.bounds.low, canvas.bounds.high)]
     side = None if canvas.side is None else np.ascontiguousarray(canvas.side, "<u4")
     planes = 0 if side is None else side.shape[2]
     out: dict[int, bytes] = {}
@@ -289,20 +291,19 @@ def tile_digests(
                 for t in some
             )
             heads = np.frombuffer(told, np.uint8).reshape(len(some), -1)
-            rows = [heads, _bytes_of(narrow, grid, some)]
+            rows = [heads, _bytes_of(pixels, samples, grid, some)]
             if side is not None:
-                rows.append(_bytes_of(side, grid, some))
+                rows.append(_bytes_of(side, "<u4", grid, some))
             messages = np.concatenate(rows, axis=1)
             digests = keyed_blake2b(messages, key=key, digest_size=size, person=b"dcmnode-tile")
             out.update(zip(some, digests, strict=True))
     return out
 
 
-def _bytes_of(plane: NDArray[np.generic], grid: Grid, tiles: list[int]) -> NDArray[np.uint8]:
+def _bytes_of(plane: NDArray[Any], samples: str, grid: Grid, tiles: list[int]) -> NDArray[np.uint8]:
     """Return the samples of some tiles, zeros where they pass the frame's edge, a row of each."""
     shape = (len(tiles), grid.tile_rows, grid.tile_columns, *plane.shape[2:])
-    whole = grid.spare == (0, 0)
-    out = np.empty(shape, plane.dtype) if whole else np.zeros(shape, plane.dtype)
+    out = np.empty(shape, samples) if grid.spare == (0, 0) else np.zeros(shape, samples)
     for place, tile in enumerate(tiles):
         row, column, rows, columns = grid.box(tile)
         out[place, :rows, :columns] = plane[row : row + rows, column : column + columns]

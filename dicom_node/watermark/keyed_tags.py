@@ -100,17 +100,20 @@ def _tags(
 @compiled
 def _scores(messages: Bytes, parity: UInt64, sums: Float32) -> Float32:
     """Return what each code word sums of the soft bits; tables by place and value of a byte."""
-    scores = np.empty(len(messages), np.float32)
+    scores = np.empty((2, len(messages)), np.float32)
     for i in range(len(messages)):
-        check, total = np.uint64(0), np.float32(0)
+        check, hashed, keyed = np.uint64(0), np.float32(0), np.float32(0)
         for place in range(messages.shape[1]):
             value = messages[i, place]
             check ^= parity[place, value]
-            total += sums[place, value]
+            if place < 8:
+                hashed += sums[place, value]
+            else:
+                keyed += sums[place, value]
         for place in range(8):
             value = np.uint8((check >> np.uint64(56 - 8 * place)) & np.uint64(255))
-            total += sums[messages.shape[1] + place, value]
-        scores[i] = total
+            keyed += sums[messages.shape[1] + place, value]
+        scores[0, i], scores[1, i] = hashed + keyed, keyed
     return scores
 
 
@@ -152,7 +155,9 @@ class KeyedTags:
 
 
 def scores(messages: Bytes, soft: Float32) -> Float32:
-    """Return the inner products of soft bits with the code words of messages, ``(n,)``.
+    """Return the inner products of soft bits with the code words of messages, ``(2, n)``.
+
+    The second row is of the bits after the hash, which the key decides.
 
     Parameters
     ----------

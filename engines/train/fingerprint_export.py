@@ -14,6 +14,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
+import cv2
 import fingerprint_pairs as pairs
 import numpy as np
 import onnxruntime as ort
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 OPSET = 17
 MODEL = 1  # the first byte of every fingerprint made with these networks
-FALSE_ALARMS = 0.01  # of processed, unchanged frames; likewise of their cells
+FALSE_ALARMS = 0.01  # of processed, unchanged frames
 TIMES = 12  # each frame is processed
 MOST, WEIGHT = 0.9, 0.75  # as in dicom_node/watermark/fingerprint.py
 FILES = ("f1.onnx", "f1_check.onnx")
@@ -71,30 +72,61 @@ def export(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path
         raise SystemExit(f"{path.name}: ONNX differs from torch by {worst:.2e}: not written")
 
 
+def judged(coder: Coder, check: Check, made: list) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores of pairs of one frame ``(pairs, 16, 16)`` and their labels."""
+    before = torch.from_numpy(made[0][0])[None, None]
+    after = torch.from_numpy(np.stack([each[1] for each in made]))[:, None]
+    with torch.no_grad():
+        bits = (coder(before) > 0).float() * 2 - 1
+        scores = check(after, bits.expand(len(after), -1, -1, -1)).numpy()
+    return scores, np.stack([each[2] for each in made])
+
+
+def standing_out(scores: np.ndarray, level: float) -> np.ndarray:
+    """Tell scores from each frame's own, as the node does."""
+    own = np.quantile(scores.reshape(len(scores), -1), MOST, axis=1)
+    return scores - WEIGHT * np.minimum(own, level)[:, None, None]
+
+
+def overlap(scores: np.ndarray, marked: np.ndarray, alarm: float, near: float) -> float:
+    """Return the mean intersection over union of what the node would call changed."""
+    ratios = []
+    for score, truth in zip(scores, marked, strict=True):
+        _, regions = cv2.connectedComponents((score >= near).astype(np.uint8), connectivity=8)
+        sure = np.unique(regions[score >= alarm])
+        found = np.isin(regions, sure) & (score >= near) & (truth >= 0)
+        both = found & (truth == 1)
+        ratios.append(both.sum() / max(1, (found | (truth == 1)).sum()))
+    return float(np.mean(ratios))
+
+
 def thresholds(coder: Coder, check: Check, data: Path) -> dict[str, float]:
     """Return what of their scores processed, unchanged frames exceed one time in a hundred.
 
     ``level`` is what nine tenths of a frame's cells are below; scores are then told from the
-    frame's own: ``alarm`` is the highest of a frame, ``near`` that of any cell.
+    frame's own: ``alarm`` is the highest of a frame. ``near`` is where cells beside those overlap
+    best with what was changed in tampered frames.
     """
     rng = np.random.default_rng(20261122)
     fields = mark_fields()
+    frames = [read(path) for path in sorted((data / "whole" / "val").glob("*"))]
+    kinds = [""] * TIMES + 2 * list(pairs.TAMPERING)
     rows = []
-    for path in sorted((data / "whole" / "val").glob("*")):
-        frame = read(path)
-        made = [pairs.pair(frame, frame, fields, rng, "") for _ in range(TIMES)]
-        before = torch.from_numpy(made[0][0])[None, None]
-        after = torch.from_numpy(np.stack([each[1] for each in made]))[:, None]
-        with torch.no_grad():
-            bits = (coder(before) > 0).float() * 2 - 1
-            rows.append(check(after, bits.expand(len(after), -1, -1, -1)).numpy())
-    scores = np.concatenate(rows).reshape(len(rows) * TIMES, -1)
-    own = np.quantile(scores, MOST, axis=1)
+    for frame in frames:
+        other = frames[rng.integers(len(frames))]
+        made = [pairs.pair(frame, other, fields, rng, kind) for kind in kinds]
+        rows.append(judged(coder, check, made))
+    calm = np.concatenate([scores[:TIMES] for scores, _ in rows])
+    tense = np.concatenate([scores[TIMES:] for scores, _ in rows])
+    marked = np.concatenate([labels[TIMES:] for _, labels in rows])
+    own = np.quantile(calm.reshape(len(calm), -1), MOST, axis=1)
     level = float(np.quantile(own, 1 - FALSE_ALARMS))
-    scores -= WEIGHT * np.minimum(own, level)[:, None]
-    alarm = float(np.quantile(scores.max(1), 1 - FALSE_ALARMS))
-    near = float(np.quantile(scores, 1 - FALSE_ALARMS))
-    return {"level": level, "alarm": alarm, "near": min(near, alarm)}
+    alarm = float(np.quantile(standing_out(calm, level).max((1, 2)), 1 - FALSE_ALARMS))
+    shows = (marked == 1).any((1, 2))
+    tense, marked = standing_out(tense[shows], level), marked[shows]
+    tried = np.arange(0.0, alarm, 0.1)
+    near = max(tried, key=lambda value: overlap(tense, marked, alarm, value))
+    return {"level": level, "alarm": alarm, "near": float(near)}
 
 
 def write_card(out: Path, state: dict, kept: int, limits: dict[str, float]) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime, timedelta
 
 import harness
 import pydicom
@@ -197,6 +198,41 @@ def test_reports_are_written_and_no_fetched_file_is_left(audit, pacs, marks, tmp
     written = {path.suffix for path in (tmp_path / "reports").rglob("*") if path.is_file()}
     assert {".html", ".pdf", ".json"} <= written
     assert audit.service.scratch() == []
+
+
+def test_the_nightly_sample_is_checked_at_its_hour(tmp_path, pacs, marks, monkeypatch):
+    pacs.empty()
+    audit = Audit(tmp_path, marks, pacs, nightly_sample=2)
+    audit.register = audit.service.register
+    put(audit, pacs, marks, 1, leave_out=[3])
+    hours = iter([datetime.now().astimezone() + timedelta(seconds=0.5)])
+    monkeypatch.setattr(
+        "dicom_node.verify.nightly.next_time", lambda _, now: next(hours, now + timedelta(days=1))
+    )
+    audit.service.start()
+    try:
+        with audit.service.registry() as registry:
+            verdicts = harness.wait_for(
+                lambda: len(v := registry.verdicts(study_instance_uid="1.2.3.1")) == 3 and v, 60
+            )
+    finally:
+        audit.service.end()
+    assert {entry.checked_by for entry in verdicts} == {"nightly"}
+    assert sorted(entry.verdict for entry in verdicts) == ["authentic", "authentic", "missing"]
+
+
+def test_a_report_is_stored_into_the_pacs_and_is_no_stranger_there(tmp_path, pacs, marks):
+    pacs.empty()
+    audit = Audit(tmp_path, marks, pacs, store_reports=True)
+    audit.register = audit.service.register
+    put(audit, pacs, marks, 1)
+    assert audit.run("--study", "1.2.3.1")[0] == 0
+    [report] = [
+        each for each in pacs.get("/series?expand") if each["MainDicomTags"]["Modality"] == "SR"
+    ]
+    assert len(report["Instances"]) == 1
+    code, [again], _, _ = audit.run("--study", "1.2.3.1")
+    assert (code, again["extra"], again["counts"]) == (0, [], {"authentic": 4})
 
 
 @pytest.mark.parametrize(

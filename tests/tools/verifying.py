@@ -63,6 +63,7 @@ class QueryOrthanc(harness.Orthanc):
         assert result.returncode == 0, result.stderr
 
     def empty(self):
+        """Delete every study."""
         for identifier in self.get("/studies"):
             harness.delete(self, f"/studies/{identifier}")
 

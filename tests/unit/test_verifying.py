@@ -81,6 +81,35 @@ def test_the_key_id_is_the_beginning_of_the_digest_the_page_shows(place: Path) -
     assert digest.startswith(ring.current.key_id.hex())
 
 
+@pytest.mark.parametrize(
+    ("what", "code", "said"),
+    [
+        ("nothing", 0, "authentic"),
+        ("a pixel", 1, "tampered"),
+        ("the header", 0, "changed in the header: PatientID"),
+        ("all private attributes", 0, "authentic"),
+    ],
+)
+def test_a_public_key_alone_tells_what_the_page_says_it_tells(
+    what: str, code: int, said: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pem = tmp_path / "public.pem"
+    pem.write_text(KeyRing.open(place / "keys").export_public())
+    ds = pydicom.dcmread(place / "instance.dcm")
+    if what == "a pixel":
+        ds.PixelData = bytes([ds.PixelData[0] ^ 1]) + ds.PixelData[1:]
+    elif what == "the header":
+        ds.PatientID = "SOMEBODY-ELSE"
+    elif what == "all private attributes":
+        ds.remove_private_tags()
+    ds.save_as(tmp_path / "copy.dcm")
+    # A folder without keys, as an auditor has it.
+    (tmp_path / "node.toml").write_text(f'[keys]\ndirectory = "{tmp_path}/none"\n')
+    words = ["--public-key", str(pem), "--config", str(tmp_path / "node.toml")]
+    assert main(["verify", str(tmp_path / "copy.dcm"), *words]) == code
+    assert said in capsys.readouterr().out
+
+
 def test_the_script_shares_no_code_with_us() -> None:
     text = SCRIPT.read_text("utf-8")
     assert not re.search(r"^\s*(from|import)\s+dicom_node", text, re.MULTILINE)

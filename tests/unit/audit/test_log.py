@@ -291,3 +291,12 @@ def test_folders_that_cannot_be_made_are_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AuditError, match="file"):
         AuditLog.open(Path(tmp_path / "file" / "audit"), None)
+
+
+@pytest.mark.parametrize("reference", ['a "quoted" one', "back\\slash", "späße", "\0\n", "x" * 500])
+def test_any_reference_is_recognised(trail, reference):
+    assert trail.open().append(trail.event(1), reference)
+    assert trail.open().append(trail.event(1), reference) is False
+    trail.open().close()
+    assert trail.check().broken is None
+    assert [entry.reference for entry, _ in entries(trail.folder)] == ["", reference, ""]

@@ -17,7 +17,7 @@ from dicom_node.marking import Marker
 from dicom_node.registry.records import MarkedInstance
 from dicom_node.registry.registry import Registry
 from dicom_node.verify.check import check_instance
-from dicom_node.verify.content import fingerprints_in
+from dicom_node.verify.content import fingerprints_at, fingerprints_in
 from dicom_node.watermark import fingerprint
 
 WHEN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
@@ -110,6 +110,15 @@ def test_without_a_fingerprint_the_verdict_says_that_the_content_was_not_compare
     assert why in frame.reason
 
 
+def test_a_registry_that_cannot_be_reached_is_said_and_is_no_verdict(leak, tmp_path):
+    """It is not the image's fault."""
+    (tmp_path / "registry.sqlite").mkdir()
+    known = fingerprints_at(f"sqlite:///{tmp_path}/registry.sqlite")
+    [frame] = leak.verdict(leak.picture, known).frames
+    assert frame.verdict == "content-preserved"
+    assert frame.reason.startswith("content not compared: ")
+
+
 def test_of_several_frames_with_the_same_mark_it_is_enough_to_be_one(leak):
     """Slices that look alike carry the same message."""
     own, network = leak.facts.fingerprint, open_fingerprinter()
@@ -131,7 +140,9 @@ def test_the_registry_is_asked_by_the_message_the_picture_carries(leak, tmp_path
     )  # fmt: skip
     with Registry.open(f"sqlite:///{tmp_path}/registry.sqlite") as registry:
         known = fingerprints_in(registry)
+        there = fingerprints_at(f"sqlite:///{tmp_path}/registry.sqlite")
         assert "no fingerprint" in leak.verdict(leak.picture, known).frames[0].reason
         registry.add(record)
         assert leak.verdict(leak.picture, known).verdict == "content-preserved"
         assert leak.verdict(leak.forged(), known).verdict == "tampered"
+    assert leak.verdict(leak.forged(), there).verdict == "tampered"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from dicom_node.registry.records import DeliveryEntry, MarkedInstance
@@ -17,10 +18,12 @@ def found(uid, verdict="authentic", syntax=EXPLICIT, number=None, series="1.2.1"
     )
 
 
-def entry(uid, *destinations, syntax=EXPLICIT):
+def entry(uid, *destinations, syntax=EXPLICIT, marked_at=0, action="marked"):
     deliveries = tuple(DeliveryEntry(name, 0, 0.0) for name in destinations)
-    return MarkedInstance(uid, "1.2.1", "1.2", "1.1", syntax, "marked", b"", b"", b"", 0, 0.0, "M",
-                          deliveries=deliveries)  # fmt: skip
+    return MarkedInstance(
+        uid, "1.2.1", "1.2", "1.1", syntax, action, b"", b"", b"", marked_at, 0.0, "M",
+        deliveries=deliveries,
+    )  # fmt: skip
 
 
 def test_a_study_is_as_good_as_its_worst_instance():
@@ -63,6 +66,19 @@ def test_another_transfer_syntax_than_delivered_is_transcoded():
 def test_unmarked_is_stripped_only_where_we_had_marked_it():
     check = study_check("1.2", [found("1", "unmarked"), found("2", "unmarked")], [entry("1", "p")])
     assert check.stripped == ("1",)
+
+
+def test_an_older_version_than_the_last_delivered_is_superseded():
+    older = replace(found("1"), verdict=InstanceVerdict("", "1", "authentic", marked_at=100))
+    newer = replace(found("1"), verdict=InstanceVerdict("", "1", "authentic", marked_at=200))
+    versions = [entry("1", "pacs", marked_at=100), entry("1", "pacs", marked_at=200)]
+    assert study_check("1.2", [older], versions).superseded == ("1",)
+    assert not study_check("1.2", [older], versions).sound
+    assert study_check("1.2", [newer], versions).superseded == ()
+    passed_on = entry("1", "pacs", marked_at=300, action="untouched")
+    assert study_check("1.2", [newer], [*versions, passed_on]).sound
+    undelivered = entry("1", marked_at=300)
+    assert study_check("1.2", [newer], [*versions, undelivered]).sound
 
 
 def test_the_json_says_all_of_it_and_names_no_file_that_is_gone():

@@ -1,0 +1,60 @@
+"""The sub-operations of one C-MOVE or C-GET, counted, and the final status they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dicom_node.dimse.query_commands import SUCCESS, SubOperations
+from dicom_node.verify.study import StudyCheck
+
+CANNOT_PERFORM = 0xA702
+WITH_FAILURES = 0xB000
+_LISTED = 900  # UIDs that fit a value of 16-bit length
+
+
+@dataclass
+class Tally:
+    """Sub-operations of one request."""
+
+    remaining: int = 0
+    completed: int = 0
+    failed: int = 0
+    warning: int = 0
+    failed_uids: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def counts(self) -> SubOperations:
+        """Return the numbers of a response."""
+        return SubOperations(max(0, self.remaining), self.completed, self.failed, self.warning)
+
+    def count(self, outcome: str, sop_instance_uid: str) -> None:
+        """Count one sub-operation: ``completed``, ``warning`` or ``failed``."""
+        self.remaining -= 1
+        setattr(self, outcome, getattr(self, outcome) + 1)
+        if outcome == "failed" and len(self.failed_uids) < _LISTED:
+            self.failed_uids.append(sop_instance_uid)
+
+    @property
+    def status(self) -> int:
+        """The final status they make."""
+        if not self.failed and not self.warning:
+            return SUCCESS
+        if not self.completed and not self.warning:
+            return CANNOT_PERFORM
+        return WITH_FAILURES
+
+
+def in_words(check: StudyCheck, error: str) -> list[str]:
+    """Return what is to be said of a study in an error comment of 64 characters."""
+    counts = check.counts
+    said = [
+        f"{number} {what}"
+        for what, number in (
+            ("tampered", counts.get("tampered", 0)), ("foreign", counts.get("foreign", 0)),
+            ("unreadable", counts.get("unreadable", 0)), ("stripped", len(check.stripped)),
+            ("superseded", len(check.superseded)),
+            ("missing", len(check.missing)), ("extra", len(check.extra)),
+            ("transcoded", len(check.transcoded)),
+        ) if number
+    ]  # fmt: skip
+    return [*said, *([error] if error else [])]

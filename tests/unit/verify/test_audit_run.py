@@ -1,0 +1,131 @@
+"""A run of re-checks: what it keeps, what it goes on with, and how fast it goes."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+
+from dicom_node.errors import AssociationRejected, ConfigError
+from dicom_node.verify import audit_run
+from dicom_node.verify.audit_run import RunError, RunFile
+from dicom_node.verify.checked_fetch import Pace
+from dicom_node.verify.nightly import next_time
+from dicom_node.verify.study import CheckedInstance, StudyCheck
+from dicom_node.verify.verdict import InstanceVerdict
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def check_of(study, verdict="authentic", missing=()):
+    found = CheckedInstance(InstanceVerdict("", f"{study}.1", verdict), study)
+    return StudyCheck(study, NOW, (found,), missing=missing)
+
+
+class Inspector:
+    """Checks by a table instead of a PACS; a study that is not in it cannot be asked about."""
+
+    def __init__(self, **checks):
+        self.checks = checks
+        self.asked = []
+        self.config = SimpleNamespace(
+            verify=SimpleNamespace(instances_per_s=100.0, store_reports=False)
+        )
+        self.pacs = SimpleNamespace(name="pacs")
+        self.recorder = self
+
+    def check(self, wanted, **_):
+        self.asked.append(wanted.study_instance_uid)
+        if wanted.study_instance_uid not in self.checks:
+            raise AssociationRejected("pacs", "no connection")
+        return self.checks[wanted.study_instance_uid]
+
+    def studies(self, **_):
+        return tuple(self.checks)
+
+    def entries(self, wanted):
+        return (None,) * 10
+
+
+def test_a_finished_study_is_not_checked_again(tmp_path):
+    path = tmp_path / "run.jsonl"
+    inspector = Inspector(a=check_of("a"), b=check_of("b", "tampered"))
+    file = RunFile(path)
+    file.begin(["a", "x", "b"])
+    summary = audit_run.run(inspector, file, checked_by="test")
+    assert (summary.studies, summary.unsound) == (2, ["b"])
+    assert list(summary.failed) == ["x"]
+    again = RunFile(path)
+    assert again.left == ("x",)
+    inspector.checks["x"] = check_of("x", missing=("x.2",))
+    summary = audit_run.run(inspector, again, checked_by="test")
+    assert inspector.asked == ["a", "x", "b", "x"]
+    assert (summary.studies, summary.missing, summary.unsound) == (3, 1, ["b", "x"])
+    assert RunFile(path).left == ()
+
+
+def test_half_a_line_is_a_study_that_is_checked_again(tmp_path):
+    path = tmp_path / "run.jsonl"
+    file = RunFile(path)
+    file.begin(["a", "b"])
+    file.done(check_of("a"))
+    whole = path.read_text()
+    for cut in range(len(whole.splitlines(keepends=True)[0]) + 1, len(whole)):
+        path.write_text(whole[:cut])
+        again = RunFile(path)
+        assert again.left == ("a", "b")
+        again.done(check_of("a"))
+        assert RunFile(path).left == ("b",)
+
+
+@pytest.mark.parametrize("text", ['{"format": "other"}\n', "no json\n", "[1]\n", "\xff\n"])
+def test_another_file_is_refused_and_not_written_over(tmp_path, text):
+    path = tmp_path / "run.jsonl"
+    path.write_text(text, "latin-1")
+    with pytest.raises(RunError, match="not the file of an audit run"):
+        RunFile(path)
+    assert path.read_text("latin-1") == text
+
+
+def test_a_sample_has_about_so_many_instances_and_is_drawn_by_chance():
+    inspector = Inspector(**{f"s{n}": check_of(f"s{n}") for n in range(50)})
+    drawn = audit_run.sample(inspector, 45, chance=random.Random(1))
+    other = audit_run.sample(inspector, 45, chance=random.Random(2))
+    assert (len(drawn), len(set(drawn))) == (5, 5)
+    assert drawn != other
+
+
+def test_there_is_no_sample_of_nothing():
+    with pytest.raises(ConfigError, match="registry"):
+        audit_run.sample(Inspector(), 10)
+
+
+def test_the_pace_is_kept_after_a_first_second_at_once():
+    pace, stop = Pace(50.0), threading.Event()
+    started = time.monotonic()
+    for _ in range(100):
+        pace.wait(stop)
+    assert 0.9 < time.monotonic() - started < 3.0
+
+
+def test_the_pace_lets_go_when_it_is_stopped():
+    pace, stop = Pace(0.1), threading.Event()
+    stop.set()
+    started = time.monotonic()
+    for _ in range(5):
+        pace.wait(stop)
+    assert time.monotonic() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    ("now", "then"),
+    [((1, 59), (1, 2, 0)), ((2, 0), (2, 2, 0)), ((2, 1), (2, 2, 0)), ((23, 0), (2, 2, 0))],
+)
+def test_the_night_begins_at_the_hour_named(now, then):
+    day, hour, minute = then
+    at = next_time("02:00", datetime(2026, 1, 1, *now, tzinfo=UTC))
+    assert at == datetime(2026, 1, day, hour, minute, tzinfo=UTC)

@@ -1,0 +1,145 @@
+"""Recognising weak marks: which messages are tried, and how rarely chance passes for one."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import erfc, sqrt
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dicom_node.watermark import ecc, expecting, perceptual, reading
+
+
+class Key:
+    """A key set with nothing but what W1 needs."""
+
+    def __init__(self, secret: bytes, owner: str = "GENERAL-HOSPITAL") -> None:
+        self.robust_key, self.owner, self.key_id = secret * 32, owner, secret * 8
+
+
+KEY = Key(b"k")
+
+
+@pytest.fixture(scope="module")
+def frames(shared: Path) -> list[np.ndarray]:
+    """Ten whole frames of the validation split as the networks see them, display values."""
+    names = sorted((shared / "whole" / "val").rglob("*.webp"))
+    chosen = names[:: max(1, len(names) // 10)][:10]
+    pictures = [cv2.imread(str(name), cv2.IMREAD_GRAYSCALE) for name in chosen]
+    small = [cv2.resize(p, (128, 128), interpolation=cv2.INTER_AREA) for p in pictures]
+    return [(p / 255).astype(np.float32) for p in small]
+
+
+def _word(hashed: bytes, key: Key = KEY) -> np.ndarray:
+    return reading.code_word(hashed + reading.tag(hashed, key), key)
+
+
+def test_the_first_guess_is_the_hash_of_the_picture_and_none_comes_twice(
+    frames: list[np.ndarray],
+) -> None:
+    for frame in frames:
+        guesses = expecting.hashes(frame)
+        assert guesses[0].tobytes() == perceptual.perceptual_hash(frame)
+        assert len({each.tobytes() for each in guesses}) == len(guesses) == expecting.MESSAGES
+
+
+def test_the_hash_a_frame_had_is_among_the_guesses_after_strong_noise(
+    frames: list[np.ndarray],
+) -> None:
+    rng, found = np.random.default_rng(1), 0
+    for frame in frames:
+        noisy = np.clip(frame + 0.035 * rng.standard_normal(frame.shape), 0, 1).astype(np.float32)
+        tried = {each.tobytes() for each in expecting.hashes(noisy)}
+        found += perceptual.perceptual_hash(frame) in tried
+    assert found >= len(frames) - 1
+
+
+@pytest.mark.parametrize("guesses", [1, 64, expecting.MESSAGES, 100_000])
+def test_all_guesses_together_pass_by_chance_once_in_four_thousand_million(guesses: int) -> None:
+    least = expecting.least_agreements(guesses).astype(float)
+    chances = [3.18 * 0.5 * erfc(cosine * sqrt(ecc.CODE_BITS) / sqrt(2)) for cosine in least]
+    assert 0.8 * 2**-32 < sum(chances) <= 2**-32
+    assert (np.diff(least) >= 0).all()
+
+
+def test_a_mark_too_weak_to_be_decoded_is_recognised(frames: list[np.ndarray]) -> None:
+    """At equal power of mark and noise a fifth of the bits is wrong: no code of this rate helps."""
+    rng, read, recognised = np.random.default_rng(2), 0, 0
+    for frame in frames:
+        hashed = perceptual.perceptual_hash(frame)
+        soft = (_word(hashed) + rng.normal(0, 1.0, ecc.CODE_BITS)).astype(np.float32)
+        read += reading.read(soft, [KEY], reading.UPRIGHT).decoded
+        found = reading.recognise(soft, expecting.hashes(frame), [KEY], reading.UPRIGHT)
+        recognised += found.message[:8] == hashed and found.recognised
+    assert read <= len(frames) // 2
+    assert recognised >= len(frames) - 1
+
+
+def test_neither_chance_nor_another_key_or_owner_is_recognised(frames: list[np.ndarray]) -> None:
+    rng = np.random.default_rng(3)
+    for frame in frames:
+        guesses = expecting.hashes(frame)
+        noise = rng.normal(size=ecc.CODE_BITS).astype(np.float32)
+        assert not reading.recognise(noise, guesses, [KEY], reading.UPRIGHT).decoded
+        word = _word(perceptual.perceptual_hash(frame)).astype(np.float32)
+        others = [Key(b"x"), Key(b"k", "OTHER")]
+        assert not reading.recognise(word, guesses, others, reading.UPRIGHT).decoded
+
+
+def test_where_the_right_hash_is_not_guessed_no_other_is_taken_for_it(
+    frames: list[np.ndarray],
+) -> None:
+    """Our key, a hash two bits away from every guess: those agree with it in 62 of 64 bits."""
+    rng, taken, tried = np.random.default_rng(6), 0, 0
+    for frame in frames:
+        guesses = expecting.hashes(frame)
+        for guess in guesses[:20]:
+            near = guess.copy()
+            near[rng.integers(8)] ^= 0x18
+            if (guesses == near).all(axis=1).any():
+                continue
+            soft = _word(near.tobytes()) + rng.normal(0, 0.7, ecc.CODE_BITS)
+            found = reading.recognise(
+                soft.astype(np.float32), guesses, [KEY], reading.UPRIGHT
+            )
+            taken, tried = taken + found.decoded, tried + 1
+    assert tried >= 50
+    assert taken <= 1
+
+
+def test_a_mark_made_for_a_picture_that_looks_different_is_not_recognised(
+    frames: list[np.ndarray],
+) -> None:
+    """A mark pasted onto another picture carries a hash that nobody guesses there."""
+    rng = np.random.default_rng(4)
+    for frame, other in pairwise(frames):
+        word = _word(perceptual.perceptual_hash(frame))
+        soft = (word + rng.normal(0, 0.8, ecc.CODE_BITS)).astype(np.float32)
+        found = reading.recognise(soft, expecting.hashes(other), [KEY], reading.UPRIGHT)
+        assert not found.decoded
+
+
+def test_a_remembered_hash_is_found_where_the_picture_no_longer_tells_it(
+    frames: list[np.ndarray],
+) -> None:
+    known = np.stack(
+        [np.frombuffer(perceptual.perceptual_hash(frame), np.uint8) for frame in frames]
+    )
+    rng, found = np.random.default_rng(5), 0
+    for frame in frames:
+        hashed = perceptual.perceptual_hash(frame)
+        soft = (_word(hashed) + rng.normal(0, 0.9, ecc.CODE_BITS)).astype(np.float32)
+        black = np.zeros_like(frame)
+        black[40:90, 40:90] = frame[40:90, 40:90]
+        seen = reading.read_weak(soft, black, [KEY], reading.UPRIGHT, known)
+        found += seen.message[:8] == hashed
+    assert found >= len(frames) - 1
+
+
+def test_hashes_are_told_nearest_first() -> None:
+    own = np.zeros(8, np.uint8)
+    known = np.array([[255] * 8, [1] + [0] * 7, [3] + [0] * 7, [0] * 8], np.uint8)
+    assert expecting.nearest_first(known, own)[:, 0].tolist() == [0, 1, 3, 255]
