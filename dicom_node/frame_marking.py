@@ -262,7 +262,10 @@ class _Work:
         with timed(self.stages, "w2"):
             if inner.sealing is None:
                 inner.sealing = self._sealing(inner)
-            sealed = inner.sealing.embed(unseen=unseen if gentle else None, compact=compact)
+            # Whoever has to be gentle has no room for features: they go first.
+            sealed = inner.sealing.embed(
+                unseen=unseen if gentle else None, compact=compact, features=not gentle
+            )
             inner.latest = sealed.marked
             after = with_host(inner.frame, host_index, sealed.marked)
             shown = self._shown(after)

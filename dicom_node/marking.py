@@ -226,7 +226,8 @@ class Marker:
         )  # fmt: skip
         undo = seal.encrypt(self._keys.restore_key, derived.undo, UNDO_CONTEXT)
         blocks = tuple(work.blocks) if any(work.blocks) else ()
-        write_block(derived.header, PrivateBlock(undo=undo, frames=blocks))
+        digests = tuple(frame.marked_digest for frame in work.facts)
+        write_block(derived.header, PrivateBlock(undo=undo, frames=blocks, digests=digests))
         seal.seal(derived.header, instance.data, self._keys,
                   marked_at=int(marked_at.timestamp()), cover_pixels=False)  # fmt: skip
         return writer.finish(derived.header, out)

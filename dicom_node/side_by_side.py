@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -16,9 +16,12 @@ from dicom_node.errors import NodeError, PixelError
 from dicom_node.inference.base import Float32
 from dicom_node.instance.datafile import open_data_file
 from dicom_node.matching import Match
+from dicom_node.registry import MarkedInstance
 from dicom_node.spool import Spool
 from dicom_node.tracing import frame_display
 
+Fetch = Callable[[MarkedInstance], Path | None]
+"""Brings one instance from the PACS; None if that has it no more."""
 HEIGHT_PX = 512
 _GAP_PX = 12
 _SOP_INSTANCE_UID = 0x00080018
@@ -30,14 +33,18 @@ class SideBySide:
     Parameters
     ----------
     beside
-        Files and folders where instances may lie, beside the node's own spool. The frame is shown
-        from the first file that has it; nothing is fetched.
+        Files and folders where instances may lie, beside the node's own spool.
+    fetch
+        Asked for a file where neither has one; None: nothing is fetched.
     """
 
-    def __init__(self, config: Config, folder: Path, beside: Sequence[Path]) -> None:
+    def __init__(
+        self, config: Config, folder: Path, beside: Sequence[Path], fetch: Fetch | None = None
+    ) -> None:
         self._config = config
         self._folder = folder
         self._beside = beside
+        self._fetch = fetch
         self._known: dict[str, Path] | None = None
 
     def draw(self, path: Path, picture: Float32, match: Match) -> str:
@@ -45,10 +52,10 @@ class SideBySide:
 
         Raises
         ------
-        PixelError
-            If it cannot be written.
+        NodeError
+            If it cannot be written, or the PACS cannot be asked.
         """
-        file = self._file_of(match.found.instance.sop_instance_uid)
+        file = self._file_of(match.found.instance)
         if file is None:
             return "(no file of that instance here to show beside it)"
         frame = frame_display(file, match.found.frame)
@@ -63,10 +70,16 @@ class SideBySide:
             raise PixelError(f"{out}: {error.strerror or error}") from error
         return f"see {out}"
 
-    def _file_of(self, sop_instance_uid: str) -> Path | None:
+    def _file_of(self, instance: MarkedInstance) -> Path | None:
         if self._known is None:
             self._known = dict(self._named())
-        return self._known.get(sop_instance_uid) or self._in_spool(sop_instance_uid)
+        uid = instance.sop_instance_uid
+        if uid not in self._known:
+            found = self._in_spool(uid) or (self._fetch(instance) if self._fetch else None)
+            if found is None:
+                return None
+            self._known[uid] = found
+        return self._known[uid]
 
     def _in_spool(self, sop_instance_uid: str) -> Path | None:
         if not (self._config.spool.directory / "journal.sqlite").is_file():

@@ -1,4 +1,4 @@
-"""Check the signed header of a DICOM instance with its owner's public key; say what changed.
+"""Check header and pixels of a DICOM instance with its owner's public key; say what changed.
 
     python check_signature.py public.pem instance.dcm        # exit 0: all as signed; 1: it is not
 
@@ -10,11 +10,11 @@ import struct
 import subprocess
 import sys
 import tempfile
-from hashlib import sha3_256
+from hashlib import blake2b, sha3_256
 from io import BytesIO
 from pathlib import Path
 
-from pydicom import datadict, dcmread, encaps, values
+from pydicom import datadict, dcmread, encaps, pixels, values
 
 TEXT = "AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT"
 PIXELS, ITEM, HEAD = 0x7FE00010, b"\xfe\xff\x00\xe0", struct.Struct("<4sB8sQ16s32sIB")
@@ -54,6 +54,17 @@ def _content(tag, element):
     return sha3_256(value + bytes(len(value) % 2)).digest()
 
 
+def _changed_frames(ds, digests):
+    told = [digests[k : k + 32] for k in range(0, len(digests), 32)]
+    found, unused = [], 16 - ds.BitsStored  # bits above the value, where overlays may lie
+    for frame in pixels.iter_pixels(ds, raw=True):
+        stored = (frame.astype("<u2") << unused).view("<i2" if ds.PixelRepresentation else "<u2")
+        message = struct.pack(f"<{frame.ndim}I", *frame.shape) + (stored >> unused).tobytes()
+        found.append(blake2b(message, digest_size=32).digest())
+    most = range(max(len(told), len(found)))
+    return [k + 1 for k in most if told[k : k + 1] != found[k : k + 1]]
+
+
 def _signed_by(public_key, message, signature):
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder, "message"), Path(folder, "signature")
@@ -65,7 +76,8 @@ def _signed_by(public_key, message, signature):
 
 
 public_key, path = sys.argv[1:]
-own = dcmread(path).private_block(0x0071, "DICOM-NODE WATERMARK 1.0").get_tag(2)
+block = dcmread(path).private_block(0x0071, "DICOM-NODE WATERMARK 1.0")
+own, frames = block.get_tag(2), block[5].value if 5 in block else b""
 instance = dcmread(path)  # afresh: what is looked at is no longer as it was stored
 if not instance.original_encoding[1]:
     sys.exit("big endian: convert it first (dcmconv +te)")
@@ -86,5 +98,8 @@ for tag in sorted(changed):
 everything = salt + b"".join(struct.pack("<I", tag) + full for tag, full in found.items())
 if changed or sha3_256(everything).digest() != total:
     sys.exit("the header is not what was signed")
-print(f"{count} attributes as signed by key {key_id.hex()}, pixels {'' if with_pixels else 'not '}"
-      "among them")  # fmt: skip
+bad = _changed_frames(instance, frames) if frames else []
+if bad:
+    sys.exit(f"changed: pixels of frame {', '.join(map(str, bad))}")
+seen = bool(frames or with_pixels)
+print(f"{count} attributes {'and all pixels ' * seen}as signed by key {key_id.hex()}")

@@ -199,7 +199,10 @@ class _Check:
 
     def _segment_begins(self, place: _Placed, entry: Entry) -> None:
         self.result.segments += 1
-        said = entry.event if entry.kind == SEGMENT else {}
+        try:
+            said = entry.event if entry.kind == SEGMENT else {}
+        except AuditError as error:
+            self._break("changed", entry.seq, str(error))
         if said.get("format") != FORMAT or said.get("number") != place.segment:
             self._break("changed", entry.seq, "the segment does not begin as one")
         self.result.log = self.result.log or str(said.get("log"))

@@ -58,10 +58,9 @@ class Entry(NamedTuple):
     def event(self) -> dict[str, Any]:
         """The event as JSON values (AuditError where the line is no JSON)."""
         try:
-            event = json.loads(self.line)["event"]
-        except ValueError as error:
-            raise AuditError(f"entry {self.seq} is no JSON: {error}") from error
-        return dict(event)
+            return dict(json.loads(self.line)["event"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise AuditError(f"entry {self.seq} is no JSON of ours: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,10 @@ def parse(line: bytes) -> Entry | None:
     if head is None or end is None or b"\0" in line:
         return None
     quoted = head[4] or b'""'
-    reference = json.loads(quoted) if b"\\" in quoted else quoted[1:-1].decode("utf-8", "replace")
+    try:
+        reference = str(json.loads(quoted)) if b"\\" in quoted else quoted[1:-1].decode("ascii")
+    except ValueError:
+        return None
     return Entry(
         int(head[1]), head[2].decode(), head[3].decode(), reference, head[5].decode(),
         end[1].decode(), line,

@@ -250,7 +250,11 @@ class AuditLog:
     def _follow(self, tail: _Tail, found: segments.Scan) -> None:
         if found.checkpoint is not None:
             tail.unsigned = 0
-            tail.promised = Signed.of(found.checkpoint.event).every
+            try:
+                tail.promised = Signed.of(found.checkpoint.event).every
+            except AuditError as error:
+                # Somebody's forgery; the check names it, and recording goes on.
+                _log.error("audit_log_forged_checkpoint", error=str(error))
         if found.last is not None:
             tail.seq, tail.hash = found.last.seq, found.last.hash
             tail.unsigned += found.unsigned

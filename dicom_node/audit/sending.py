@@ -67,6 +67,7 @@ class Sender:
         self._node = node
         self._wake = threading.Event()
         self._stopping = False
+        self._until = 0.0
         self._failing = False
         self._start = end_of(directory)
         self._thread = threading.Thread(target=self._run, name="audit-sender", daemon=True)
@@ -81,6 +82,7 @@ class Sender:
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Send what there is, if the collector takes it, and end."""
+        self._until = time.monotonic() + timeout_s
         self._stopping = True
         self._wake.set()
         self._thread.join(timeout_s)
@@ -124,6 +126,8 @@ class Sender:
         """Send all there is; return how long to wait before the next look."""
         delay = _BACKOFF_S[0]
         while True:
+            if self._stopping and time.monotonic() > self._until:
+                return 0.0
             batch = self._next(self._place())
             if batch.count == 0:
                 return _POLL_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ from dicom_node.errors import KeyRingError, NodeError, RegistryError
 if TYPE_CHECKING:
     from dicom_node.config import Config
     from dicom_node.matching import Match, Matcher
+    from dicom_node.registry import MarkedInstance
+    from dicom_node.side_by_side import Fetch
     from dicom_node.tracing import Traced
 
 
@@ -39,7 +42,7 @@ def register(subparsers: Subparsers) -> None:
         exit_codes={
             0: "every picture carries a robust mark made with the key ring, or is of the registry",
             1: "at least one is not ours: no mark that could be read, and no registered frame",
-            3: "at least one, or the registry, could not be read; all others are ours",
+            3: "at least one, the registry or the PACS could not be read; all others are ours",
         },
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE", help="files or folders")
@@ -62,6 +65,11 @@ def register(subparsers: Subparsers) -> None:
         metavar="PATH",
         help="with --pictures: where to look for that frame's file beside the spool",
     )
+    parser.add_argument(
+        "--fetch",
+        action="store_true",
+        help="with --pictures: ask the PACS of [verify] for that frame's file",
+    )
     add_json(parser, "picture")
 
 
@@ -79,8 +87,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise KeyRingError(f"{config.keys.directory}: no secret key; a public one reads no mark")
     engine = open_engine(config.watermark.engine)
     codes: set[int] = set()
-    with _matcher(config, codes) as matcher, progress(len(inputs), "tracing") as advance:
-        drawn = arguments.pictures and SideBySide(config, arguments.pictures, arguments.beside)
+    with (
+        _matcher(config, codes) as matcher,
+        _fetching(config, wanted=arguments.fetch) as fetch,
+        progress(len(inputs), "tracing") as advance,
+    ):
+        drawn = arguments.pictures and SideBySide(
+            config, arguments.pictures, arguments.beside, fetch
+        )
         for item in inputs:
             found, shown = None, ""
             try:
@@ -91,7 +105,9 @@ def run(arguments: argparse.Namespace) -> int:
                     shown = drawn.draw(item.path, found.picture, found.match)
             except (NodeError, OSError) as error:
                 complain(item.path, str(error))
-            codes.add(_code(found))
+                codes.add(EXIT_FAILED)
+            if found is not None:
+                codes.add(_code(found))
             result = to_json(item.path, found)
             if arguments.json:
                 print_json(result)
@@ -121,9 +137,35 @@ def _matcher(config: Config, codes: set[int]) -> Iterator[Matcher | None]:
             registry.close()
 
 
-def _code(found: Traced | None) -> int:
-    if found is None:
-        return EXIT_FAILED
+@contextmanager
+def _fetching(config: Config, *, wanted: bool) -> Iterator[Fetch | None]:
+    """Give what fetches one instance from the PACS; what it brought is removed at the end."""
+    if not wanted:
+        yield None
+        return
+    from dicom_node.verify.fetching import Fetcher
+    from dicom_node.verify.pacs import Pacs, Wanted
+
+    with tempfile.TemporaryDirectory(prefix="dicom-node-") as name:
+        pacs = Pacs.of(config)
+        fetcher = Fetcher(config, pacs, Path(name))
+
+        def fetch(instance: MarkedInstance) -> Path | None:
+            one = Wanted(instance.study_instance_uid, (instance.series_instance_uid,),
+                         (instance.sop_instance_uid,))  # fmt: skip
+            taken: list[Path] = []
+            planned = pacs.plan(one)
+            if planned:
+                fetcher.fetch(one, planned, lambda path, _: taken.append(path), lambda: False)
+            return taken[0] if taken else None
+
+        try:
+            yield fetch
+        finally:
+            fetcher.close()
+
+
+def _code(found: Traced) -> int:
     ours = found.detection.decoded or found.match is not None
     return EXIT_OK if ours else EXIT_NOT_AUTHENTIC
 

@@ -24,7 +24,8 @@ CREATOR = "DICOM-NODE WATERMARK 1.0"
 GROUP = 0x0071
 FORMAT_VERSION = 1
 
-_VERSION, _SEAL, _UNDO, _FRAMES = 0x01, 0x02, 0x03, 0x04
+_VERSION, _SEAL, _UNDO, _FRAMES, _DIGESTS = 0x01, 0x02, 0x03, 0x04, 0x05
+_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,16 @@ class PrivateBlock:
         Encrypted originals of what we changed in the header; empty if there are none.
     frames
         Header block of each frame's integrity mark, often empty; () if no frame is marked.
+    digests
+        `facts.stored_digest` of each frame as marked, 32 bytes each; under the seal, so that
+        the pixels can be checked with a public key and a decoder.
     """
 
     seal: bytes = b""
     undo: bytes = b""
     frames: tuple[bytes, ...] = ()
     version: int = FORMAT_VERSION
+    digests: tuple[bytes, ...] = ()
 
 
 def write_block(header: Dataset, block: PrivateBlock) -> None:
@@ -58,6 +63,8 @@ def write_block(header: Dataset, block: PrivateBlock) -> None:
         _put(header, base | _UNDO, "OB", block.undo)
     if block.frames:
         _put(header, base | _FRAMES, "OB", pack_frames(block.frames))
+    if block.digests:
+        _put(header, base | _DIGESTS, "OB", b"".join(block.digests))
 
 
 def write_seal(header: Dataset, seal: bytes) -> None:
@@ -86,9 +93,14 @@ def read_block(header: Dataset | DataFile) -> PrivateBlock | None:
     base = _base(header)
     if base is None:
         return None
-    values = {number: _value(header, base | number) for number in (_VERSION, _SEAL, _UNDO, _FRAMES)}
-    version = int.from_bytes(values[_VERSION][:2], "little")
-    return PrivateBlock(values[_SEAL], values[_UNDO], unpack_frames(values[_FRAMES]), version)
+    numbers = (_VERSION, _SEAL, _UNDO, _FRAMES, _DIGESTS)
+    values = {number: _value(header, base | number) for number in numbers}
+    version, told = int.from_bytes(values[_VERSION][:2], "little"), values[_DIGESTS]
+    whole = range(0, len(told) // _DIGEST_BYTES * _DIGEST_BYTES, _DIGEST_BYTES)
+    return PrivateBlock(
+        values[_SEAL], values[_UNDO], unpack_frames(values[_FRAMES]), version,
+        tuple(told[k : k + _DIGEST_BYTES] for k in whole),
+    )  # fmt: skip
 
 
 def remove_block(header: Dataset) -> None:

@@ -108,7 +108,14 @@ def _element(header: Dataset, item: Item) -> bytes:
             return _HEAD.pack(tag, b"V", len(value)) + value
         if form.vr == "SQ" or (form.vr == "UN" and value[:4] == _ITEM_TAG):
             implicit = item.is_implicit_VR or item.VR == "UN"
-            return _encoded_sequence(tag, value, implicit=implicit, little=item.is_little_endian)
+            try:
+                return _encoded_sequence(
+                    tag, value, implicit=implicit, little=item.is_little_endian
+                )
+            except Exception:
+                # Anything may stand in a value of unknown VR, even what begins like an item.
+                if form.vr == "SQ":
+                    raise
         return _written_leaf(tag, item.VR, value, item.is_little_endian)
     if item.VR == "SQ":
         return _sequence(tag, list(item.value or ()))

@@ -37,7 +37,7 @@ def how_to(stem: str, *, signed: bool) -> tuple[HowTo, ...]:
               "openssl pkey -pubin -in public.pem -outform DER | openssl dgst -sha256"),
         HowTo("Every instance, with that key alone, on a machine without secrets:",
               "dicom-node verify --public-key public.pem FOLDER"),
-        HowTo("The signed header of one instance, with seventy lines of Python that share no code "
+        HowTo("Header and pixels of one instance, with eighty lines of Python that share no code "
               "with dicom-node:", "python examples/check_signature.py public.pem INSTANCE.dcm"),
     ]  # fmt: skip
     if signed:

@@ -122,11 +122,20 @@ class Sealing:
     def embed(
         self, *, restoration_in_header: bool = False,
         unseen: Callable[[Frame], bool] | None = None, compact: bool = True,
+        features: bool = True,
     ) -> IntegrityMark:  # fmt: skip
-        """Put W2 into the frame; see `embed`."""
+        """Put W2 into the frame; see `embed`.
+
+        Parameters
+        ----------
+        features
+            False: not into the pixels, where they were too much before.
+        """
         gentlest: tuple[float, IntegrityMark] | None = None
         for number, canvas in enumerate(self._canvases):
             for attempt in self._attempts(canvas, restoration_in_header):
+                if attempt == _ATTEMPTS[0] and self._record.features and not features:
+                    continue
                 if attempt.profile == "compact" and not compact and gentlest is not None:
                     continue
                 mark = self._made_by(number, attempt)

@@ -1,5 +1,6 @@
 """A running node registers what it marks and delivers, and `trace` finds it there."""
 
+import json
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +19,7 @@ __all__ = ["running_node"]
 DEMO = Path(__file__).parents[2] / "demo"
 SLICES = sorted((DEMO / "mr_brain").glob("*.dcm"))
 
-pytestmark = [pytest.mark.peer, pytest.mark.slow]
+pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -65,14 +66,29 @@ def test_a_series_sent_by_a_modality_is_registered_and_a_leaked_picture_leads_to
 
 
 def _leaked_pictures_lead_to_their_slices(node, orthanc, tmp_path):
+    leaked = tmp_path / "leaked"
+    leaked.mkdir()
     for uid, identifier in harness.orthanc_instances(orthanc).items():
         stored = harness.fetch(orthanc, identifier, tmp_path / "fetched.dcm")
         with closing(open_instance(stored, max_pixels=1 << 28)) as instance:
             shown = display_of(instance).image(instance.frame(0), 0)
-        leaked = tmp_path / "leaked.jpg"
-        cv2.imwrite(str(leaked), np.rint(shown * 255), [cv2.IMWRITE_JPEG_QUALITY, 70])
-        done = node.cli("trace", leaked, "--json", "--no-search", timeout_s=120)
-        assert done.returncode == 0, done.stderr
-        match = harness.json.loads(done.stdout)["match"]
-        assert (match["sop_instance_uid"], match["frame"]) == (uid, 1)
-        assert match["confidence"] > 0.9
+        picture = str(leaked / f"{uid}.jpg")
+        cv2.imwrite(picture, np.rint(shown * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 70])
+    done = node.cli("trace", leaked, "--json", "--no-search", "--pictures", tmp_path / "shown",
+                    "--fetch", timeout_s=200)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == len(SLICES)
+    for line in lines:
+        assert (line["match"]["sop_instance_uid"], line["match"]["frame"]) == (
+            Path(line["path"]).stem, 1,
+        )  # fmt: skip
+        assert line["match"]["confidence"] > 0.9
+    # Delivered, the node has no file of them any more: shown is what the PACS has.
+    assert node.files() == []
+    drawn = sorted((tmp_path / "shown").iterdir())
+    assert len(drawn) == len(SLICES)
+    for path in drawn:
+        both = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        half = (both.shape[1] - 12) // 2
+        assert np.corrcoef(both[:, :half].ravel(), both[:, -half:].ravel())[0, 1] > 0.99

@@ -70,6 +70,7 @@ def test_only_the_frame_that_was_changed_is_tampered(subject_named, tmp_path):
 def test_an_older_version_is_authentic_by_itself_and_told_by_its_time(subject, tmp_path):
     _, verdict = done(subject, "older", tmp_path)
     assert verdict.marked_at == WHEN.timestamp()
+    assert (tmp_path / "tampered.dcm").read_bytes() == subject.marked.read_bytes()
     newer = subject.bench.verdict(tmp_path / "newer.dcm")
     assert (newer.verdict, newer.marked_at) == ("authentic", LATER.timestamp())
     assert newer.sop_instance_uid == verdict.sop_instance_uid

@@ -181,9 +181,13 @@ class RunningNode:
 
     def files(self):
         """Every instance file and temporary file below the spool."""
+        root = self.config.spool.directory
         return [
-            path for path in self.config.spool.directory.rglob("*")
+            path for path in root.rglob("*")
             if path.is_file() and "journal" not in path.name and path.name != "alive"
+            # What outlives instances: the registry with its hashes, and the audit trail.
+            and not (path.parent == root and path.name.startswith("registry."))
+            and self.config.audit_directory not in path.parents
         ]  # fmt: skip
 
 

@@ -22,24 +22,29 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from tampering_subjects import LATER, rewritten, samples, with_header
+from tampering_subjects import LATER, WHEN, rewritten, samples, with_header
 
 from dicom_node.config import WatermarkConfig
 from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import open_instance
 from dicom_node.keys import KeyRing
 from dicom_node.marking import Marker
+from dicom_node.verify.study import checked_instance, study_check
 
 FRAME = 0
 
 
 @dataclass
 class Made:
-    """A tampered file: `where` in frame `FRAME` it was changed, or which `frames` were."""
+    """A tampered file: `where` in frame `FRAME` it was changed, or which `frames` were.
+
+    `entries` is what the registry knows, where it takes the registry to tell.
+    """
 
     path: object
     where: object = None
     frames: tuple = ()
+    entries: tuple = ()
 
 
 @dataclass(frozen=True)
@@ -287,9 +292,9 @@ def older_version(subject, out):
     values = samples(subject.source).copy()
     values[:, :20, :60] = values.min()
     corrected = rewritten(subject.source, out.with_name("corrected.dcm"), values)
-    subject.bench.mark(corrected, out.with_name("newer.dcm"), LATER)
-    out.write_bytes(subject.marked.read_bytes())
-    return Made(out)
+    older = subject.bench.delivered(subject.source, out, WHEN)
+    newer = subject.bench.delivered(corrected, out.with_name("newer.dcm"), LATER)
+    return Made(out, entries=(older, newer))
 
 
 _ONLY_F = "W2 is gone; the fingerprint is all that is left, and sees what is large and plain"
@@ -334,8 +339,10 @@ KINDS = {
     "pasted mark": Tampering("W1 pasted from another image", robust_mark_pasted,
                              ("foreign", "tampered", "unmarked")),
     "another key": Tampering("changed, and marked with another key", signed_with_another_key,
-                             ("tampered", "unmarked", "foreign"), free_names=True),
-    "older": Tampering("a replayed older version", older_version, ("authentic",)),
+                             ("tampered", "unmarked", "foreign"), free_names=True,
+                             says="signed by a key this ring does not have"),
+    "older": Tampering("a replayed older version, with the registry", older_version,
+                       ("authentic",)),
     "stripped": Tampering("every private tag stripped", stripped, ("authentic",)),
     "stripped, patient": Tampering("the same, and patient ID changed", stripped_and_renamed,
                                    ("authentic",), ("PatientID",)),
@@ -385,6 +392,9 @@ def judged(kind, made, verdict):
     if made.frames:
         bad = tuple(f.frame for f in verdict.frames if f.verdict != "authentic")
         named = named and bad == made.frames
+    if made.entries:
+        check = study_check("", [checked_instance(made.path, verdict)], made.entries)
+        named = named and check.superseded == (verdict.sop_instance_uid,) and not check.sound
     outcome = Outcome(
         verdict.verdict, verdict.verdict in kind.verdicts, named=named, changed=verdict.changed,
         words=[each for each in reasons if each],

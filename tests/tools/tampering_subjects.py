@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import open_instance
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.marking import Marker
+from dicom_node.registry.records import DeliveryEntry, MarkedInstance
 from dicom_node.verify.check import check_instance
 
 WHEN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
@@ -83,12 +85,29 @@ class Bench:
         self._fingerprints = {}
 
     def mark(self, source, out, when=WHEN):
-        outcome = self._marker.mark(source, out, marked_at=when)
-        assert outcome.action == "marked", outcome.reason
+        """Mark, and remember the fingerprints; return where the result is."""
+        outcome = self._marked(source, out, when)
         for frame in outcome.facts.frames:
             if frame.message and frame.fingerprint:
                 self._fingerprints.setdefault(frame.message, []).append(frame.fingerprint)
         return out
+
+    def _marked(self, source, out, when):
+        outcome = self._marker.mark(source, out, marked_at=when)
+        assert outcome.action == "marked", outcome.reason
+        return outcome
+
+    def delivered(self, source, out, when):
+        """Mark, and return what the registry keeps once it is delivered."""
+        outcome = self._marked(source, out, when)
+        at = when.timestamp()
+        return MarkedInstance(
+            outcome.sop_instance_uid, outcome.series_instance_uid, outcome.study_instance_uid,
+            outcome.sop_class_uid, outcome.transfer_syntax_uid, outcome.action,
+            sha256(source.read_bytes()).digest(), sha256(out.read_bytes()).digest(),
+            self.ring.current.key_id, int(at), at, "MODALITY", frames=outcome.facts.frames,
+            deliveries=(DeliveryEntry("pacs", 0, at + 1),),
+        )  # fmt: skip
 
     def known(self, message):
         """Answer as the registry does: the fingerprints of the frames with this message."""

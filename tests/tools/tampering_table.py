@@ -32,7 +32,12 @@ def named(kind):
     """Say what has to be named."""
     if kind.says.startswith("speak of"):
         return "the number of frames"
-    words = {"were marked as frame": "the frames", "another instance": "another instance's pixels"}
+    if kind.words.startswith("a replayed"):
+        return "superseded"
+    words = {
+        "signed by a key this ring does not have": "a stranger's key",
+        "were marked as frame": "the frames", "another instance": "another instance's pixels",
+    }  # fmt: skip
     return ", ".join([*([words[kind.says]] if kind.says else []), *kind.changed])
 
 

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,13 +42,22 @@ def _rows(text: str, head: str) -> list[list[str]]:
 
 def _settings() -> Iterator[tuple[str, str, str]]:
     for name, section in Config.model_fields.items():
-        kind = section.annotation
-        model = kind if hasattr(kind, "model_fields") else kind.__args__[0]  # type: ignore[union-attr]
-        for key, setting in model.model_fields.items():
-            default = "" if setting.is_required() else str(setting.default)
-            if isinstance(setting.default, bool):
-                default = default.lower()
-            yield f"{name}.{key}", default, setting.description or ""
+        yield from _settings_of(name, section.annotation)
+
+
+def _settings_of(name: str, kind: Any) -> Iterator[tuple[str, str, str]]:
+    model = kind if hasattr(kind, "model_fields") else kind.__args__[0]
+    tables = []
+    for key, setting in model.model_fields.items():
+        if setting.default == ():
+            tables.append((f"{name}.{key}", setting.annotation))
+            continue
+        default = "" if setting.is_required() else str(setting.default)
+        if isinstance(setting.default, bool):
+            default = default.lower()
+        yield f"{name}.{key}", default, setting.description or ""
+    for table, inside in tables:
+        yield from _settings_of(table, inside)
 
 
 def test_every_setting_is_documented_with_its_default_and_sentence() -> None:
@@ -57,13 +67,15 @@ def test_every_setting_is_documented_with_its_default_and_sentence() -> None:
 
 def test_the_commented_configuration_has_every_setting_that_has_a_default() -> None:
     text = (ROOT / "conf" / "node.toml").read_text("utf-8")
-    # The one optional section is there as a comment.
-    shown = tomllib.loads(text.replace("\n# [[", "\n[[").replace('\n# name', '\nname')
-                          .replace("\n# ae_title", "\nae_title").replace("\n# host", "\nhost")
-                          .replace("\n# port", "\nport"))  # fmt: skip
+    # Optional tables are there as comments.
+    optional = r"^# (\[\[|(?:name|ae_title|host|port|policy) =)"
+    shown = tomllib.loads(re.sub(optional, r"\1", text, flags=re.MULTILINE))
     for name, _, sentence in _settings():
-        section, key = name.split(".")
-        table = shown[section][0] if isinstance(shown[section], list) else shown[section]
+        table: Any = shown
+        *sections, key = name.split(".")
+        for section in sections:
+            table = table[section]
+            table = table[0] if isinstance(table, list) else table
         assert key in table, f"conf/node.toml lacks {name}: {sentence}"
 
 
@@ -100,9 +112,9 @@ def test_delivered_means_the_documented_statuses() -> None:
 
 def test_the_private_elements_are_those_of_the_code() -> None:
     assert f"Creator `{block.CREATOR}` in group {block.GROUP:04X}" in CONFORMANCE
-    documented = [(row[0], row[2]) for row in _rows(CONFORMANCE, "| tag | name | VR |")]
-    numbers = [block._VERSION, block._SEAL, block._UNDO, block._FRAMES]
-    kinds = ["US", "OB", "OB", "OB"]
+    documented = [(row[0], row[2]) for row in _rows(CONFORMANCE, "| tag | name | VR | contents |")]
+    numbers = [block._VERSION, block._SEAL, block._UNDO, block._FRAMES, block._DIGESTS]
+    kinds = ["US", "OB", "OB", "OB", "OB"]
     assert documented == [
         (f"({block.GROUP:04X},xx{number:02X})", kind)
         for number, kind in zip(numbers, kinds, strict=True)

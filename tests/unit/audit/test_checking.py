@@ -124,6 +124,25 @@ def test_the_first_broken_entry_is_named_with_what_was_done_to_it(trail, change,
     assert broken.segment == "00000001.jsonl"
 
 
+@pytest.mark.parametrize("kind", ["segment", "checkpoint", "verified"])
+@pytest.mark.parametrize(
+    "content",
+    [b'{"kind":"%b"}x{}', b'{"kind":"%b"},"event":[{}',
+     b'{"kind":"%b","a":' + b"[" * 99999 + b"]" * 99999 + b"}",
+     b'{"kind":"%b","log":5,"every":{},"key":[]}'],
+)  # fmt: skip
+def test_a_line_made_to_hurt_its_reader_is_a_break_not_a_crash(trail, kind, content):
+    trail.fill(12)
+    lines = trail.lines()
+    head = lines[5].partition(b'"event":')[0] + b'"event":'
+    lines[5] = rehashed(head + content % kind.encode() + b',"hash":"')
+    trail.write(lines)
+    assert trail.check().broken.entry in (6, 7)
+    first = lines[0].partition(b'"event":')[0] + b'"event":'
+    trail.write([rehashed(first + content % kind.encode() + b',"hash":"'), *lines[1:]])
+    assert trail.check().broken is not None
+
+
 @pytest.mark.parametrize("position", range(1, 12))
 def test_any_changed_byte_is_found_in_its_entry(trail, position):
     trail.fill(9, checkpoint_every=4)

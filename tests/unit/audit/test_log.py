@@ -268,6 +268,16 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_line(trail, monkeypatch):
     assert kinds(trail) == ["segment", "verified", "verified", "checkpoint"]
 
 
+def test_a_forged_checkpoint_does_not_stop_the_recording(trail):
+    trail.fill(3)
+    line = trail.lines()[-1].replace(b'"every":1000', b'"every":"no"')
+    body = line.rpartition(b',"hash":')[0]
+    forged = body + b',"hash":"' + sha3_256(body).hexdigest().encode() + b'"}'
+    trail.write([*trail.lines()[:-1], forged])
+    assert trail.open().append(trail.event(4))
+    assert trail.check().broken.entry == 5
+
+
 def test_a_trail_of_a_newer_format_is_not_written_to(trail):
     trail.fill(1)
     line = trail.segment().read_bytes().replace(b"audit log 1", b"audit log 2", 1)

@@ -8,11 +8,13 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
+import pydicom
 import pytest
 import verifying
 
 from dicom_node.errors import EngineError
-from dicom_node.verify.checking import Setup, Task
+from dicom_node.verify.checking import Checker, Setup, Task
 from dicom_node.verify.checking_pool import CheckingPool
 
 
@@ -48,6 +50,23 @@ def test_an_original_is_written_only_if_it_is_exact(pool, marks, tmp_path):
     assert checked.exact is False
     assert not (tmp_path / "none.dcm").exists()
     assert original.exists()
+
+
+@pytest.mark.parametrize(
+    ("registered", "said"),
+    [(False, "no registry was asked"), (True, "the registry has no fingerprint of it")],
+)
+def test_a_recoded_copy_is_looked_up_where_there_is_a_registry(marks, tmp_path, registered, said):
+    [(_, marked)] = marks.study(6, 1, size=256)
+    ds = pydicom.dcmread(marked)
+    noise = np.random.default_rng(1).integers(-4, 5, (256, 256))
+    ds.PixelData = (ds.pixel_array + noise).clip(0, 4095).astype("<u2").tobytes()
+    ds.save_as(tmp_path / "recoded.dcm")
+    url = f"sqlite:///{tmp_path / 'registry.sqlite'}" if registered else ""
+    checker = Checker(Setup(marks.keys, "onnx", registry_url=url))
+    verdict = checker.check(Task(tmp_path / "recoded.dcm")).found.verdict
+    assert verdict.verdict == "content-preserved"
+    assert said in verdict.frames[0].reason
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all" * 100])

@@ -101,9 +101,7 @@ def test_the_lesion_is_outlined_in_the_picture_as_it_lies(leak):
         (lambda message: [b"\x09\x00" + bytes(256)], "a fingerprint of model 9"),
     ],
 )
-def test_without_a_fingerprint_the_verdict_says_that_the_content_was_not_compared(
-    leak, known, why
-):
+def test_without_a_fingerprint_the_verdict_says_that_the_content_was_not_compared(leak, known, why):
     [frame] = leak.verdict(leak.forged(), known).frames
     assert frame.verdict == "content-preserved"
     assert frame.reason.startswith("content not compared: ")

@@ -142,6 +142,33 @@ def test_another_key_reads_nothing(watermark: RobustWatermark, frames: list[np.n
     assert not watermark.detect(picture, [Key(b"k", "OTHER")], dihedral=True).decoded
 
 
+def test_a_noisy_turned_picture_is_recognised_in_its_pose(
+    watermark: RobustWatermark, frames: list[np.ndarray]
+) -> None:
+    key, rng, found = Key(b"k"), np.random.default_rng(7), []
+    for frame in frames[:4]:
+        mark = _embed(watermark, frame, key)
+        noise = 255 * np.sqrt(0.003) * rng.standard_normal(frame.shape)
+        noisy = np.clip(np.rint(mark.marked + noise), 0, 255)
+        picture = np.ascontiguousarray(np.rot90(_display(noisy))[:, ::-1])
+        assert not watermark.detect(picture, [key], weak=True).decoded
+        read = watermark.detect(picture, [key], dihedral=True, weak=True)
+        found.append(read.message == mark.message and read.pose.flip)
+    assert sum(found) >= 3
+
+
+def test_an_unmarked_frame_is_not_recognised_either(
+    watermark: RobustWatermark, frames: list[np.ndarray]
+) -> None:
+    messages = [watermark.message(_display(frame), Key(b"k")) for frame in frames]
+    known = np.stack([np.frombuffer(message[:8], np.uint8) for message in messages])
+    for frame in frames[:4]:
+        picture = _display(frame)
+        assert not watermark.detect(
+            picture, [Key(b"k")], dihedral=True, weak=True, known=known
+        ).decoded
+
+
 def test_an_unmarked_frame_reads_as_nothing(
     watermark: RobustWatermark, frames: list[np.ndarray]
 ) -> None:
