@@ -3,8 +3,9 @@
     outbox ──▶ registry (one transaction) ──▶ audit trail ──▶ rows are forgotten
 
 Images do not wait for it. While the registry or the trail cannot be written the outbox keeps what
-happened, bounded by the disk alone. Dying between two of these steps tells the same rows again;
-both ends know a row by its reference.
+happened, bounded by the disk alone; on a full disk the registrar waits, since the room is for
+images. Dying between two of these steps tells the same rows again; both ends know a row by its
+reference.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import structlog
 from dicom_node.audit.events import Event, Forwarded, Marked, Refused
 from dicom_node.audit.log import AuditLog
 from dicom_node.config import Config, DestinationConfig
-from dicom_node.errors import AuditError, KeyRingError, RegistryError, SpoolError
+from dicom_node.errors import AuditError, KeyRingError, RegistryError, SpoolError, SpoolFull
 from dicom_node.keys import KeyRing
 from dicom_node.registry import DeliveryEntry, MarkedInstance, Registry
 from dicom_node.spool import OutboxRow, Spool
@@ -88,6 +89,8 @@ class Registrar:
             When one of the three cannot be written; nothing is lost.
         """
         rows = self._spool.outbox(BATCH)
+        if rows and self._spool.disk_is_full:
+            raise SpoolFull("the spool's disk is full; what happened waits in the outbox")
         if rows:
             self._opened().add_all(map(record_of, _with_records(rows)))
             self._trail.append_many((self._event(row), row.reference) for row in rows)

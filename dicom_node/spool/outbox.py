@@ -174,6 +174,11 @@ class Outbox(SpoolBase):
         assert row is not None, "counting gives a row"
         return int(row[0]), row[1]
 
+    @property
+    def disk_is_full(self) -> bool:
+        """Whether the reserve was given up: what room there is belongs to images on their way."""
+        return not self._reserve.kept
+
     def wait_for_news(self, timeout_s: float) -> bool:
         """Sleep until there may be a new row, at most `timeout_s`; False if nothing happened."""
         return self._bell(REGISTER).wait(timeout_s)

@@ -32,6 +32,8 @@ from dicom_node.watermark.robust import Pose, RobustWatermark
 
 # Of a frame: what announces more was never marked, and would not fit into memory.
 MAX_PIXELS = 400_000_000
+# Frames without any mark in which a weak W1 is looked for, 0.2 s each: the rest of a loop is alike.
+MOST_IN_VAIN = 16
 
 
 @dataclass
@@ -42,6 +44,7 @@ class _Findings:
     changed: set[str] = field(default_factory=set)
     frames: list[FrameVerdict] = field(default_factory=list)
     counts: set[int] = field(default_factory=set)
+    in_vain: int = 0
 
 
 def check_instance(
@@ -87,8 +90,11 @@ def _check(
             sop_instance_uid=instance.sop_instance_uid, frame_number=index + 1,
             header_block=blocks[index] if index < len(blocks) else b"",
         )  # fmt: skip
-        upright = check.status == "valid"
-        robust, pose = _read_robust(watermark, display, frame, index, secret, upright=upright)
+        robust, pose = _read_robust(
+            watermark, display, frame, index, secret, upright=check.status == "valid",
+            weak=check.status == "absent" and found.in_vain < MOST_IN_VAIN,
+        )  # fmt: skip
+        found.in_vain += check.status == "absent" and not robust.decoded
         content = None
         if check.status == "absent" and robust.same_picture:
             picture = display.image(frame, index)
@@ -127,13 +133,13 @@ def _frame_verdict(
 
 def _read_robust(
     watermark: RobustWatermark, display: Display, frame: StoredFrame, index: int,
-    keys: Sequence[KeySet], *, upright: bool,
+    keys: Sequence[KeySet], *, upright: bool, weak: bool,
 ) -> tuple[RobustReading, Pose]:  # fmt: skip
     """Read W1 and how the frame lies; other poses only where W2 does not say it is upright."""
     if not keys or min(frame.values.shape[:2]) < 8:
         return RobustReading(False), Pose()
     picture = display.image(frame, index)
-    found = watermark.detect(picture, keys, dihedral=not upright)
+    found = watermark.detect(picture, keys, dihedral=not upright, weak=weak)
     if not found.decoded:
         return RobustReading(False), Pose()
     now = perceptual.perceptual_hash(found.pose.upright(picture))

@@ -69,7 +69,6 @@ class Checker:
         else:
             self._ring = KeyRing.open(setup.keys)
         self._engine = open_engine(setup.engine)
-        self._known = fingerprints_at(setup.registry_url) if setup.registry_url else None
         self._known = fingerprints_at(setup.registry) if setup.registry else None
 
     def check(self, task: Task) -> Checked:

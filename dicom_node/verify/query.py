@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 
 from dicom_node.audit.events import Event, Queried, Refused, VerdictGiven
 from dicom_node.dimse.query_commands import CANCELLED, PENDING, SUCCESS
-from dicom_node.dimse.query_scp import Call
+from dicom_node.dimse.query_scp import Call, PeerGone
 from dicom_node.errors import ForwardError, NodeError
 from dicom_node.verify import identifiers
 from dicom_node.verify.identifiers import Inquiry, Level, Standing
@@ -29,6 +29,7 @@ from dicom_node.verify.standing import checked_standing, last_standing
 log = structlog.get_logger(__name__)
 
 OUT_OF_RESOURCES = 0xA700
+UNABLE = 0xC000
 HEARTBEAT_S = 10.0
 """Longest silence towards a client while its matches are checked."""
 
@@ -54,7 +55,7 @@ class FindHandler:
         ``0xFF00``/``0xFF01`` with each match, as the PACS qualifies it; then ``0x0000``; ``0xA700``
         after ``max_matches`` matches (there are more; none is made up to be all); ``0xA900`` for an
         identifier that fits no level of the model; ``0xFE00`` when called off; ``0xC000`` where the
-        PACS cannot be asked; else the PACS's own failure.
+        PACS cannot be asked, or we cannot check; else the PACS's own failure.
 
         References
         ----------
@@ -73,12 +74,16 @@ class FindHandler:
                 comment = f"more than {self._settings.max_matches} matches: ask for less"
         except Cancelled:
             status = CANCELLED
+        except PeerGone:
+            status = CANCELLED
+            raise
         except PacsRefused as error:
             status, comment = error.query_status, str(error)
         except identifiers.IdentifierError as error:
             status, comment = error.status, str(error)
-        except ForwardError as error:
-            status, comment = 0xC000, str(error)
+        except NodeError as error:
+            log.warning("query failed", calling_ae=call.calling_ae, reason=str(error))
+            status, comment = UNABLE, str(error)
         finally:
             asked.record(status, comment)
         call.finish(status, comment=comment)

@@ -25,7 +25,7 @@ from dicom_node.errors import (
     AssociationRejected,
     ContextRefused,
     ForwardError,
-    SpoolError,
+    NodeError,
 )
 from dicom_node.registry.records import MarkedInstance
 from dicom_node.verify import identifiers
@@ -67,22 +67,8 @@ class RetrieveHandler:
         DICOM PS3.4 C.4.2.1.5, C.4.3.1.4.
         """
         retrieval = _Retrieval(call, self._inspector, self._policy(call.calling_ae))
-        status, comment = SUCCESS, ""
         try:
-            status = retrieval.run()
-            if status != SUCCESS:
-                comment = "; ".join(retrieval.tally.notes)
-        except Cancelled:
-            status = CANCELLED
-        except _UnknownDestination as error:
-            status, comment = UNKNOWN_DESTINATION, str(error)
-        except IdentifierError as error:
-            status, comment = error.status, str(error)
-        except SpoolError as error:
-            status, comment = CANNOT_PERFORM, str(error)
-        except ForwardError as error:
-            status, comment = CANNOT_COUNT, str(error)
-        try:
+            status, comment = _outcome_of(retrieval)
             retrieval.finish(status, comment)
         finally:
             retrieval.close()
@@ -90,6 +76,26 @@ class RetrieveHandler:
     def _policy(self, calling_ae: str) -> Policy:
         verify = self._config.verify
         return next((c.policy for c in verify.client if c.ae_title == calling_ae), verify.policy)
+
+
+def _outcome_of(retrieval: _Retrieval) -> tuple[int, str]:
+    """Do the work; return the final status and what is said beside it (PeerGone)."""
+    try:
+        status = retrieval.run()
+    except PeerGone:
+        raise
+    except Cancelled:
+        return CANCELLED, ""
+    except _UnknownDestination as error:
+        return UNKNOWN_DESTINATION, str(error)
+    except IdentifierError as error:
+        return error.status, str(error)
+    except ForwardError as error:
+        return CANNOT_COUNT, str(error)
+    except NodeError as error:
+        log.error("retrieve failed", reason=str(error))  # noqa: TRY400 - the reason says it
+        return CANNOT_PERFORM, str(error)
+    return status, "" if status == SUCCESS else "; ".join(retrieval.tally.notes)
 
 
 class _UnknownDestination(IdentifierError):

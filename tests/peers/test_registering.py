@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fixtures import running_node
 from postgresql import Cluster
+from verifying import QueryOrthanc
 
 from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import open_instance
@@ -20,6 +21,14 @@ DEMO = Path(__file__).parents[2] / "demo"
 SLICES = sorted((DEMO / "mr_brain").glob("*.dcm"))
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture
+def orthanc(tmp_path):
+    """An Orthanc that answers C-FIND and C-GET."""
+    one = QueryOrthanc(tmp_path)
+    yield one
+    one.child.end()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

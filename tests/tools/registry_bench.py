@@ -92,6 +92,7 @@ def facts(number):
 def registrar(name, url, folder, count):
     settings = SpoolConfig(directory=folder / name, min_free_mib=0)
     with Spool(settings) as spool:
+        spool.recover()
         fill(spool, count)
         trail = AuditLog.open(folder / name / "audit", None)
         registrar = Registrar(

@@ -19,7 +19,7 @@ import structlog
 from dicom_node import registering
 from dicom_node.audit.log import AuditLog
 from dicom_node.config import Config, parse
-from dicom_node.errors import AuditError, RegistryError
+from dicom_node.errors import AuditError, RegistryError, SpoolFull
 from dicom_node.facts import InstanceFacts, MarkedFrame
 from dicom_node.registering import Registrar, run_registrar
 from dicom_node.registry import Registry
@@ -223,6 +223,17 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < ends_at, "it did not happen"
         time.sleep(0.01)
+
+
+def test_on_a_full_disk_the_room_is_left_to_images(config: Config, spool: Spool) -> None:
+    mark(spool, 1)
+    registrar = registrar_of(config, spool)
+    assert spool._reserve.give_up()
+    with pytest.raises(SpoolFull, match="waits in the outbox"):
+        registrar.step()
+    assert not Path(config.registry_url.removeprefix("sqlite:///")).exists()
+    spool.recover()
+    assert registrar.step() == 2
 
 
 def test_an_idle_registrar_registers_news_within_a_second_and_costs_almost_nothing(

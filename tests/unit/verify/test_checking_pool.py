@@ -63,7 +63,7 @@ def test_a_recoded_copy_is_looked_up_where_there_is_a_registry(marks, tmp_path, 
     ds.PixelData = (ds.pixel_array + noise).clip(0, 4095).astype("<u2").tobytes()
     ds.save_as(tmp_path / "recoded.dcm")
     url = f"sqlite:///{tmp_path / 'registry.sqlite'}" if registered else ""
-    checker = Checker(Setup(marks.keys, "onnx", registry_url=url))
+    checker = Checker(Setup(marks.keys, "onnx", registry=url))
     verdict = checker.check(Task(tmp_path / "recoded.dcm")).found.verdict
     assert verdict.verdict == "content-preserved"
     assert said in verdict.frames[0].reason
