@@ -6,14 +6,19 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
 from dicom_node.config import Config, environment
-from dicom_node.errors import ConfigError, SpoolError
+from dicom_node.errors import AuditError, ConfigError, KeyRingError, SpoolError
 from dicom_node.spool import Spool
 from dicom_node.supervisor import Role, StopEvent, Supervisor, notify_systemd
+
+if TYPE_CHECKING:
+    from dicom_node.audit.events import Event
 
 _log = structlog.get_logger(__name__)
 
@@ -65,9 +70,38 @@ def serve(config: Config, *, only: str | None = None, announce: Callable[[str], 
             on_death=lambda: _reclaim(spool),
             on_ready=ready,
         )
-        code = supervisor.run()
+        _enter(config, "start", only)
+        try:
+            code = supervisor.run()
+        finally:
+            _enter(config, "stop", only)
     notify_systemd("STOPPING=1")
     return code
+
+
+def _enter(config: Config, action: Literal["start", "stop"], only: str | None) -> None:
+    """Enter into the audit trail that the node begins or stops; images do not wait for it."""
+    from dicom_node import __version__
+    from dicom_node.audit.events import Activity
+
+    _record(config, Activity(at=datetime.now(UTC), action=action, process=only or "node",
+                             version=__version__))  # fmt: skip
+
+
+def _record(config: Config, event: Event) -> None:
+    from dicom_node.audit.recording import AuditTrail
+    from dicom_node.keys import KeyRing
+
+    try:
+        ring = KeyRing.open(config.keys.directory)
+    except KeyRingError:
+        ring = None  # a process that may not read keys: who may, signs later
+    try:
+        trail = AuditTrail.open(config, ring)
+        trail.record([event])
+        trail.close()
+    except AuditError as error:
+        _log.error("not_in_the_audit_trail", event_kind=event.kind, reason=str(error))
 
 
 def roles_of(config: Config, only: str | None = None) -> list[Role]:
@@ -133,6 +167,13 @@ def _first_start_keys(config: Config) -> None:
             key_id=ring.current.key_id.hex(),
             advice="back this folder up: without it nothing can be restored",
         )
+        from dicom_node.audit.events import KeyUsed
+        from dicom_node.audit.recording import account
+
+        made = KeyUsed(
+            at=datetime.now(UTC), use="init", key_id=ring.current.key_id.hex(), by=account()
+        )
+        _record(config, made)
     if ring.current.owner != config.watermark.owner:
         raise ConfigError(
             f"watermark.owner = {config.watermark.owner!r}: the current key"

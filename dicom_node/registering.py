@@ -20,6 +20,7 @@ import structlog
 
 from dicom_node.audit.events import Event, Forwarded, Marked, Refused
 from dicom_node.audit.log import AuditLog
+from dicom_node.audit.recording import sending
 from dicom_node.config import Config, DestinationConfig
 from dicom_node.errors import AuditError, KeyRingError, RegistryError, SpoolError, SpoolFull
 from dicom_node.keys import KeyRing
@@ -233,17 +234,19 @@ def run_registrar(
 ) -> None:
     """Be the registrar process until `stop`. It is ready at once: the outbox waits for the rest.
 
+    The trail is passed on to ``audit.syslog`` meanwhile, whoever writes it.
+
     Raises
     ------
     ConfigError
-        If ``registry.url`` cannot be used.
+        If ``registry.url`` or ``audit.syslog`` cannot be used.
     SpoolError, AuditError
         If the spool or the folder of the trail cannot be used.
     """
     trail = AuditLog.open(
         config.audit_directory, _ring(config), checkpoint_every=config.audit.checkpoint_every
     )
-    with Spool(config.spool) as spool:
+    with sending(config), Spool(config.spool) as spool:
         registrar = Registrar(
             spool,
             lambda: Registry.open(config.registry_url, cache=config.spool.directory),
