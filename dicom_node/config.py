@@ -316,10 +316,12 @@ def parse(text: str, origin: str) -> Config:
         raise ConfigError("\n".join(problems)) from error
 
 
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
 def environment() -> dict[str, str]:
     """Return the environment for a worker: one thread each, because workers are the parallelism."""
-    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**os.environ, **one}
+    return {**os.environ, **ONE_THREAD}
 
 
 def _explain(origin: str, problem: Mapping[str, Any]) -> str:

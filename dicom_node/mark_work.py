@@ -9,7 +9,7 @@ import numpy as np
 from dicom_node.facts import MarkedFrame, stored_digest
 from dicom_node.frame_marking import FrameMarks
 from dicom_node.instance.model import StoredFrame, reach
-from dicom_node.planes import split
+from dicom_node.planes import KnownResidual, split
 from dicom_node.watermark import integrity, perceptual, quality
 from dicom_node.watermark.integrity import KnownDigest
 
@@ -20,6 +20,7 @@ class Kept:
 
     original: StoredFrame
     carried: KnownDigest
+    residual: KnownResidual | None
 
 
 @dataclass
@@ -51,7 +52,7 @@ class MarkWork:
             MarkedFrame(marks.digest, stored_digest(after), look, message, marks.features)
         )
         if keep:
-            self.kept.append(Kept(before, marks.carried))
+            self.kept.append(Kept(before, marks.carried, marks.residual))
         change, smallest, largest = reach(before.values, after)
         self.largest_change = max(self.largest_change, change)
         self.smallest = min(self.smallest, smallest)

@@ -258,7 +258,7 @@ class Marker:
                 where = f"frame {index + 1} of {instance.sop_instance_uid}"
                 if check.status != "valid" or not check.bound:
                     raise ReadBackError(f"{where}: the integrity mark does not read back")
-                restored = original_frame(written, frame, check)
+                restored = original_frame(written, frame, check, kept.residual if kept else None)
                 if not work.is_original(index, restored, written.host_index):
                     raise ReadBackError(f"{where}: the original does not come back exactly")
 

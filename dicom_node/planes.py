@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dicom_node.instance.frames import Instance
 from dicom_node.instance.model import StoredFrame
 from dicom_node.watermark.integrity import Bounds
+from dicom_node.watermark.synthesis import RobustRecord
 
 Int32 = NDArray[np.int32]
 
@@ -20,6 +21,18 @@ class Planes:
 
     host: Int32
     side: NDArray[np.uint32] | None
+
+
+@dataclass(frozen=True, eq=False)
+class KnownResidual:
+    """What a record of W1 comes to: whoever reads the same record need not build it again."""
+
+    record: RobustRecord
+    delta: NDArray[np.int32]
+
+    def of(self, record: RobustRecord) -> NDArray[np.int32] | None:
+        """Return the residual of a record that says the same; None of any other."""
+        return self.delta if record.to_bytes() == self.record.to_bytes() else None
 
 
 def split(frame: StoredFrame, host_index: int | None) -> Planes:

@@ -18,8 +18,15 @@ from dicom_node.instance.frames import Instance, open_instance
 from dicom_node.instance.model import StoredFrame
 from dicom_node.instance.writer import FrameWriter
 from dicom_node.keys import KeyRing, KeySet
-from dicom_node.planes import bounds_of, robust_part, split, with_host, with_robust_part
-from dicom_node.watermark import integrity, robust
+from dicom_node.planes import (
+    KnownResidual,
+    bounds_of,
+    robust_part,
+    split,
+    with_host,
+    with_robust_part,
+)
+from dicom_node.watermark import integrity, robust, synthesis
 from dicom_node.watermark.integrity import IntegrityCheck
 from dicom_node.watermark.synthesis import RobustRecord
 
@@ -36,9 +43,15 @@ class RestoreOutcome:
 
 
 def original_frame(
-    instance: Instance, frame: StoredFrame, check: IntegrityCheck
-) -> StoredFrame:
+    instance: Instance, frame: StoredFrame, check: IntegrityCheck,
+    known: KnownResidual | None = None,
+) -> StoredFrame:  # fmt: skip
     """Return the frame as it was before both marks.
+
+    Parameters
+    ----------
+    known
+        Only saves time.
 
     Raises
     ------
@@ -54,10 +67,12 @@ def original_frame(
     if not check.record.restoration:
         return inner
     bounds, record = bounds_of(instance), RobustRecord.from_bytes(check.record.restoration)
-    part = robust.remove(
-        robust_part(inner, instance), record, _patterns_of(record), record.model_id,
-        bounds.low, bounds.high, bounds.padding,
-    )  # fmt: skip
+    marked, span = robust_part(inner, instance), (bounds.low, bounds.high, bounds.padding)
+    delta = known.of(record) if known is not None else None
+    if delta is not None:
+        part = synthesis.remove(marked, delta, *span, record.exceptions)
+    else:
+        part = robust.remove(marked, record, _patterns_of(record), record.model_id, *span)
     return with_robust_part(inner, instance, part)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from dicom_node import __version__, logging
 from dicom_node.cli.common import EXIT_FAILED, EXIT_USAGE
+from dicom_node.config import ONE_THREAD
 from dicom_node.errors import ConfigError, NodeError
 
 COMMANDS = (
@@ -38,6 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    # Before numpy is loaded: threads that spin make small products three times slower.
+    for name, value in ONE_THREAD.items():
+        os.environ.setdefault(name, value)
     arguments = build_parser().parse_args(argv)
     serves = arguments.command == "serve"
     logging.configure(level=levels.INFO if serves else levels.WARNING)

@@ -13,10 +13,12 @@ from dicom_node.dimse.query_scp import PATIENT_ROOT, STUDY_ROOT, SUFFIX
 from dicom_node.dimse.query_scu import QueryAssociation, Watch
 from dicom_node.errors import ConfigError, ForwardError
 from dicom_node.verify import identifiers
-from dicom_node.verify.identifiers import Level
+from dicom_node.verify.identifiers import IdentifierError, Level
 
 FIND_STUDY_ROOT = STUDY_ROOT + SUFFIX["find"]
 FIND_PATIENT_ROOT = PATIENT_ROOT + SUFFIX["find"]
+UNABLE = 0xC000
+"""Unable to process, PS3.4 Table C.4-1."""
 
 
 class PacsRefused(ForwardError):
@@ -121,10 +123,17 @@ class Pacs:
         with closing(answers):
             for each in answers:
                 if each.response.pending and each.identifier is not None:
-                    yield identifiers.decode(each.identifier, syntax)
+                    yield self.match(each.identifier, syntax)
                 elif not each.response.pending and each.response.status != 0x0000:
                     response = each.response
                     raise PacsRefused(self.name, response.status, response.comment)
+
+    def match(self, encoded: bytes, syntax: str) -> Dataset:
+        """Return a match that the PACS sent (PacsRefused if it is no data set)."""
+        try:
+            return identifiers.decode(encoded, syntax)
+        except IdentifierError:
+            raise PacsRefused(self.name, UNABLE, "its match cannot be parsed") from None
 
     def studies_by(self, keys: Dataset, watch: Watch = lambda: False) -> Iterator[Dataset]:
         """Yield the studies that match an identifier at STUDY level (see `find`)."""

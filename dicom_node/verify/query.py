@@ -23,13 +23,18 @@ from dicom_node.errors import ForwardError, NodeError
 from dicom_node.verify import identifiers
 from dicom_node.verify.identifiers import Inquiry, Level, Standing
 from dicom_node.verify.inspector import Inspector
-from dicom_node.verify.pacs import FIND_PATIENT_ROOT, FIND_STUDY_ROOT, PacsRefused, Wanted
+from dicom_node.verify.pacs import (
+    FIND_PATIENT_ROOT,
+    FIND_STUDY_ROOT,
+    UNABLE,
+    PacsRefused,
+    Wanted,
+)
 from dicom_node.verify.standing import checked_standing, last_standing
 
 log = structlog.get_logger(__name__)
 
 OUT_OF_RESOURCES = 0xA700
-UNABLE = 0xC000
 HEARTBEAT_S = 10.0
 """Longest silence towards a client while its matches are checked."""
 
@@ -143,7 +148,7 @@ class _Asked:
                     response = answer.response
                     if response.pending:
                         if answer.identifier is not None:
-                            yield identifiers.decode(answer.identifier, syntax), response.status
+                            yield pacs.match(answer.identifier, syntax), response.status
                     elif response.status != SUCCESS:
                         raise PacsRefused(pacs.name, response.status, response.comment)
 

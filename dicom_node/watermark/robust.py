@@ -65,7 +65,8 @@ class RobustMark:
     """One frame with W1 in it; `record` is None where the frame can carry none (`reason`).
 
     `mse` is what W1 changed, mean square over the frame, display values; `margin` how safely it
-    reads through a blur (1: safely enough, 0: hardly).
+    reads through a blur (1: safely enough, 0: hardly). `delta` is what `record` comes to,
+    ``(rows, columns)`` stored values.
     """
 
     marked: Int32
@@ -74,6 +75,7 @@ class RobustMark:
     reason: str = ""
     mse: float = 0.0
     margin: float = 0.0
+    delta: Int32 | None = None
 
 
 @dataclass(frozen=True)
@@ -197,12 +199,11 @@ class RobustWatermark:
             chosen = self._choose(cover, worst_db) or chosen
             rms, margin = budget_rms(worst_db, chosen.share), 0.0
         scale = synthesis.fixed_point(rms * 256 * abs(step) / chosen.size)
-        marked, exceptions = synthesis.apply(
-            host, synthesis.scale(chosen.shape, *scale), low, high, padding
-        )
+        delta = synthesis.scale(chosen.shape, *scale)
+        marked, exceptions = synthesis.apply(host, delta, low, high, padding)
         record = RobustRecord(self.engine.model_id, chosen.amplitudes, chosen.strengths,
                               chosen.carrier_scale, scale, exceptions)  # fmt: skip
-        return RobustMark(marked, message, record, mse=rms**2, margin=margin)
+        return RobustMark(marked, message, record, mse=rms**2, margin=margin, delta=delta)
 
     def remove(
         self, marked: Int32, record: RobustRecord, *, low: int, high: int,

@@ -101,6 +101,26 @@ def test_a_pacs_that_is_down_in_mid_transfer_fails_the_rest_and_names_it(service
     assert sorted(identifier.FailedSOPInstanceUIDList) == [f"1.2.3.1.1.{n}" for n in (4, 5, 6)]
 
 
+def test_a_pacs_that_is_down_in_mid_move_fails_the_rest_and_names_it(tmp_path, marks):
+    files = [marked for _, marked in marks.study(1, 6, size=128)]
+    fetch_port = verifying.refusing_port()
+    pacs = FakePacs(files, get=False, fetch_port=fetch_port)
+    text = verifying.config_text(tmp_path, marks.keys, pacs.port, fetch_port=fetch_port)
+    one = Service(parse(text, "test")).start()
+    try:
+        status, _ = get(one, keys(StudyInstanceUID="1.2.3.1"))
+        assert (status.Status, status.NumberOfCompletedSuboperations) == (0x0000, 6)
+        pacs.abort_after = 2
+        status, identifier = get(one, keys(StudyInstanceUID="1.2.3.1"))
+        assert status.Status == 0xB000
+        assert status.NumberOfCompletedSuboperations == 2
+        assert len(identifier.FailedSOPInstanceUIDList) == 4
+        assert one.scratch() == []
+    finally:
+        one.end()
+        pacs.stop()
+
+
 def test_what_did_not_come_from_a_broken_transfer_is_not_called_missing(service, pacs):
     pacs.abort_after = 3
     get(service, keys(StudyInstanceUID="1.2.3.1"))

@@ -2,13 +2,11 @@
 
 import contextlib
 import json
-import shutil
 import socket
 import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 import harness
 import pydicom
@@ -338,8 +336,3 @@ def refusing_port():
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
-
-
-def clean(folder):
-    shutil.rmtree(folder, ignore_errors=True)
-    Path(folder).mkdir(parents=True)

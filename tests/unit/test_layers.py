@@ -32,6 +32,7 @@ def test_no_module_imports_upwards_or_sideways() -> None:
         ("dicom_node.cli.main", ("onnxruntime", "pydicom", "pynetdicom", "cv2", "numba")),
         ("dicom_node.node", ("onnxruntime", "pydicom", "pynetdicom", "dicom_node.keys", "numba")),
         ("dicom_node.receive", (*HEAVY, "dicom_node.keys", "dicom_node.watermark")),
+        ("dicom_node.registering", (*HEAVY, "pydicom", "pynetdicom")),
         ("dicom_node.forward", (*HEAVY, "dicom_node.keys", "dicom_node.watermark")),
     ],
 )
