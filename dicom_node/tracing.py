@@ -63,7 +63,8 @@ def trace(
         return RobustWatermark(engine).detect(display, keys, dihedral=True)
 
     def anywhere(display: Float32) -> Detection:
-        return find(display, engine, keys)
+        known = matcher.hashes if matcher is not None else None
+        return find(display, engine, keys, known=known)
 
     found, picture = _first(path, plain, None)
     proven = _by_samples(path, matcher) if matcher is not None else None

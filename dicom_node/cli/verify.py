@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +25,17 @@ from dicom_node.cli.common import (
     walk,
 )
 from dicom_node.config import Config
-from dicom_node.errors import ConfigError, NodeError, RegistryError
+from dicom_node.errors import ConfigError, NodeError
 
 if TYPE_CHECKING:
     from dicom_node.keys import KeyRing
     from dicom_node.registry import Registry
+    from dicom_node.verify.checking import Checked, Setup
     from dicom_node.verify.study import CheckedInstance
+
+# Starting a worker takes as long as a few dozen checks.
+_WORTH_A_POOL = 64
+_AHEAD = 64  # verdicts that wait for an earlier, slower one
 
 
 def register(subparsers: Subparsers) -> None:
@@ -69,11 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
     # Whoever has no more than a public key is not where the registry is.
     at_node = arguments.public_key is None
     with _registry(config if at_node else None) as registry:
-        checked = _check(arguments, config, inputs, ring, registry)
+        checked, whole = _check(arguments, config, inputs, registry)
         code = exit_code({each.verdict.verdict for each in checked})
-        if arguments.report is not None and not _report(arguments.report, checked, ring, registry):
-            code = code or EXIT_FAILED
-    return code
+        if arguments.report is not None:
+            whole = _report(arguments.report, checked, ring, registry) and whole
+    return code if whole else code or EXIT_FAILED
 
 
 def exit_code(verdicts: set[str]) -> int:
@@ -84,42 +91,57 @@ def exit_code(verdicts: set[str]) -> int:
 
 
 def _check(
-    arguments: argparse.Namespace, config: Config, inputs: Sequence[Input], ring: KeyRing,
+    arguments: argparse.Namespace, config: Config, inputs: Sequence[Input],
     registry: Registry | None,
-) -> list[CheckedInstance]:  # fmt: skip
-    """Print a line for each file as it is checked."""
-    from dicom_node.inference import open_engine
-    from dicom_node.verify.check import check_instance
-    from dicom_node.verify.content import fingerprints_in
+) -> tuple[list[CheckedInstance], bool]:  # fmt: skip
+    """Print a line for each file as it is checked; False if a picture could not be written."""
+    from dicom_node.verify.checking import Setup
     from dicom_node.verify.report import write_pictures
-    from dicom_node.verify.study import CheckedInstance, checked_instance
-    from dicom_node.verify.verdict import InstanceVerdict
 
-    engine = open_engine(config.watermark.engine)
-    known = fingerprints_in(registry) if registry is not None else None
-    checked = []
+    setup = Setup(
+        config.keys.directory, config.watermark.engine,
+        arguments.public_key.read_text("ascii") if arguments.public_key is not None else "",
+        config.registry_url if registry is not None else "",
+    )  # fmt: skip
+    checked, whole = [], True
     with progress(len(inputs), "verifying") as advance:
-        for item in inputs:
-            try:
-                verdict = check_instance(item.path, ring, engine, known=known)
-                if arguments.report is not None:
-                    folder = arguments.report / item.relative.parent
-                    write_pictures(item.path, verdict, folder, item.relative.name)
-            except RegistryError:
-                raise  # says nothing of the instance
-            except (NodeError, OSError) as error:
-                verdict = InstanceVerdict(str(item.path), "", "unreadable", reason=str(error))
-            # Where an instance belongs is asked only for reports.
-            found = CheckedInstance(verdict)
+        found = _found([item.path for item in inputs], setup)
+        for item, each in zip(inputs, found, strict=True):
+            verdict = each.verdict
             if arguments.report is not None:
-                found = checked_instance(item.path, verdict)
-            checked.append(found)
+                folder = arguments.report / item.relative.parent
+                try:
+                    write_pictures(item.path, verdict, folder, item.relative.name)
+                except (NodeError, OSError) as error:
+                    complain(item.path, f"no picture: {error}")
+                    whole = False
+            checked.append(each)
             if arguments.json:
                 print_json(verdict.to_json())
             else:
                 print(_line(verdict.to_json()), flush=True)
             advance()
-    return checked
+    return checked, whole
+
+
+def _found(paths: Sequence[Path], setup: Setup) -> Iterator[CheckedInstance]:
+    """Yield what is found of each file, in order; many files are checked on every core."""
+    from dicom_node.verify.checking import Checker, Task
+    from dicom_node.verify.checking_pool import CheckingPool
+
+    if len(paths) < _WORTH_A_POOL:
+        checker = Checker(setup)
+        for path in paths:
+            yield checker.check(Task(path)).found
+        return
+    with CheckingPool(setup) as pool:
+        waiting: deque[Future[Checked]] = deque()
+        for path in paths:
+            waiting.append(pool.check(Task(path)))
+            while waiting and (waiting[0].done() or len(waiting) > _AHEAD):
+                yield waiting.popleft().result().found
+        while waiting:
+            yield waiting.popleft().result().found
 
 
 def _report(

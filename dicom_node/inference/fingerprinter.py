@@ -10,15 +10,18 @@ import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dicom_node.errors import EngineError
 from dicom_node.inference.base import Float32
 from dicom_node.inference.catalogue import file_as_on_card, folder
+from dicom_node.inference.sessions import open_session
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 CODER, COMPARATOR = "f1.onnx", "f1_check.onnx"
 
@@ -128,14 +131,8 @@ def _session(
     card: FingerprintCard, file: str, takes: list[list[int]], gives: list[int]
 ) -> ort.InferenceSession:
     """Open a network; its shapes are told without the batch."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     path = card.path(file)
-    try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises its own, undocumented classes
-        raise EngineError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+    session = open_session(path)
     inputs = [each.shape[1:] for each in session.get_inputs()]
     output = session.get_outputs()[0].shape[1:]
     if inputs != takes or output != gives:

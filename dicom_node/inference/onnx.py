@@ -5,22 +5,15 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
-import onnxruntime as ort
 
 from dicom_node.errors import EngineError
 from dicom_node.inference.base import Float32, Int8, RobustEngine
 from dicom_node.inference.catalogue import Card, load_patterns, patterns_id
-
-# The published wheels carry an uploader; a node in a hospital sends nothing it was not told to.
-ort.disable_telemetry_events()
+from dicom_node.inference.sessions import open_session
 
 
 class OnnxEngine(RobustEngine):
-    """Both networks of W1 in ONNX Runtime.
-
-    One thread a session: the workers are the parallelism, and spinning thread pools on shared
-    cores cost a factor of six (measured).
-    """
+    """Both networks of W1 in ONNX Runtime."""
 
     name = "onnx"
 
@@ -28,8 +21,8 @@ class OnnxEngine(RobustEngine):
         self.side, self.code_bits, self.grid = card.side, card.code_bits, card.grid
         self.loop = card.loop
         self._card = card
-        self._strength = _session(card, "strength.onnx")
-        self._whitener = _session(card, "d1.onnx")
+        self._strength = open_session(card.path("strength.onnx"))
+        self._whitener = open_session(card.path("d1.onnx"))
         self._expect()
 
     @cached_property
@@ -64,15 +57,3 @@ class OnnxEngine(RobustEngine):
         width = self._whitener.get_outputs()[0].shape[-1]
         if width != self.side**2 or self._strength.get_outputs()[0].shape[-1] != self.grid:
             raise EngineError(f"{self._card.folder}: the networks do not fit their card: reinstall")
-
-
-def _session(card: Card, file: str) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    path = card.path(file)
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises its own, undocumented classes
-        raise EngineError(f"{path}: ONNX Runtime cannot load it: {error}") from error

@@ -10,11 +10,10 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-import onnxruntime as ort
-
 from dicom_node.errors import EngineError
 from dicom_node.inference.base import Float32
 from dicom_node.inference.catalogue import load_patterns, patterns_id, read_card
+from dicom_node.inference.sessions import open_session
 
 FILE = "r1.onnx"
 
@@ -36,16 +35,7 @@ class WeakReader:
     """
 
     def __init__(self, path: Path, side: int) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime raises its own, undocumented classes
-            raise EngineError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+        self._session = open_session(path)
         taken = self._session.get_inputs()[0].shape[-2:]
         given = self._session.get_outputs()[0].shape[-1]
         if taken != [side, side] or given != side * side:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Row, func, select
 
 from dicom_node.errors import RegistryError
@@ -235,6 +236,14 @@ class Registry:
                            found[row.id].distance, found[row.id].query)
                 for row, match in zip(rows, reading.matches(connection, rows), strict=True)
             )  # fmt: skip
+
+    def hashes(self, most: int) -> NDArray[np.uint8]:
+        """Return the perceptual hashes of the frames marked last, each once, ``(n, 8)``."""
+        hash_ = FRAME.c.perceptual_hash
+        asked = select(hash_).where(hash_.is_not(None)).order_by(FRAME.c.id.desc()).limit(most)
+        with self._database.reading() as connection:
+            found = np.array(connection.execute(asked).scalars().all(), np.int64)
+        return np.unique(found).astype(">i8").view(np.uint8).reshape(-1, 8)
 
     def refresh_index(self) -> int:
         """Take new hashes into the index now; return how many it has. `similar` does it, too."""

@@ -150,6 +150,19 @@ def test_a_frame_without_features_has_none(registry: Registry) -> None:
     assert registry.similar(bytes(8), within=64) == ()
 
 
+def test_the_hashes_of_the_frames_marked_last_are_remembered_each_once(registry: Registry) -> None:
+    registry.add_all(instance(number, frames=2) for number in range(5))
+    registry.add(replace(instance(6, frames=1), frames=(instance(4).frames[0],)))
+
+    def of(*numbers: int) -> set[bytes]:
+        return {f.perceptual_hash for n in numbers for f in instance(n, frames=2).frames}
+
+    remembered = registry.hashes(most=100)
+    assert remembered.shape == (len(of(0, 1, 2, 3, 4)), 8)
+    assert {row.tobytes() for row in remembered} == of(0, 1, 2, 3, 4)
+    assert {row.tobytes() for row in registry.hashes(most=3)} == of(4)
+
+
 @pytest.mark.parametrize("bits", [0, 1, 5])
 def test_the_nearest_look_is_found_at_its_distance(registry: Registry, bits: int) -> None:
     registry.add_all(instance(number, frames=2) for number in range(50))
