@@ -12,14 +12,11 @@ DICOM PS3.4 Annex C; PS3.7 9.3.2 to 9.3.5; PS3.7 D.3.3.4 (role selection, for C-
 from __future__ import annotations
 
 import contextlib
-import time
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import structlog
-from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.presentation import PresentationContext, build_context
-from pynetdicom.transport import AddressInformation
 
 from dicom_node.dimse import commands, query_commands
 from dicom_node.dimse.commands import StoreRequest, StoreResponse
@@ -34,8 +31,7 @@ from dicom_node.dimse.query_commands import (
     SubOperations,
 )
 from dicom_node.dimse.query_messages import Message, QueryMessages
-from dicom_node.dimse.storage_scp import MAX_UNASSOCIATED, AcceptorAssociation, StorageSCP, _cut
-from dicom_node.dimse.transport import QuickSocket
+from dicom_node.dimse.storage_scp import AcceptorAssociation, StorageSCP
 from dicom_node.errors import ContextRefused, NodeError
 
 log = structlog.get_logger(__name__)
@@ -244,43 +240,14 @@ class QueryRetrieveSCP(StorageSCP):
         Called in the association's thread with each request.
     """
 
+    association_class: ClassVar[type[AcceptorAssociation]] = QueryAcceptor
+
     def __init__(
         self, address: tuple[str, int], ae_title: str, handler: QueryHandler, **options: Any
     ) -> None:
         self.query_handler = handler
         super().__init__(address, ae_title, _refuse_store, **options)
         self.contexts = query_contexts()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the connection its thread, as the Storage SCP does."""
-        assoc = QueryAcceptor(self.ae, MODE_ACCEPTOR)
-        assoc._server = self
-        assoc.store_handler = self._store_handler
-        assoc.name = f"association {client_address[0]}:{client_address[1]}"
-        transport = QuickSocket(assoc, client_socket=request)
-        transport.attach(self.ae.acse_timeout)
-        assoc.set_socket(transport)
-        acceptor = assoc.acceptor
-        acceptor.maximum_length = self.ae.maximum_pdu_size
-        acceptor.ae_title = self.ae_title
-        acceptor.address_info = AddressInformation.from_tuple(self.server_address)
-        acceptor.implementation_class_uid = self.ae.implementation_class_uid
-        acceptor.implementation_version_name = self.ae.implementation_version_name
-        acceptor.supported_contexts = self.contexts
-        assoc.requestor.address_info = AddressInformation.from_tuple(client_address)
-        for event, handler in self._handlers.items():
-            if event.is_intervention and handler:
-                assoc.bind(event, *handler)
-        with self._lock:
-            self._open[assoc] = time.monotonic()
-            strangers = [each for each in self._open if each not in self._associated]
-        if len(strangers) > MAX_UNASSOCIATED:
-            _cut(strangers[0])
-        try:
-            assoc.start()
-        except RuntimeError:
-            self.forget(assoc)  # the system has no thread left
-            raise
 
 
 def query_contexts() -> list[PresentationContext]:

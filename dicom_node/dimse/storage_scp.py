@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 from pynetdicom import evt
@@ -170,6 +170,8 @@ class StorageSCP(AssociationServer):
         Let several processes listen on one port (SO_REUSEPORT).
     """
 
+    association_class: ClassVar[type[AcceptorAssociation]] = AcceptorAssociation
+
     def __init__(
         self,
         address: tuple[str, int],
@@ -238,7 +240,7 @@ class StorageSCP(AssociationServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the connection its thread, and drop the oldest stranger if there are too many."""
-        assoc = AcceptorAssociation(self.ae, MODE_ACCEPTOR)
+        assoc = self.association_class(self.ae, MODE_ACCEPTOR)
         assoc._server = self
         assoc.store_handler = self._store_handler
         assoc.name = f"association {client_address[0]}:{client_address[1]}"

@@ -6,7 +6,6 @@ A missing tool skips its tests, loudly; with DICOM_NODE_REQUIRE_PEERS=1 it fails
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from peer_tools import needed
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -45,13 +45,7 @@ def free_port():
 
 def tool(name):
     """Return the path of an installed peer, or skip (fail where peers are required)."""
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-    if path is None:
-        reason = f"{name} is not installed: apt-get install dcmtk orthanc"
-        if os.environ.get("DICOM_NODE_REQUIRE_PEERS"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return path
+    return needed(name)
 
 
 def run_tool(name, *arguments, timeout_s=60):

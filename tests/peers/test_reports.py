@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
+from peer_tools import needed
 
 from dicom_node.config import WatermarkConfig
 from dicom_node.errors import AssociationRejected
@@ -117,8 +117,7 @@ def test_a_browser_shows_the_whole_page_and_cuts_nothing_off(
 def test_a_browser_prints_the_page_on_a4(reports, tmp_path):
     printed = browser("--print-to-pdf", tmp_path / "page.pdf", reports[".html"])
     for document in (printed, reports[".pdf"]):
-        if shutil.which("pdfinfo") is None:
-            pytest.skip("pdfinfo IS MISSING: pages are not measured")
+        needed("pdfinfo", "pages are not measured")
         said = subprocess.run(["pdfinfo", document], capture_output=True, text=True).stdout
         assert "(A4)" in said, said
         assert int(said.split("Pages:")[1].split()[0]) <= 4
@@ -126,9 +125,7 @@ def test_a_browser_prints_the_page_on_a4(reports, tmp_path):
 
 def browser(what, out, page, *more):
     """Let Chromium turn a page into a file, in a profile of its own; skip where it is missing."""
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("CHROMIUM IS MISSING: no browser looks at the page")
+    program = needed("chromium", "no browser looks at the page")
     command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
                "--no-pdf-header-footer", f"--user-data-dir={out.parent}/profile", f"{what}={out}",
                *more, page.as_uri()]  # fmt: skip

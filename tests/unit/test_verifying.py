@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from peer_tools import needed
 
 from dicom_node.cli.main import main
 from dicom_node.config import WatermarkConfig
@@ -60,8 +61,7 @@ def check(public_key: Path, path: Path) -> subprocess.CompletedProcess[str]:
 
 def test_every_command_of_the_page_runs_and_prints_what_the_page_says(place: Path) -> None:
     for tool in ("openssl", "dcmodify", "dcmconv", "dcmcjpls"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} IS MISSING: the page is not checked")
+        needed(tool, "the page is not checked")
     environment = os.environ | {"PATH": f"{place}/bin:{os.environ['PATH']}",
                                 "PYTHONPATH": str(ROOT)}  # fmt: skip
     assert len(STEPS) == 8

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-import shutil
 import socket
 import ssl
 import subprocess
@@ -15,6 +14,7 @@ from xml.etree import ElementTree as Xml
 import audit_schema
 import harness
 import pytest
+from peer_tools import needed
 
 from dicom_node.audit.checking import check_log
 from dicom_node.audit.events import Marked
@@ -32,8 +32,7 @@ HEADER = re.compile(rb'<85>1 (\S+Z) (\S+) dicom-node (\d+) (\S+) \[meta sequence
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """Return (certificate, key) of a collector on 127.0.0.1 that signs itself."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
+    needed("openssl", "nothing is sent over TLS")
     folder = tmp_path_factory.mktemp("certificate")
     names = folder / "cert.pem", folder / "key.pem"
     subprocess.run(

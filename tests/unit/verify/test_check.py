@@ -1,7 +1,6 @@
 """The verdict on real objects after everything that may happen to them on the way."""
 
 import json
-import shutil
 import subprocess
 from datetime import UTC, datetime
 
@@ -11,6 +10,7 @@ import openjpeg.utils
 import pydicom
 import pytest
 from harness import ct
+from peer_tools import needed
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
 from dicom_node.config import WatermarkConfig
@@ -388,8 +388,7 @@ def test_damaged_files_get_a_verdict_never_an_exception(bench, marked, tmp_path)
 
 @pytest.mark.peer
 def test_openssl_agrees_that_the_exported_key_is_ed25519(bench, tmp_path):
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
+    needed("openssl", "nobody else reads the exported key")
     (tmp_path / "key.pem").write_text(bench.ring.export_public())
     done = subprocess.run(
         ["openssl", "pkey", "-pubin", "-noout", "-text", "-in", tmp_path / "key.pem"],

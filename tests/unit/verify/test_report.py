@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html.parser
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 from highdicom.sr import ComprehensiveSR
+from peer_tools import needed
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -310,8 +310,7 @@ def test_the_json_report_is_signed_and_holds_what_the_page_says(
 def test_the_key_on_the_page_is_the_one_openssl_reads(
     bench: Bench, ct: Path, tmp_path: Path
 ) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("OPENSSL IS MISSING: the key on the page is not checked")
+    needed("openssl", "the key on the page is not checked")
     [key] = facts_of(bench.check(ct), bench.ring).keys
     (tmp_path / "key.pem").write_text(key.pem)
     command = f"openssl pkey -pubin -in {tmp_path}/key.pem -outform DER | openssl dgst -sha256"
@@ -390,8 +389,7 @@ def test_dciodvfy_and_dcmtk_accept_the_structured_report(
     kind: str, bench: Bench, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     for tool in ("dciodvfy", "dsrdump"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} IS MISSING: the structured report is not checked")
+        needed(tool, "the structured report is not checked")
     path: Path = request.getfixturevalue(kind)
     for name, change in (("as-is", lambda ds: None), ("hostile", rename)):
         copy = changed(path, tmp_path / f"{name}.dcm", change)
