@@ -27,7 +27,7 @@ from dicom_node.verify.verdict import (
     worst,
 )
 from dicom_node.watermark import integrity, perceptual
-from dicom_node.watermark.integrity import IntegrityCheck, OpenedRecord
+from dicom_node.watermark.integrity import Box, IntegrityCheck, OpenedRecord
 from dicom_node.watermark.robust import Pose, RobustWatermark
 
 # Of a frame: what announces more was never marked, and would not fit into memory.
@@ -99,9 +99,30 @@ def _check(
         if check.status == "absent" and robust.same_picture:
             picture = display.image(frame, index)
             content = compare_content(picture, pose, bytes.fromhex(robust.message), known)
-        found.frames.append(_frame_verdict(index + 1, check, robust, content))
+        own = index < len(blocks) and blocks[index] != b""
+        if check.status == "absent" and own and _is_undeclared(instance, sealed):
+            found.frames.append(_destroyed(index + 1, frame, robust))
+        else:
+            found.frames.append(_frame_verdict(index + 1, check, robust, content))
         _take_record(found, check, instance, ring, sealed)
     return _verdict(instance, found, sealed)
+
+
+def _is_undeclared(instance: Instance, sealed: SealCheck) -> bool:
+    """Whether our header says that nothing was coded with loss since we sealed it."""
+    declared = instance.syntax.loss != "never" or "LossyImageCompression" in sealed.changed
+    return sealed.signature_valid and not declared
+
+
+def _destroyed(number: int, frame: StoredFrame, robust: RobustReading) -> FrameVerdict:
+    """Judge a frame whose record we have, under a seal that holds, and whose pixels hold nothing.
+
+    In a frame of one tile a single changed pixel can do that.
+    """
+    rows, columns = frame.values.shape[:2]
+    return FrameVerdict(number, "tampered", "absent", robust, (Box(0, 0, rows, columns),),
+                        "the pixels are not those that were marked, and the header declares no "
+                        "lossy compression since")  # fmt: skip
 
 
 def _frame_verdict(

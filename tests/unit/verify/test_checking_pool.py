@@ -14,6 +14,7 @@ import pytest
 import verifying
 
 from dicom_node.errors import EngineError
+from dicom_node.instance.block import read_block
 from dicom_node.verify.checking import Checker, Setup, Task
 from dicom_node.verify.checking_pool import CheckingPool
 
@@ -37,6 +38,24 @@ def test_a_marked_file_is_authentic_and_told_where_it_belongs(pool, marks):
     assert (found.study_instance_uid, found.series_instance_uid) == ("1.2.3.1", "1.2.3.1.1")
     assert (found.modality, found.instance_number, found.path) == ("CT", 1, marked)
     assert checked.exact is None
+
+
+def test_pixels_that_hold_nothing_under_our_header_are_tampered_unless_loss_is_declared(
+    pool, marks, tmp_path
+):
+    [(_, marked)] = marks.study(4, 1, size=128)
+    ds = pydicom.dcmread(marked)
+    assert read_block(ds).frames[0], "the frame's record is in the header"
+    noise = np.random.default_rng(4).integers(0, 2000, ds.pixel_array.shape)
+    ds.PixelData = noise.astype(ds.pixel_array.dtype).tobytes()
+    ds.save_as(tmp_path / "noise.dcm")
+    [frame] = pool.check(Task(tmp_path / "noise.dcm")).result(60).found.verdict.frames
+    assert (frame.verdict, frame.integrity) == ("tampered", "absent")
+    assert frame.tampered == ((0, 0, 128, 128),)
+    ds.LossyImageCompression = "01"
+    ds.save_as(tmp_path / "declared.dcm")
+    [frame] = pool.check(Task(tmp_path / "declared.dcm")).result(60).found.verdict.frames
+    assert frame.verdict == "unmarked"
 
 
 def test_an_original_is_written_only_if_it_is_exact(pool, marks, tmp_path):
