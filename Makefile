@@ -22,7 +22,7 @@ export MKL_NUM_THREADS := 1
 demo: $(VENV)/.installed
 	$(BIN)/dicom-node demo
 
-test: $(VENV)/.installed peers
+test: $(VENV)/.installed $(VENV)/.watermark-peers peers
 	$(MAKE) lint types layers unit
 
 lint: $(VENV)/.installed
@@ -46,6 +46,11 @@ $(VENV)/.installed: pyproject.toml $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet '.[dev]'
+	touch $@
+
+# What robustness is compared with; without their own dependencies, which we have or do not call.
+$(VENV)/.watermark-peers: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps invisible-watermark blind-watermark
 	touch $@
 
 # The peers are real ones; without root their tests are skipped, and that is said.

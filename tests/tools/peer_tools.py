@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
+SYSTEM = "/usr/sbin:/usr/local/sbin"
 
-def needed(tool: str, unchecked: str = "its tests do not run; `make peers` installs it") -> str:
-    """Return the program's path; without it skip, or fail with DICOM_NODE_REQUIRE_PEERS=1."""
-    path = shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/usr/local/sbin")
-    if path is None:
-        said = f"{tool.upper()} IS MISSING: {unchecked}"
-        if os.environ.get("DICOM_NODE_REQUIRE_PEERS"):
-            pytest.fail(said)
-        pytest.skip(said)
-    return path
+
+def needed(
+    tool: str, unchecked: str = "its tests do not run; `make peers` installs it",
+    beside: str = SYSTEM,
+) -> str:  # fmt: skip
+    """Return the path of a program on PATH or `beside` it; without it the test ends in `missing`."""
+    path = shutil.which(tool) or shutil.which(tool, path=beside)
+    return path or missing(f"{tool.upper()} IS MISSING: {unchecked}")
+
+
+def missing(said: str) -> NoReturn:
+    """Skip, or fail with DICOM_NODE_REQUIRE_PEERS=1."""
+    if os.environ.get("DICOM_NODE_REQUIRE_PEERS"):
+        pytest.fail(said)
+    pytest.skip(said)

@@ -9,22 +9,16 @@ import tempfile
 from pathlib import Path
 
 import psycopg
-import pytest
+from peer_tools import needed
 
 INSTALLED = "/usr/lib/postgresql/*/bin"
 
 
 def binaries():
     """Return the folder of PostgreSQL's programs, or skip (fail where peers are required)."""
-    found = sorted(Path("/").glob(f"{INSTALLED[1:]}/initdb"))
-    on_path = shutil.which("initdb")
-    if found or on_path:
-        return Path(found[-1] if found else on_path).parent
-    reason = "POSTGRESQL MISSING: apt-get install postgresql"
-    if os.environ.get("DICOM_NODE_REQUIRE_PEERS"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-    return None
+    newest_first = sorted(map(str, Path("/").glob(INSTALLED[1:])), reverse=True)
+    found = needed("initdb", "apt-get install postgresql", beside=":".join(newest_first))
+    return Path(found).parent
 
 
 class Cluster:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
+from peer_tools import missing
 
 from dicom_node.bench import frames, report
 from dicom_node.bench.attacks import PLAIN, Attack, Pair, choose, transplanted
@@ -242,7 +243,7 @@ def test_a_peer_reads_its_own_mark_and_loses_it_when_turned(
     try:
         peer = make()
     except EngineError as error:
-        pytest.skip(f"PEER MISSING: {error}")
+        missing(f"PEER MISSING: {error}")
     subject = _subject("MR", covers[0].shape)
     bits = np.random.default_rng(1).integers(0, 2, peers.BITS, np.uint8)
     picture = peer.mark(covers[0], bits)
