@@ -15,7 +15,7 @@ def needed(
     tool: str, unchecked: str = "its tests do not run; `make peers` installs it",
     beside: str = SYSTEM,
 ) -> str:  # fmt: skip
-    """Return the path of a program on PATH or `beside` it; without it the test ends in `missing`."""
+    """Return the path of a program on PATH or `beside`; without it the test ends in `missing`."""
     path = shutil.which(tool) or shutil.which(tool, path=beside)
     return path or missing(f"{tool.upper()} IS MISSING: {unchecked}")
 
