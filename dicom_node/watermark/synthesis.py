@@ -7,7 +7,8 @@ integer arithmetic, so the node that takes the mark off needs no network and no 
     delta    = round(up(c) * up(g) * scale)                                 rows x columns
 
 A sample is marked where it lies more than |delta| inside the stored range; saturated samples
-therefore stay as they are. The few that the inverse of this rule gets wrong are recorded.
+therefore stay as they are. Near the ends a sample of the marked frame may have come there by its
+delta or have been there before: of each such *doubtful* one, a bit is recorded.
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ from dicom_node.watermark.residual import (
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 Int8 = NDArray[np.int8]
+Flags = NDArray[np.bool_]
+Exceptions = Flags | NDArray[np.int64]
 
 CARRIER_LIMIT = 1023
 CREST = 2.6
+_FLAGS = 2  # kinds of exceptions from here on are flags
 _HEAD = struct.Struct("<4sBHBHB")  # patterns, grid side, carrier scale, scale
 
 
@@ -55,7 +59,9 @@ class RobustRecord:
     carrier_scale, scale
         Fixed-point factors, (gain, shift): of the carrier, and of the residual in stored values.
     exceptions
-        Flat positions of samples the inverse rule alone would get wrong: they were not changed.
+        What the inverse rule alone would get wrong. One flag for each doubtful pixel of the marked
+        frame, set where it was not changed; empty where no pixel is an exception. Records written
+        before 0.2 have flat positions of the unchanged ones instead (int64).
     """
 
     model_id: bytes
@@ -63,7 +69,7 @@ class RobustRecord:
     strengths: NDArray[np.uint8]
     carrier_scale: tuple[int, int]
     scale: tuple[int, int]
-    exceptions: NDArray[np.int64]
+    exceptions: Exceptions
 
     def to_bytes(self) -> bytes:
         """Serialise: header, 6-bit amplitudes, packed strengths, exceptions."""
@@ -72,8 +78,7 @@ class RobustRecord:
         )
         amplitudes = _pack((self.amplitudes.astype(np.int16) + 32).astype(np.uint8), 6)
         strengths = _shorter(_pack(self.strengths.reshape(-1), 3))
-        steps = np.diff(self.exceptions, prepend=0).astype("<u4")
-        exceptions = _shorter(steps.tobytes())
+        exceptions = _packed_exceptions(self.exceptions)
         counts = struct.pack("<BHI", len(self.amplitudes), len(strengths), len(exceptions))
         return head + counts + amplitudes + strengths + exceptions
 
@@ -90,12 +95,11 @@ class RobustRecord:
             at += size
             strengths = _unpack(_longer(blob[at : at + strengths_size]), 3, side * side)
             at += strengths_size
-            steps = np.frombuffer(_longer(blob[at : at + exceptions_size]), "<u4")
+            exceptions = _unpacked_exceptions(blob[at : at + exceptions_size])
         except (struct.error, zlib.error, ValueError, IndexError) as error:
             raise WatermarkError(f"the record of the robust mark is damaged: {error}") from error
         return cls(model_id, amplitudes.astype(np.int8), strengths.reshape(side, side),
-                   (carrier_gain, carrier_shift), (gain, shift),
-                   np.cumsum(steps, dtype=np.int64))  # fmt: skip
+                   (carrier_gain, carrier_shift), (gain, shift), exceptions)  # fmt: skip
 
 
 def carrier_scale(carrier: Int32) -> tuple[int, int]:
@@ -146,7 +150,7 @@ def fixed_point(factor: float) -> tuple[int, int]:
 
 def apply(
     host: Int32, delta: Int32, low: int, high: int, padding: tuple[int, int] | None
-) -> tuple[Int32, NDArray[np.int64]]:
+) -> tuple[Int32, Flags]:
     """Return ``host + delta`` where it may be changed, and the exceptions of the inverse.
 
     Parameters
@@ -158,30 +162,73 @@ def apply(
         ``(rows, columns)``.
     low, high, padding
         Stored range and padding range, inclusive.
+
+    Returns
+    -------
+    tuple
+        The marked frame, and a flag for each doubtful pixel of it (`RobustRecord.exceptions`).
     """
-    pad_low, pad_high = padding or (1, 0)
     flat = delta.reshape(-1)
-    changes, undone = np.ones(flat.size, np.bool_), flat != 0
-    for plane in _planes(host):
-        may_change(plane, flat, low, high, pad_low, pad_high, changes, undone)
-    return _moved(host, flat, changes, 1), np.flatnonzero(undone & ~changes)
+    changes, undone = _rules(host, flat, low, high, padding)
+    marked = _moved(host, flat, changes, 1)
+    if not np.any(undone & ~changes):
+        return marked, np.zeros(0, np.bool_)
+    changed, stayed = _seen(marked, flat, low, high, padding)
+    doubtful = changed & ~stayed
+    return marked, ~changes[doubtful]
 
 
 def remove(
     marked: Int32, delta: Int32, low: int, high: int, padding: tuple[int, int] | None,
-    exceptions: NDArray[np.int64],
+    exceptions: Exceptions,
 ) -> Int32:  # fmt: skip
-    """Return the host that :func:`apply` was given."""
-    pad_low, pad_high = padding or (1, 0)
+    """Return the host that :func:`apply` was given.
+
+    Raises
+    ------
+    WatermarkError
+        `exceptions` are not this frame's.
+    """
     flat = delta.reshape(-1)
+    pad_low, pad_high = padding or (1, 0)
+    if exceptions.dtype == np.bool_ and exceptions.size:
+        changed, stayed = _seen(marked, flat, low, high, padding)
+        doubtful = np.flatnonzero(changed & ~stayed)
+        # Whole bytes are kept: up to seven flags more than pixels.
+        if not 0 <= exceptions.size - doubtful.size < 8 or exceptions[doubtful.size :].any():
+            raise WatermarkError(_MISFIT)
+        changed[doubtful[exceptions[: doubtful.size]]] = False
+        return _moved(marked, flat, changed, -1)
     changed = np.ones(flat.size, np.bool_)
     for plane in _planes(marked):
         was_changed(plane, flat, low, high, pad_low, pad_high, changed)
     if exceptions.size:
         if int(exceptions[-1]) >= flat.size:
-            raise WatermarkError("the record of the robust mark does not fit this frame")
+            raise WatermarkError(_MISFIT)
         changed[exceptions] = False
     return _moved(marked, flat, changed, -1)
+
+
+def _rules(
+    host: Int32, flat: Int32, low: int, high: int, padding: tuple[int, int] | None
+) -> tuple[Flags, Flags]:
+    """Return which pixels may be changed, and which the inverse would change if they were not."""
+    pad_low, pad_high = padding or (1, 0)
+    changes, undone = np.ones(flat.size, np.bool_), flat != 0
+    for plane in _planes(host):
+        may_change(plane, flat, low, high, pad_low, pad_high, changes, undone)
+    return changes, undone
+
+
+def _seen(
+    marked: Int32, flat: Int32, low: int, high: int, padding: tuple[int, int] | None
+) -> tuple[Flags, Flags]:
+    """Return which pixels of a marked frame may have been changed, and which must have been.
+
+    A pixel that would have been changed, had it been there before, cannot have been.
+    """
+    must, may = _rules(marked, flat, low, high, padding)
+    return may, must
 
 
 def _planes(values: Int32) -> list[Int32]:
@@ -207,6 +254,25 @@ def _places(source: int, target: int) -> Places:
     left, part = np.divmod(np.clip(centre, 0, (source - 1) * 128), 128)
     right = np.minimum(left + 1, source - 1)
     return np.stack([left, right, (part + 1) // 2]).astype(np.uint32)
+
+
+_MISFIT = "the record of the robust mark does not fit this frame"
+
+
+def _packed_exceptions(exceptions: Exceptions) -> bytes:
+    """Serialise exceptions behind a byte that says how: 0 and 1 positions, 2 and 3 flags."""
+    if exceptions.dtype != np.bool_ or not exceptions.size:
+        return _shorter(np.diff(exceptions.astype(np.int64), prepend=0).astype("<u4").tobytes())
+    packed = _shorter(np.packbits(exceptions).tobytes())
+    return bytes([packed[0] + _FLAGS]) + packed[1:]
+
+
+def _unpacked_exceptions(blob: bytes) -> Exceptions:
+    kind = blob[0]
+    if kind < _FLAGS:
+        return np.cumsum(np.frombuffer(_longer(blob), "<u4"), dtype=np.int64)
+    packed = _longer(bytes([kind - _FLAGS]) + blob[1:])
+    return np.unpackbits(np.frombuffer(packed, np.uint8)).astype(np.bool_)
 
 
 def _pack(values: NDArray[np.uint8], bits: int) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -62,8 +64,44 @@ def test_what_apply_did_remove_undoes_bit_for_bit(
         np.testing.assert_array_equal(was, now)
         np.testing.assert_array_equal(marked[was], host[was])
     assert delta.any()
-    back = synthesis.remove(marked, delta, low, high, padding, exceptions)
-    np.testing.assert_array_equal(back, host)
+    for kept in (exceptions, _as_in_a_record(exceptions), _as_first_written(host, marked, delta)):
+        back = synthesis.remove(marked, delta, low, high, padding, kept)
+        np.testing.assert_array_equal(back, host)
+
+
+def _as_in_a_record(exceptions: np.ndarray) -> np.ndarray:
+    blank = _record(1, 1e-3)
+    return RobustRecord.from_bytes(replace(blank, exceptions=exceptions).to_bytes()).exceptions
+
+
+def _as_first_written(host: np.ndarray, marked: np.ndarray, delta: np.ndarray) -> np.ndarray:
+    """Records before 0.2: places of all that was left alone (here more than it takes)."""
+    kept = (host == marked).reshape(*delta.shape, -1).all(axis=-1) & (delta != 0)
+    blank = replace(_record(1, 1e-3), exceptions=np.flatnonzero(kept))
+    return RobustRecord.from_bytes(blank.to_bytes()).exceptions
+
+
+def test_exceptions_take_a_bit_for_each_doubtful_pixel(patterns: np.ndarray) -> None:
+    rng = np.random.default_rng(2)
+    host = rng.integers(0, 8, (256, 256)).astype(np.int32)  # a dark frame: doubt everywhere
+    record = _record(4, 8e-5)
+    delta = synthesis.delta_of(record, patterns, 256, 256)
+    _, exceptions = synthesis.apply(host, delta, 0, 255, None)
+    none, all_of_them = (
+        len(replace(record, exceptions=each).to_bytes()) for each in (exceptions[:0], exceptions)
+    )
+    assert exceptions.sum() > 1000
+    assert all_of_them - none <= exceptions.size / 8 + 1
+
+
+def test_exceptions_of_another_frame_are_refused(patterns: np.ndarray) -> None:
+    rng = np.random.default_rng(3)
+    host = rng.integers(0, 40, (128, 128)).astype(np.int32)
+    delta = synthesis.delta_of(_record(4, 8e-5), patterns, 128, 128)
+    marked, exceptions = synthesis.apply(host, delta, 0, 255, None)
+    assert exceptions.any()
+    with pytest.raises(WatermarkError, match="does not fit"):
+        synthesis.remove(marked, delta, 0, 255, None, np.append(exceptions, [True] * 9))
 
 
 def test_saturated_samples_stay_as_they_are(patterns: np.ndarray) -> None:

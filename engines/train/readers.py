@@ -1,0 +1,100 @@
+"""R2, the reader: what D1 does not read, seen at twice D1's resolution.
+
+D1 sees a frame at 128 x 128, resampled by area. White noise above a quarter of a cycle a sample of
+the 256 x 256 picture is folded into the carriers' band by that, and costs 1.2 to 1.6 dB against the
+mark. R2 takes the picture at 256 x 256 and finds its own way down: the four samples of each sample
+of D1 are channels of their own. It has D1's patterns, and no mark depends on it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from networks import N, ste_round
+from torch import Tensor, nn
+
+SIDE = 2 * N  # of the picture R2 sees
+_CELL = 8  # samples of D1 in one cell of the gates
+
+
+def smoothed(x: Tensor, window: int) -> Tensor:
+    """Return the mean over a square window, of the samples there are."""
+    return F.avg_pool2d(x, window, 1, window // 2, count_include_pad=False)
+
+
+class Places(nn.Module):
+    """What to make of each place: how far to trust it, and which features to use there.
+
+    Noise fills flat and dark areas, which carry nothing, and whitening would raise it to the power
+    of the rest. Sees brightness, texture, finest detail and the differences within a sample of D1,
+    per cell of 8 x 8 and over the whole picture.
+    """
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.look = nn.Conv2d(4, hidden, 3, padding=1)
+        self.around = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.whole = nn.Linear(2 * hidden, hidden)
+        self.wider = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.gates = nn.Conv2d(hidden, 1 + 2 * features, 3, padding=1)
+        nn.init.zeros_(self.gates.weight)  # all gates start at 1
+        nn.init.zeros_(self.gates.bias)
+
+    def forward(self, four: Tensor, mean: Tensor, variance: Tensor, detail: Tensor) -> Tensor:
+        """Return gates 0..2, ``(batch, 1 + 2 features, n, n)``."""
+        within = (four - four.mean(1, keepdim=True)).pow(2).mean(1, keepdim=True)
+        pool = lambda t: F.avg_pool2d(t, _CELL)  # noqa: E731
+        seen = torch.cat([
+            pool(mean),
+            torch.log(pool(variance) + 1e-5) * 0.25 + 1.5,
+            torch.log(pool(detail.pow(2).mean(1, keepdim=True)) + 1e-2) * 0.4,
+            torch.log(pool(within) + 1e-6) * 0.25 + 2.0,
+        ], 1)  # fmt: skip
+        h = F.relu(self.look(seen))
+        whole = self.whole(torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1))
+        h = F.relu(self.around(h) + whole[:, :, None, None])
+        h = F.relu(self.wider(h)) + h
+        gates = 2 * torch.sigmoid(self.gates(h))
+        return F.interpolate(gates, scale_factor=_CELL, mode="bilinear", align_corners=False)
+
+
+class Reader2(nn.Module):
+    """R2: picture ``(batch, 1, 256, 256)`` to what the patterns are looked for in."""
+
+    def __init__(self, patterns: Tensor, width: int = 40, hidden: int = 24) -> None:
+        super().__init__()
+        self.register_buffer("patterns", ste_round(patterns.float()))
+        self.width = width
+        self.places = Places(width, hidden)
+        self.first = nn.Conv2d(9, width, 5, padding=2)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.third = nn.Conv2d(width, width, 3, padding=2, dilation=2)
+        self.fourth = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, 1, 5, padding=2)
+        nn.init.zeros_(self.last.weight)
+        self.gain = 2.0
+
+    def whiten(self, x: Tensor) -> Tensor:
+        four = F.pixel_unshuffle(x, 2)  # (batch, 4, n, n)
+        one = four.mean(1, keepdim=True)
+        mean = smoothed(one, 7)
+        power = smoothed(four.pow(2).mean(1, keepdim=True), 7)
+        variance = (power - mean * mean).clamp_min(0.0)
+        local = (four - mean) / ((variance + 1e-7).sqrt() + 0.008)
+        detail = (four - smoothed(one, 3)) * 40
+        gates = self.places(four, one, variance, detail)
+        weight, inner, outer = gates.split([1, self.width, self.width], 1)
+        h = F.relu(self.first(torch.cat([local, detail.clamp(-3, 3), one], 1))) * inner
+        h = h + F.relu(self.second(h))
+        h = h + F.relu(self.third(h))
+        h = h + F.relu(self.fourth(h)) * outer
+        return torch.tanh(self.last(h).float() + 0.5 * local.mean(1, keepdim=True)) * weight.float()
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Return the whitened picture ``(batch, n * n)``, scaled to unit power times a gain."""
+        y = self.whiten(x).flatten(1)
+        return self.gain * y / (y.pow(2).mean(1, keepdim=True) + 1e-4).sqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return soft bits ``(batch, K)``; the sign is the bit, the size how sure it is."""
+        return self.normalised(x) @ self.patterns.t() / self.patterns.norm(dim=1)
