@@ -60,7 +60,7 @@ def trace(
         If the registry cannot be asked.
     """
     def plain(display: Float32) -> Detection:
-        return RobustWatermark(engine).detect(display, keys, dihedral=True)
+        return RobustWatermark(engine).detect(display, keys, dihedral=True, weak=True)
 
     def anywhere(display: Float32) -> Detection:
         known = matcher.hashes if matcher is not None else None

@@ -206,14 +206,17 @@ class _Bench:
             )
             soft = self._engine.decode(small[None, None])[0]
             accuracy = float(np.mean((soft > 0) == (word > 0)))
-            found = self._robust.detect(display_values(picture), [self._keys], dihedral=True)
+            found = self._read(picture, self._keys)
             yield attack.name, Reading(found.decoded and found.message.hex() == message, accuracy)
 
     def _false_accepts(self, cover: Picture, exported: Picture) -> int:
         """Count marks found where there are none: our key on the cover, another's on the marked."""
-        ours = self._robust.detect(display_values(cover), [self._keys], dihedral=True)
-        others = self._robust.detect(display_values(exported), [self._stranger], dihedral=True)
+        ours, others = self._read(cover, self._keys), self._read(exported, self._stranger)
         return int(ours.decoded) + int(others.decoded)
+
+    def _read(self, picture: Picture, keys: KeySet) -> robust.Detection:
+        """Read as `verify` and `trace` do: all eight poses, and what is too weak to be decoded."""
+        return self._robust.detect(display_values(picture), [keys], dihedral=True, weak=True)
 
 
 def to_json(result: Result) -> dict[str, Any]:

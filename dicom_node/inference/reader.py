@@ -1,8 +1,8 @@
-"""R1, the second look: D1 with more sense of place, for pictures in which D1 reads nothing.
+"""R2, the second look: twice D1's resolution, for pictures in which D1 reads nothing.
 
 Only reading asks it, never marking: no mark depends on it, and it may change without one changing.
-It runs in ONNX Runtime on one CPU thread on every machine: a few milliseconds for a picture that
-was found wanting already.
+It runs in ONNX Runtime on one CPU thread on every machine: some milliseconds for a picture that was
+found wanting already.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ from dicom_node.inference.base import Float32
 from dicom_node.inference.catalogue import load_patterns, patterns_id, read_card
 from dicom_node.inference.sessions import open_session
 
-FILE = "r1.onnx"
+FILE = "r2.onnx"
 
 
 class WeakReader:
-    """R1 of one model; its output goes to the carrier patterns as D1's does.
+    """R2 of one model; its output goes to the carrier patterns as D1's does.
 
     Parameters
     ----------
     path
-        Of ``r1.onnx``, checked against its card.
+        Of ``r2.onnx``, checked against its card.
     side
-        Of the frames it has to take.
+        Of D1's frames; R2 takes pictures of twice that.
+
+    Attributes
+    ----------
+    side
+        Of the pictures it takes.
 
     Raises
     ------
@@ -35,27 +40,28 @@ class WeakReader:
     """
 
     def __init__(self, path: Path, side: int) -> None:
+        self.side = 2 * side
         self._session = open_session(path)
         taken = self._session.get_inputs()[0].shape[-2:]
         given = self._session.get_outputs()[0].shape[-1]
-        if taken != [side, side] or given != side * side:
+        if taken != [self.side, self.side] or given != side * side:
             raise EngineError(f"{path}: takes {taken} and gives {given} samples: reinstall")
 
-    def whiten(self, frames: Float32) -> Float32:
-        """Return what the patterns are looked for in, ``(batch, side * side)``.
+    def whiten(self, pictures: Float32) -> Float32:
+        """Return what the patterns are looked for in, ``(batch, samples of D1)``.
 
         Parameters
         ----------
-        frames
+        pictures
             Display values 0..1, ``(batch, 1, side, side)``.
         """
-        whitened: Float32 = self._session.run(None, {"frame": frames})[0]
+        whitened: Float32 = self._session.run(None, {"picture": pictures})[0]
         return whitened
 
 
 @lru_cache(maxsize=2)
 def open_reader(model_id: bytes, where: Path | None = None) -> WeakReader | None:
-    """Return R1 of the model with these patterns, loaded once a process; None where it has none.
+    """Return R2 of the model with these patterns, loaded once a process; None where it has none.
 
     Raises
     ------

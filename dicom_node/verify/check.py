@@ -92,7 +92,7 @@ def _check(
         )  # fmt: skip
         robust, pose = _read_robust(
             watermark, display, frame, index, secret, upright=check.status == "valid",
-            weak=check.status == "absent" and found.in_vain < MOST_IN_VAIN,
+            weak=_carries_robust(check, found),
         )  # fmt: skip
         found.in_vain += check.status == "absent" and not robust.decoded
         content = None
@@ -150,6 +150,13 @@ def _frame_verdict(
         return FrameVerdict(number, verdict, "absent", robust, content.changed, content.reason)
     return FrameVerdict(number, "foreign", "absent", robust,
                         reason="the mark was made for a picture that looks different")  # fmt: skip
+
+
+def _carries_robust(check: IntegrityCheck, found: _Findings) -> bool:
+    """Whether a W1 that is too weak to be decoded is worth looking for."""
+    if check.status == "absent":
+        return found.in_vain < MOST_IN_VAIN
+    return check.record is not None and bool(check.record.restoration)
 
 
 def _read_robust(

@@ -66,9 +66,9 @@ class View:
         soft: Float32 = self.tools.engine.decode(self.frame(place)[None, None])[0]
         return soft
 
-    def frame(self, place: Placement) -> Float32:
-        """Return the frame at `place` as the networks see it, ``(side, side)``."""
-        return as_seen(self.picture, place, self.tools.side)
+    def frame(self, place: Placement, side: int | None = None) -> Float32:
+        """Return the frame at `place` as the networks see it, ``(side, side)``; D1's if none."""
+        return as_seen(self.picture, place, side or self.tools.side)
 
     def whitened(self, place: Placement) -> Float32:
         """Return the whitened frame at `place`, 0 outside the picture, ``(side, side)``."""

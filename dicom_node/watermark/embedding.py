@@ -73,7 +73,13 @@ class _Layout:
 
 @dataclass
 class Embedding:
-    """One attempt: a profile with a tile size, whose tiles `survey` has as they were at first."""
+    """One attempt: a profile with a tile size, whose tiles `survey` has as they were at first.
+
+    Attributes
+    ----------
+    most
+        Largest change of a sample, stored values, unless only a digest fits; None: `_steps`.
+    """
 
     canvas: Canvas
     grid: Grid
@@ -82,6 +88,7 @@ class Embedding:
     keys: KeySet
     i1_digest: bytes
     survey: Survey
+    most: int | None = None
 
     def run(self) -> Embedded | None:
         """Return the marked frame, or None if it does not fit this way."""
@@ -138,6 +145,8 @@ class Embedding:
         some = np.sort(some, axis=None)
         spread = _percentile(some, 99.7) - _percentile(some, 0.5) if some.size else 0.0
         most = max(_LEAST_CHANGE, spread / _SPREAD_SHARE)
+        if self.most is not None:
+            most = min(most, max(1, self.most / self.canvas.gap.step))
         return sum(1 for t in THRESHOLDS if t <= most)
 
     def _compact(self, survey: Survey, steps: int) -> _Layout | None:

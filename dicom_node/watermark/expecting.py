@@ -27,6 +27,7 @@ from functools import cache, lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,6 +43,8 @@ _FALSE_ACCEPT_BITS = 32
 _NEAR_MISS_BITS = 10  # as rarely is a wrong guess taken where our key wrote another message
 _HASH_BITS = perceptual.BITS
 _KEYED_BITS = ecc.CODE_BITS - _HASH_BITS
+_TYPICAL, _SUREST = 3.0, 4.5  # log-likelihood ratios of a hash bit: median, and largest
+_FLOOR_PX, _FLOOR_PERCENT, _LEAST_FLOOR = 9, 2, 0.008
 _EVEN = 16  # guesses that are nearly equally likely
 _RADEMACHER = 3.18  # weighted sums of random signs against the normal distribution
 # Of each side of the median, the bits nearest to it that are exchanged: so many, so many at once.
@@ -110,6 +113,40 @@ def hashes(display: Float32, most: int = MESSAGES) -> Bytes:
     likeliest = np.argsort(cost, kind="stable")[:most]
     found = every[likeliest] ^ np.uint64(own)
     return np.ascontiguousarray(found.astype(">u8").view(np.uint8).reshape(-1, 8))
+
+
+def belief(display: Float32) -> Float32:
+    """Return what the picture itself says of the bits of its hash, as log-likelihood ratios.
+
+    Bits far from the median keep their value through nearly anything; those near it say nothing.
+
+    Parameters
+    ----------
+    display
+        Display values 0..1, ``(rows, columns)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(64,)``, positive where the bit is believed to be set, `_SUREST` at most.
+    """
+    coefficients = perceptual.coefficients(display).reshape(-1)
+    above = coefficients - np.median(coefficients)
+    typical = float(np.median(np.abs(above))) or 1.0
+    ratios: Float32 = np.clip(_TYPICAL * above / typical, -_SUREST, _SUREST).astype(np.float32)
+    return ratios
+
+
+def without_floor(display: Float32) -> Float32 | None:
+    """Return a picture with its darkest level at 0; None where it is there already.
+
+    Noise that is cut off at black raises all that was black, and with it the whole hash.
+    """
+    floor = float(np.percentile(cv2.blur(display, (_FLOOR_PX, _FLOOR_PX)), _FLOOR_PERCENT))
+    if not _LEAST_FLOOR < floor < 1.0:
+        return None
+    lowered: Float32 = np.clip((display - floor) / np.float32(1 - floor), 0, 1)
+    return lowered
 
 
 def nearest_first(known: Bytes, own: Bytes) -> Bytes:

@@ -96,6 +96,8 @@ class Sealing:
         ``(rows, columns, n)`` uint32: samples that are vouched for but not changed, or None.
     digest
         `frame_digest` of host and side, where the caller has it.
+    most
+        Largest change of a sample, stored values; "compact" is not bound by it.
 
     Raises
     ------
@@ -105,12 +107,12 @@ class Sealing:
 
     def __init__(
         self, host: Frame, side: Side | None, bounds: Bounds, record: FrameRecord, keys: KeySet, *,
-        digest: bytes | None = None,
+        digest: bytes | None = None, most: int | None = None,
     ) -> None:  # fmt: skip
         _validate_shape(host, side)
         self._host, self._side = np.require(host, requirements=("C", "W")), side
         _validate(self._host, bounds)
-        self._record, self._keys = record, keys
+        self._record, self._keys, self._most = record, keys, most
         self._digest = digest or frame_digest(host, side)
         found = host_gap(self._host, bounds)
         gaps = (found, UNIT) if found.step > 1 else (UNIT,)
@@ -174,7 +176,7 @@ class Sealing:
         grid = canvas.grid(attempt.size_code)
         made = Embedding(
             canvas, grid, attempt.profile, record, self._keys, self._digest,
-            self._survey(number, grid),
+            self._survey(number, grid), self._most,
         ).run()  # fmt: skip
         if made is not None:
             mark = IntegrityMark(

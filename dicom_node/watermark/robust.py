@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from itertools import repeat
 
 import cv2
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from dicom_node.errors import WatermarkError
 from dicom_node.inference.base import Float32, Int8, RobustEngine
 from dicom_node.inference.correlator import superpose
-from dicom_node.inference.reader import open_reader
+from dicom_node.inference.reader import WeakReader, open_reader
 from dicom_node.watermark import perceptual, reading, synthesis
 from dicom_node.watermark.reading import (
     DIHEDRAL,
@@ -34,11 +35,15 @@ from dicom_node.watermark.residual import visible
 from dicom_node.watermark.synthesis import Int32, RobustRecord
 
 __all__ = [
-    "BLUR_SIGMA_PX", "DIHEDRAL", "ENOUGH", "MIN_SIDE_PX", "PROFILES", "Detection", "Pose",
+    "BLUR_SIGMA_PX", "DIHEDRAL", "MIN_SIDE_PX", "PROFILES", "Detection", "Pose",
     "RobustKey", "RobustMark", "RobustWatermark", "budget_rms", "code_word", "remove",
 ]  # fmt: skip
 
-ENOUGH = 0.2  # margin wanted of the second-weakest percent of the bits, in rms of the soft bits
+# Agreement (cosine) with the code word that a mark is made for. Recognising it takes 0.56 to 0.62.
+READS = 0.87  # through a 7 x 7 blur
+HARDLY = 0.5  # below, a mark is made to be read without a blur
+NOISY, NOISE_SIGMA = 0.54, 0.1  # D1 through noise of variance 0.01; R2 sees more
+NOISE_DB = 44.8  # noise alone is no reason for more strength than this
 BLUR_SIGMA_PX = 1.4  # what cv2.GaussianBlur takes for a 7 x 7 window
 EDGE_GREY_LEVELS = 3  # nearer the ends of the stored range hardly anything is changed
 MIN_SIDE_PX = 48  # a smaller frame has too few samples for 160 bits
@@ -46,11 +51,17 @@ MIN_SIDE_PX = 48  # a smaller frame has too few samples for 160 bits
 
 # Most and least PSNR of a frame with W1 alone, in the display window, peak 1: the least strength
 # that reads back with a margin is taken.
-PROFILES = {"diagnostic": (46.4, 40.9), "robust": (42.2, 40.9)}
+PROFILES = {"diagnostic": (47.5, 41.3), "robust": (42.5, 41.2)}
 # Most that the part of a frame which carries the mark is changed at 40.9 dB, rms, in 1/256 of the
 # window; half of it 5.5 dB higher. Where only a corner can carry, PSNR alone would allow too much.
 LOCAL_GREY, LOCAL_DB, LOCAL_HALVES_DB = 5.4, 40.9, 5.5
 _STEP_DB = 0.1
+_ROUNDS_DOWN = 0.4  # of a stored value: less than a half, whatever the fixed-point scale rounds to
+# Where the carrier is cut, in its standard deviations; where the largest change is bound also the
+# largest level of the strength grid, and both for a second attempt.
+CREST, FLAT, FLATTEST = 1.6, (0.8, 1), (0.6, 1)
+# More contrast or brightness saturates what lies outside: such cells keep so much strength.
+SAFE, UNSAFE = (0.2, 0.78), 0.3
 SECOND_SOFTNESS = 2.2
 
 
@@ -64,8 +75,8 @@ def budget_rms(psnr_db: float, share: float) -> float:
 class RobustMark:
     """One frame with W1 in it; `record` is None where the frame can carry none (`reason`).
 
-    `mse` is what W1 changed, mean square over the frame, display values; `margin` how safely it
-    reads through a blur (1: safely enough, 0: hardly). `delta` is what `record` comes to,
+    `mse` is what W1 changed, mean square over the frame, display values; `reads` how well its soft
+    bits agree with the code word through a blur (cosine). `delta` is what `record` comes to,
     ``(rows, columns)`` stored values.
     """
 
@@ -74,7 +85,7 @@ class RobustMark:
     record: RobustRecord | None
     reason: str = ""
     mse: float = 0.0
-    margin: float = 0.0
+    reads: float = 0.0
     delta: Int32 | None = None
 
 
@@ -127,6 +138,10 @@ class _Choice:
         Of the frame that carries.
     gain
         What a residual of rms 1 adds to each soft bit, times the code word.
+    shown
+        A residual of rms 1 as the networks see it.
+    tried
+        Rms of the one that `gain` was found with.
     """
 
     amplitudes: NDArray[np.int8]
@@ -136,6 +151,8 @@ class _Choice:
     size: float
     share: float
     gain: Float32
+    shown: Float32
+    tried: float
 
 
 class RobustWatermark:
@@ -150,18 +167,24 @@ class RobustWatermark:
     second
         For frames that another did not make readable: where there is no more strength to give, it
         is at least given otherwise.
+
+    Attributes
+    ----------
+    most_db
+        No mark is weaker than this PSNR.
     """
 
     def __init__(
         self, engine: RobustEngine, profile: str = "diagnostic", *, second: bool = False
     ) -> None:
-        self._second = second
+        self.second = second
         self.engine = engine
         self.most_db, self._least_db = PROFILES[profile]
 
     def embed(
         self, host: Int32, display: Float32, *, step: float, low: int, high: int,
         padding: tuple[int, int] | None, key: RobustKey, least_db: float = 0.0,
+        largest: float | None = None,
     ) -> RobustMark:  # fmt: skip
         """Put W1 into one frame.
 
@@ -182,6 +205,9 @@ class RobustWatermark:
             Stored range and padding range, inclusive.
         least_db
             No budget below this PSNR is taken.
+        largest
+            Most that a sample may change, as a share of the window (or by one stored value); None:
+            the budget decides.
         """
         small = self.resample(display)
         message = self.message(small if min(display.shape) > self.engine.side else display, key)
@@ -189,21 +215,21 @@ class RobustWatermark:
             return RobustMark(host, message, None, f"a side is below {MIN_SIDE_PX} px")
         cover = self._cover(host, display, small, step, low, high, code_word(message, key))
         worst_db = min(max(self._least_db, least_db), self.most_db)
-        chosen = self._choose(cover, (self.most_db + worst_db) / 2)
+        chosen = self._choose(cover, (self.most_db + worst_db) / 2, largest)
         if chosen is None:
             return RobustMark(host, message, None, "the frame is flat or saturated throughout")
-        rms, margin = self._least_enough(cover, chosen, worst_db)
-        if margin < 0.0:
+        rms, reads = self._least_enough(cover, chosen, worst_db, largest)
+        if reads < HARDLY:
             # No strength survives a blur: all there is goes into reading as it is.
             cover = self._as_it_is(cover)
-            chosen = self._choose(cover, worst_db) or chosen
-            rms, margin = budget_rms(worst_db, chosen.share), 0.0
+            chosen = self._choose(cover, worst_db, largest) or chosen
+            rms, reads = self._least_enough(cover, chosen, worst_db, largest)
         scale = synthesis.fixed_point(rms * 256 * abs(step) / chosen.size)
         delta = synthesis.scale(chosen.shape, *scale)
         marked, exceptions = synthesis.apply(host, delta, low, high, padding)
         record = RobustRecord(self.engine.model_id, chosen.amplitudes, chosen.strengths,
                               chosen.carrier_scale, scale, exceptions)  # fmt: skip
-        return RobustMark(marked, message, record, mse=rms**2, margin=margin, delta=delta)
+        return RobustMark(marked, message, record, mse=rms**2, reads=reads, delta=delta)
 
     def remove(
         self, marked: Int32, record: RobustRecord, *, low: int, high: int,
@@ -240,38 +266,52 @@ class RobustWatermark:
         found = reading.read(soft[0], keys, UPRIGHT)
         if found.decoded:
             return found
-        poses = (UPRIGHT, *DIHEDRAL) if dihedral else (UPRIGHT,)
-        views = np.stack([pose.upright(small) for pose in poses])
         if dihedral:
-            soft = self.engine.decode(views[1:, None])
+            views = np.stack([pose.upright(small) for pose in DIHEDRAL])
+            soft = self.engine.decode(views[:, None])
             found = _first(reading.read(*each) for each in zip(soft, repeat(keys), DIHEDRAL))
-        return self._detect_weak(views, poses, keys, known) if weak and not found.decoded else found
+        if found.decoded or not weak:
+            return found
+        poses = (UPRIGHT, *DIHEDRAL) if dihedral else (UPRIGHT,)
+        return self._detect_weak(self.resample(display, self.second_side), poses, keys, known)
 
-    def look_again(self, frames: Float32) -> Float32:
-        """Return the soft bits of R1, ``(batch, code_bits)``, for ``(batch, side, side)``."""
-        reader = open_reader(self.engine.model_id)
-        if reader is None:
-            return self.engine.decode(frames[:, None])
-        return self.engine.soft_bits(reader.whiten(frames[:, None]))
+    @cached_property
+    def _reader(self) -> WeakReader | None:
+        return open_reader(self.engine.model_id)
+
+    @property
+    def second_side(self) -> int:
+        """Side of the pictures that `look_again` takes."""
+        return self._reader.side if self._reader is not None else self.engine.side
+
+    def look_again(self, pictures: Float32) -> Float32:
+        """Return the soft bits of R2, ``(batch, code_bits)``, for ``(batch, side, side)``."""
+        if self._reader is None:
+            return self.engine.decode(pictures[:, None])
+        return self.engine.soft_bits(self._reader.whiten(pictures[:, None]))
 
     def _detect_weak(
-        self, views: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey],
+        self, picture: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey],
         known: Hashes | None,
     ) -> Detection:  # fmt: skip
-        """Read what `detect` could not, in every way there is."""
-        soft = self.look_again(views)
-        found = _first(
-            reading.read_weak(each, view, keys, pose, known)
-            for each, view, pose in zip(soft, views, poses, strict=True)
-        )
-        if found.decoded:
-            return found
-        best = int(np.argmax(_evenness(soft)))
-        return reading.read(soft[best], keys, poses[best], order=reading.DEEP)
+        """Read what `detect` could not, in every way there is; most lie as they were marked."""
+        looked: list[Float32] = []
+        for some in (poses[:1], poses[1:]):
+            views = [pose.upright(picture) for pose in some]
+            soft = self.look_again(np.stack(views)) if views else ()
+            looked += list(soft)
+            found = _first(
+                reading.read_weak(each, view, keys, pose, known)
+                for each, view, pose in zip(soft, views, some, strict=True)
+            )
+            if found.decoded:
+                return found
+        best = int(np.argmax(_evenness(np.stack(looked))))
+        return reading.read(looked[best], keys, poses[best], order=reading.DEEP)
 
-    def resample(self, display: Float32) -> Float32:
-        """Return the frame as the networks see it, ``(side, side)``."""
-        side = self.engine.side
+    def resample(self, display: Float32, side: int | None = None) -> Float32:
+        """Return the frame as the networks see it, ``(side, side)``; D1's side if none is given."""
+        side = side or self.engine.side
         shrinks = min(display.shape) >= side
         small = cv2.resize(
             display, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
@@ -302,20 +342,26 @@ class RobustWatermark:
         soft: Float32 = self.engine.decode(picture[None, None].astype(np.float32))[0] * cover.word
         return soft
 
-    def _choose(self, cover: _Cover, psnr_db: float) -> _Choice | None:
+    def _choose(
+        self, cover: _Cover, psnr_db: float, largest: float | None
+    ) -> _Choice | None:
         """Return what E1 chooses for a budget; None where it finds no room."""
         rms = np.full((1, 1), budget_rms(psnr_db, 1.0), np.float32)
         amplitudes, grids = self.engine.encode(
             cover.small[None, None], cover.word[None], rms,
             before=(cover.soft * cover.word)[None],
-            softness=SECOND_SOFTNESS if self._second and cover.blur is None else None,
+            softness=SECOND_SOFTNESS if self.second and cover.blur is None else None,
         )  # fmt: skip
         grid = np.clip(grids[0], 0, 7).astype(np.uint8)
         levels = np.clip(amplitudes[0], -31, 31).astype(np.int8)
         if cover.step < 0:
             levels = (-levels).astype(np.int8)
         carrier = superpose(levels.astype(np.int32), self.engine.patterns)
-        carrier_scale = synthesis.carrier_scale(carrier)
+        crest, level = CREST, 7
+        if largest is not None:
+            crest, level = FLATTEST if self.second else FLAT
+        grid = np.minimum(_midtones(grid, cover.small), level)
+        carrier_scale = synthesis.carrier_scale(carrier, crest)
         shape = synthesis.residual_shape(carrier, grid, carrier_scale, *cover.display.shape)
         seen, energy = visible(shape, cover.display, cover.stored, cover.low, cover.high)
         size = float(np.sqrt(energy / seen.size))
@@ -326,25 +372,42 @@ class RobustWatermark:
         tried = np.float32(budget_rms(psnr_db, share))
         soft = self._soft(np.clip(cover.small + tried * shown, 0, 1), cover)
         gain = (soft - cover.soft) / tried
-        return _Choice(levels, grid, carrier_scale, shape, size, share, gain)
+        return _Choice(levels, grid, carrier_scale, shape, size, share, gain, shown, float(tried))
 
     def _least_enough(
-        self, cover: _Cover, choice: _Choice, worst_db: float
+        self, cover: _Cover, choice: _Choice, worst_db: float, largest: float | None
     ) -> tuple[float, float]:
-        """Return the least rms that reads back through a blur with a margin, and the margin.
+        """Return the least rms that is enough, and how well it reads through a blur.
 
         Soft bits grow with the residual so evenly that two pictures tell all others (measured
-        between 48 and 40.9 dB: the margin to 0.2). A margin of 1 or more is enough, since a real
-        7 x 7 blur of the full frame costs 0.5 more; where there is none, the largest is taken.
+        between 48 and 40.9 dB). Enough is what agrees with the code word by `READS` through a
+        blur, and by `NOISY` through strong noise if that takes no more than `NOISE_DB`.
         """
         budgets = np.arange(self.most_db, worst_db - _STEP_DB / 2, -_STEP_DB)
         rms = np.array([budget_rms(float(b), choice.share) for b in budgets], np.float32)
-        soft = cover.soft + rms[:, None] * choice.gain
-        mends = soft.shape[1] // 50  # the code mends 2 %
-        weakest = np.partition(soft, mends, axis=1)[:, mends]
-        margin = weakest / (ENOUGH * np.sqrt(np.mean(soft**2, axis=1)) + 1e-9)
-        best = int(np.argmax(margin >= 1.0)) if margin.max() >= 1.0 else int(np.argmax(margin))
-        return float(rms[best]), float(margin[best])
+        if largest is not None:
+            grey = 256 * abs(cover.step)
+            whole = max(np.floor(largest * grey), 1.0) + _ROUNDS_DOWN
+            rms = np.minimum(rms, whole / grey * choice.size / float(np.abs(choice.shape).max()))
+        reads = _agreement(cover.soft + rms[:, None] * choice.gain)
+        enough = reads >= READS
+        enough &= (budgets <= NOISE_DB) | (self._noisy(cover, choice, rms) >= NOISY)
+        best = int(np.argmax(enough)) if enough.any() else int(np.argmax(reads))
+        return float(rms[best]), float(reads[best])
+
+    def _noisy(self, cover: _Cover, choice: _Choice, rms: Float32) -> Float32:
+        """Return how marks of each rms agree with the code word through strong noise.
+
+        Of noise that hides the mark, signal over noise grows with the residual.
+        """
+        samples = cover.small.size
+        sigma = NOISE_SIGMA * min(1.0, (samples / cover.display.size) ** 0.5)
+        picture = cover.small + np.float32(choice.tried) * choice.shown
+        picture = np.clip(picture + np.float32(sigma) * _noise(cover.small.shape), 0, 1)
+        there = float(_agreement(self.engine.decode(picture[None, None])[0] * cover.word))
+        ratio = max(there, 0.0) / max(1 - there**2, 1e-6) ** 0.5 * rms / choice.tried
+        agreement: Float32 = ratio / np.sqrt(1 + ratio**2)
+        return agreement
 
 
 def remove(
@@ -364,6 +427,26 @@ def remove(
 def _first(found: Iterable[Detection]) -> Detection:
     """Return the first that decoded, else one that did not."""
     return next((each for each in found if each.decoded), Detection(False))
+
+
+def _agreement(soft: Float32) -> Float32:
+    """Return the cosine between soft bits times the code word, ``(..., 160)``, and all ones."""
+    agreement: Float32 = soft.mean(axis=-1) / np.sqrt(np.mean(soft**2, axis=-1) + 1e-9)
+    return agreement
+
+
+def _midtones(grid: NDArray[np.uint8], small: Float32) -> NDArray[np.uint8]:
+    """Return strengths that are less where brightening or more contrast would saturate a cell."""
+    inside = ((small > SAFE[0]) & (small < SAFE[1])).astype(np.float32)
+    share = cv2.resize(inside, grid.shape[::-1], interpolation=cv2.INTER_AREA)
+    spared = np.rint(grid * (UNSAFE + (1 - UNSAFE) * share))
+    return np.asarray(np.where(grid > 0, np.maximum(spared, 1), 0), np.uint8)
+
+
+@lru_cache(maxsize=2)
+def _noise(shape: tuple[int, int]) -> Float32:
+    """Return white noise of variance 1, always the same: marks are deterministic."""
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 def _evenness(soft: Float32) -> Float32:

@@ -5,7 +5,7 @@ themselves are looked for (see :mod:`fourier`). Cheap and likely geometry comes 
 like a mark is moved into place by small steps, and decoded if it then looks even more like one.
 
 Only a valid tag, or the message the frame would have, counts as found. A search decodes at most
-`MOST_DECODES` places beside the eight plain poses, each in up to fourteen ways that a wrong word
+`MOST_DECODES` places beside the eight plain poses, each in up to nineteen ways that a wrong word
 passes once in 2**32: less than 1.3e-7 false accepts a picture and key at worst. A picture without a
 mark comes to about four places.
 """
@@ -221,8 +221,9 @@ class _Search:
         found = read(self._tools.engine.decode(frame[None, None])[0], self._keys, told)
         if found.decoded:
             return found
-        again = self._watermark.look_again(frame[None])[0]
-        found = read_weak(again, frame, self._keys, told, self._known)
+        picture = self._view.frame(place, self._watermark.second_side)
+        again = self._watermark.look_again(picture[None])[0]
+        found = read_weak(again, picture, self._keys, told, self._known)
         return found if found.decoded else read(again, self._keys, told, order=DEEP)
 
 

@@ -102,10 +102,10 @@ class RobustRecord:
                    (carrier_gain, carrier_shift), (gain, shift), exceptions)  # fmt: skip
 
 
-def carrier_scale(carrier: Int32) -> tuple[int, int]:
-    """Return the fixed-point scale that cuts the carrier at `CREST` standard deviations."""
+def carrier_scale(carrier: Int32, crest: float = CREST) -> tuple[int, int]:
+    """Return the fixed-point scale that cuts the carrier at `crest` standard deviations."""
     deviation = float(np.sqrt(np.mean(np.square(carrier.astype(np.float64)))))
-    return fixed_point(CARRIER_LIMIT / (CREST * max(deviation, 1.0)))
+    return fixed_point(CARRIER_LIMIT / (crest * max(deviation, 1.0)))
 
 
 def residual_shape(

@@ -113,9 +113,6 @@ def train(args: argparse.Namespace) -> None:
     make = lambda: Reader2(patterns, RECIPE["width"], RECIPE["hidden"])  # noqa: E731
     reader = make().to(args.device, memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(reader.parameters(), RECIPE["rate"])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, RECIPE["rate"], total_steps=steps, pct_start=0.1
-    )
     averaged = {k: v.clone() for k, v in reader.state_dict().items()}
     first = 0
     if args.resume:
@@ -123,9 +120,12 @@ def train(args: argparse.Namespace) -> None:
         reader.load_state_dict(state["latest"])
         averaged = {k: v.to(args.device) for k, v in state["reader"].items()}
         optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
         first = state["step"]
         rng = np.random.default_rng(RECIPE["seed"] + first)
+    # Goes on where it was, or with another number of steps falls faster or slower from there.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, RECIPE["rate"], total_steps=steps, pct_start=0.1, last_epoch=first - 1
+    )
     started, running = time.time(), np.zeros(3)
     for step in range(first, steps):
         chosen = rng.choice(len(pictures), RECIPE["batch"], replace=False)
@@ -154,8 +154,7 @@ def train(args: argparse.Namespace) -> None:
             cpu = lambda tensors: {k: v.cpu() for k, v in tensors.items()}  # noqa: E731
             torch.save(
                 {"reader": cpu(averaged), "latest": cpu(reader.state_dict()),
-                 "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
-                 "step": step + 1, "recipe": {**RECIPE, "steps": steps}}, args.out,
+                 "optimiser": optimiser.state_dict(), "step": step + 1, "recipe": {**RECIPE, "steps": steps}}, args.out,
             )  # fmt: skip
         if (step + 1) % TESTED_EVERY == 0:
             looked = make().to(args.device)

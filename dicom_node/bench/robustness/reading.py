@@ -104,7 +104,7 @@ class Strangers:
 
 @dataclass(frozen=True)
 class _Look:
-    """Soft bits of D1 and R1, ``(code_bits,)``, and the frame they are of, ``(side, side)``."""
+    """Soft bits of D1 and R2, ``(code_bits,)``, and the picture that R2 saw, ``(side, side)``."""
 
     soft: Float32
     again: Float32
@@ -217,12 +217,14 @@ class Reader:
 
     def _looks(self, pictures: Sequence[Picture]) -> list[_Look]:
         """Return what both networks see in pictures of any size."""
-        frames = [self.robust.resample(display_values(picture)) for picture in pictures]
         looks = []
-        for at in range(0, len(frames), _BATCH):
-            some = np.stack(frames[at : at + _BATCH])
-            both = self._engine.decode(some[:, None]), self.robust.look_again(some)
-            looks += [_Look(*each) for each in zip(*both, some, strict=True)]
+        for at in range(0, len(pictures), _BATCH):
+            shown = [display_values(picture) for picture in pictures[at : at + _BATCH]]
+            some = np.stack([self.robust.resample(each) for each in shown])
+            side = self.robust.second_side
+            more = np.stack([self.robust.resample(each, side) for each in shown])
+            both = self._engine.decode(some[:, None]), self.robust.look_again(more)
+            looks += [_Look(*each) for each in zip(*both, more, strict=True)]
         return looks
 
     def _ours(self, look: _Look) -> str | None:
