@@ -22,10 +22,12 @@ def real_frames() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def pack(real_frames: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A handful of frames as `pack.py` packs them."""
+    """A handful of frames as `pack.py` packs them: five to train on, two to look at."""
     path: Path = tmp_path_factory.mktemp("pack") / "pack.npz"
     big = np.stack([cv2.resize(f, (256, 256), interpolation=cv2.INTER_CUBIC) for f in real_frames])
-    np.savez_compressed(path, train=big, weight=np.ones(len(big)), test=big[:2])
+    groups = np.array([f"group-{i}" for i in range(len(big))])
+    np.savez_compressed(path, train=big[2:], weight=np.ones(len(big) - 2), train_g=groups[2:],
+                        test=big[:2], test_g=groups[:2])  # fmt: skip
     return path
 
 
