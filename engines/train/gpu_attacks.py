@@ -282,8 +282,8 @@ def clahe(x: Tensor, u: Tensor, g: torch.Generator, tiles: int = 8) -> Tensor:
 
 
 def resample(x: Tensor, u: float, g: torch.Generator) -> Tensor:
-    """Make pictures smaller or larger. Their size is a host's matter, so `u` is one number."""
-    f = 1 - 0.72 * u if torch.rand(()).item() < 0.7 else 1 + 0.6 * u  # torch's stream of the host
+    """Make pictures larger, or smaller where `u` is negative. Sizes are known to the host only."""
+    f = 1 + (0.6 if u > 0 else 0.72) * u
     size = [max(8, round(n * f)) for n in x.shape[-2:]]
     how = "bilinear" if f < 1 else "bicubic"
     return byte(F.interpolate(x, size, mode=how, align_corners=False, antialias=f < 1))
@@ -323,7 +323,7 @@ def plain(x: Tensor, u: Tensor, g: torch.Generator) -> Tensor:
 
 
 FAMILIES: dict[str, Attack] = {name: globals()[name] for name in WEIGHTS}
-OF_THE_HOST = {"resample"}  # take their severity as one number
+OF_THE_HOST = {"resample"}  # take their severity as one number, -1..1
 
 
 # --- augmentation ---------------------------------------------------------------------------------

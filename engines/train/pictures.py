@@ -94,7 +94,8 @@ class TorchPictures(Pictures):
         shown, out = gpu_attacks.byte(marked), []
         for start in range(0, len(marked), self.settings.together):
             some = shown[start : start + self.settings.together]
-            name, each = NAMES[drawn[start]], worst * self.run.rng.random()
+            name = NAMES[drawn[start]]
+            each = worst * self.run.rng.random() * (1 if self.run.rng.random() < 0.3 else -1)
             u = worst * torch.rand(len(some), generator=g, device=some.device)
             hit = gpu_attacks.FAMILIES[name](some, each if name in OF_THE_HOST else u, g)
             if self.run.rng.random() < self.settings.jpeg_after:

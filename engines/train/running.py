@@ -56,18 +56,21 @@ class Run:
 
     def resume(self, name: str = "last.pt") -> dict[str, Any]:
         """Return a checkpoint, with every random stream where it was when it was written."""
-        state = load(self.folder / name, self.device)
+        state = load(self.folder / name)
         self.rng.bit_generator.state = state["rng"]
-        torch.set_rng_state(state["torch_rng"].cpu())
-        self.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["torch_rng"])
+        self.generator.set_state(state["generator"])
         self.first = state["step"]
         self.log(self.first, resumed=True)
         return state
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return a checkpoint: tensors, numbers and tables, never code."""
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+def load(path: Path) -> dict[str, Any]:
+    """Return a checkpoint on the host: tensors, numbers and tables, never code.
+
+    What loads its part moves it. Adam's step counts have to stay, or every step waits for them.
+    """
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
 

@@ -26,6 +26,7 @@ from frames import read_pack  # noqa: E402
 from marking_w1 import at_ends, mark, networks_of, psnr  # noqa: E402
 from pictures import pictures  # noqa: E402
 from sampling import NAMES, WorstAttacks  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 pytestmark = pytest.mark.training
 Differences = Callable[[Any, Any], list[str]]
@@ -185,6 +186,40 @@ def test_pictures_that_are_attacked_together_get_one_family(pack: Path, tmp_path
         hit.sum().backward()
         assert x.grad.shape == x.shape
         assert (x.grad != 0).any()
+
+
+class Waits(TorchDispatchMode):
+    """Refuses to read a number back from a tensor, which on a GPU waits for all that was asked."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.ops.aten._local_scalar_dense.default,
+                            torch.ops.aten.nonzero.default), func  # fmt: skip
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_reads_anything_back_from_the_device(pack: Path, tmp_path: Path) -> None:
+    """Frames, marks, every family of attacks, loss, gradients, losses by family."""
+    recipe = small("w1_gpu")
+    start = running.Run(tmp_path, 1)
+    source = pictures("torch", read_pack(pack), start, settings(together=1, jpeg_after=0.5))
+    decoder, encoder = networks_of(recipe.model)
+    every = np.arange(len(NAMES))
+    source.sampler.drawn = lambda rng, count: every[:count]  # type: ignore[method-assign]
+    bits = torch.ones(len(NAMES), 160)
+    with Waits():
+        x = source.batch(len(NAMES))
+        with torch.autocast("cpu", torch.bfloat16):
+            patterns = decoder.carrier_patterns()
+            norms = patterns.norm(dim=1)
+            wanted = torch.full((len(x),), 42.0)
+            marked = mark(encoder, x, bits, wanted, patterns, norms, 0.02)
+            with torch.autocast("cpu", enabled=False):
+                hit, families = source.attacked(marked, 1.0)
+            each, _ = train_w1.losses(decoder(hit, patterns, norms), bits, recipe.loss)
+        each.mean().backward()
+        source.sampler.told(families, each)
+    with pytest.raises(AssertionError), Waits():
+        each.mean().item()
 
 
 # --- the adversary, marking, schedules ----------------------------------------------------------
