@@ -39,7 +39,7 @@ def jpeg_2000(p: Picture, u: float, rng: np.random.Generator) -> Picture:
 
 
 def blur(p: Picture, u: float, rng: np.random.Generator) -> Picture:
-    return cv2.GaussianBlur(p, (7, 7), between(0.6, 1.6, u))  # OpenCV's 7 x 7 has 1.4
+    return cv2.GaussianBlur(p, (9, 9), between(0.6, 2.0, u))  # OpenCV's 7 x 7 has 1.4
 
 
 def mean(p: Picture, u: float, rng: np.random.Generator) -> Picture:
@@ -138,8 +138,8 @@ def plain(p: Picture, u: float, rng: np.random.Generator) -> Picture:
 
 # How often each is drawn where none is worse than another.
 WEIGHTS = {
-    "plain": 1.0, "jpeg": 3.0, "jpeg_2000": 1.0, "blur": 1.2, "mean": 0.6, "median": 1.0,
-    "noise": 1.6, "speckle": 0.7, "salt_and_pepper": 0.7, "photons": 0.4, "gamma": 0.8,
+    "plain": 1.0, "jpeg": 3.0, "jpeg_2000": 1.0, "blur": 2.4, "mean": 0.6, "median": 1.0,
+    "noise": 1.6, "speckle": 0.7, "salt_and_pepper": 0.7, "photons": 0.4, "gamma": 1.2,
     "window": 0.6, "brightness": 0.5, "contrast": 0.5, "equalise": 1.0, "clahe": 0.5,
     "resample": 1.4, "misplace": 1.2, "blacken": 0.9, "cover": 0.5,
 }  # fmt: skip

@@ -174,7 +174,7 @@ def gaussian(x: Tensor, sigma: Tensor, reach: int = 3) -> Tensor:
 
 
 def blur(x: Tensor, u: Tensor, g: torch.Generator) -> Tensor:
-    return byte(gaussian(x, between(0.6, 1.6, u)))
+    return byte(gaussian(x, between(0.6, 2.0, u), reach=4))
 
 
 def mean(x: Tensor, u: Tensor, g: torch.Generator) -> Tensor:

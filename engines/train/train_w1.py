@@ -5,9 +5,10 @@
     python train_w1.py recipes/w1_gpu.toml --pack pack.npz --start .. --out run --device cuda
     python export_w1.py run/best.pt --out ..                                      # for the node
 
-`--start` is a folder with card.toml (the networks the node has), or a checkpoint; without it
-training begins with noise. `--resume` goes on exactly where ``run/last.pt`` stopped, with the
-recipe in it. `--stop` ends early, as if interrupted there.
+`--start` is a folder with card.toml (the networks the node has), or a checkpoint: of this script,
+or start.pt, which has trained convolutions and leaves the patterns to noise. `--resume` goes on
+exactly where ``run/last.pt`` stopped, with the same recipe. `--stop` ends early, as if interrupted
+there.
 
     frame ──E1──▶ marked ──attack──▶ D1 ──▶ soft bits      wrong bits, unlikeness, discriminator
 

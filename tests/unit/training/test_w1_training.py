@@ -133,6 +133,18 @@ def test_the_shipped_networks_are_undone_exactly(real_frames: np.ndarray) -> Non
     assert np.abs(patterns - np.load(ENGINES / "patterns.npy").reshape(patterns.shape)).max() <= 1
 
 
+def test_training_starts_from_convolutions_without_patterns() -> None:
+    recipe = small()
+    decoder, encoder = networks_of(recipe.model)
+    noise = decoder.patterns.detach().clone()
+    start = shipped.start_from(ENGINES / "train" / "start.pt")
+    running.fit(decoder, start["decoder"])
+    running.fit(encoder, start["encoder"])
+    assert torch.equal(decoder.first.weight, start["decoder"]["first.weight"])
+    assert torch.equal(encoder.strength.net[2].weight, start["encoder"]["strength.net.2.weight"])
+    assert torch.equal(decoder.patterns, noise)
+
+
 def test_a_start_that_is_not_what_the_card_says_is_refused(tmp_path: Path) -> None:
     for name in ("card.toml", "patterns.npy", "d1.onnx", "strength.onnx"):
         (tmp_path / name).write_bytes((ENGINES / name).read_bytes())
