@@ -1,11 +1,15 @@
 # make demo   the main job, from nothing, in about two minutes after set-up
 # make test   every check, from nothing; with root it installs the peers it needs
+# make train-test   the tests of the training scripts, in a .venv-train with torch
 #
-# Both make their own .venv. REQUIRE_PEERS=1 turns a skipped peer test into a failure.
+# The first two make their own .venv. REQUIRE_PEERS=1 turns a skipped peer test into a failure.
+# TORCH names the torch to install: without a GPU, TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TRAIN_VENV := .venv-train
+TORCH ?= torch
 SHELL := /bin/bash
 SOURCES := $(shell find dicom_node engines conf demo -type f ! -name '*.pyc' 2>/dev/null)
 PEERS := storescu storescp echoscu findscu movescu getscu dcmdump dcmconv dciodvfy Orthanc initdb rsyslogd \
@@ -17,7 +21,7 @@ export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: demo test lint types layers unit peers clean
+.PHONY: demo test train-test lint types layers unit peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dicom-node demo
@@ -48,6 +52,17 @@ $(VENV)/.installed: pyproject.toml $(SOURCES)
 	$(BIN)/python -m pip install --quiet '.[dev]'
 	touch $@
 
+# torch is large, so it is no part of `make test`, where these tests are skipped.
+train-test: $(TRAIN_VENV)/.installed
+	$(TRAIN_VENV)/bin/python -m pytest tests/unit/training
+
+$(TRAIN_VENV)/.installed: pyproject.toml $(SOURCES)
+	test -x $(TRAIN_VENV)/bin/pip || $(PYTHON) -m venv --clear $(TRAIN_VENV)
+	$(TRAIN_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(TRAIN_VENV)/bin/python -m pip install --quiet $(TORCH)
+	$(TRAIN_VENV)/bin/python -m pip install --quiet '.[train]' 'pytest>=8.2' 'pytest-timeout>=2.3'
+	touch $@
+
 # What robustness is compared with; without their own dependencies, which we have or do not call.
 $(VENV)/.watermark-peers: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps invisible-watermark blind-watermark
@@ -70,4 +85,4 @@ peers:
 	fi
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TRAIN_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

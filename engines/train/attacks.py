@@ -1,4 +1,7 @@
-"""What happens to a picture between embed and extract: real attacks, on 8-bit pictures."""
+"""What happens to a picture between embed and extract: real attacks, on 8-bit pictures.
+
+`WEAK` is what R1 was trained against, and stays as it was; :mod:`families` is for W1.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +40,6 @@ def median_filter(p: Picture, rng: np.random.Generator) -> Picture:
     return cv2.medianBlur(p, 3)
 
 
-def rescale(p: Picture, rng: np.random.Generator) -> Picture:
-    f = rng.choice([0.35, 0.5, 0.75, 1.5])
-    small = (max(8, int(p.shape[1] * f)), max(8, int(p.shape[0] * f)))
-    return cv2.resize(p, small, interpolation=cv2.INTER_AREA if f < 1 else cv2.INTER_CUBIC)
-
-
 def gamma(p: Picture, rng: np.random.Generator) -> Picture:
     return _float(p, 255 * (p / 255.0) ** rng.choice([0.5, 0.7, 1.4, 2.0]))
 
@@ -57,15 +54,6 @@ def brightness_contrast(p: Picture, rng: np.random.Generator) -> Picture:
     if rng.random() < 0.5:
         return _float(p, p + rng.uniform(-50, 50))
     return _float(p, 127.5 + (p - 127.5) * rng.uniform(0.6, 1.5))
-
-
-def gaussian_noise(p: Picture, rng: np.random.Generator) -> Picture:
-    sigma = 255 * np.sqrt(rng.choice([0.0002, 0.001, 0.002, 0.005]))
-    return _float(p, p + sigma * rng.standard_normal(p.shape))
-
-
-def speckle(p: Picture, rng: np.random.Generator) -> Picture:
-    return _float(p, p * (1 + 0.1 * rng.standard_normal(p.shape)))
 
 
 def salt_and_pepper(p: Picture, rng: np.random.Generator) -> Picture:
@@ -86,27 +74,8 @@ def shift_scale(p: Picture, rng: np.random.Generator) -> Picture:
     )
 
 
-def blacken(p: Picture, rng: np.random.Generator) -> Picture:
-    """Crop 10-35 % of the area and put the rest back in place."""
-    keep = np.sqrt(1 - rng.uniform(0.1, 0.35))
-    rows, columns = p.shape
-    h, w = int(rows * keep), int(columns * keep)
-    top, left = rng.integers(0, rows - h + 1), rng.integers(0, columns - w + 1)
-    out = np.zeros_like(p)
-    out[top : top + h, left : left + w] = p[top : top + h, left : left + w]
-    return out
-
-
 def plain(p: Picture, rng: np.random.Generator) -> Picture:
     return p
-
-
-TRAINING: tuple[tuple[Attack, float], ...] = (
-    (plain, 1.0), (jpeg, 3.0), (gaussian_blur, 1.0), (mean_filter, 0.7), (median_filter, 1.2),
-    (rescale, 1.2), (gamma, 1.0), (equalise, 1.5), (brightness_contrast, 1.0),
-    (gaussian_noise, 1.2), (speckle, 0.6), (salt_and_pepper, 0.6), (shift_scale, 1.0),
-    (blacken, 0.8),
-)  # fmt: skip
 
 
 def any_noise(p: Picture, rng: np.random.Generator) -> Picture:
@@ -199,11 +168,3 @@ def draw_weak(p: Picture, rng: np.random.Generator) -> Picture:
     if second < 0.22:
         return any_noise(out, rng)
     return misplaced(out, rng) if second < 0.3 else out
-
-
-def draw(p: Picture, rng: np.random.Generator) -> Picture:
-    """Apply one training attack, and in a quarter of the cases JPEG after it."""
-    weights = np.array([w for _, w in TRAINING])
-    attack = TRAINING[rng.choice(len(TRAINING), p=weights / weights.sum())][0]
-    out = attack(p, rng)
-    return jpeg(out, rng, int(rng.integers(60, 95))) if rng.random() < 0.25 else out

@@ -1,6 +1,6 @@
 """Turn a checkpoint of train_r1.py into r1.onnx, and name it on card.toml.
 
-    python export_r1.py run/r1.pt --out ..
+    python export_r1.py r1/last.pt --out ..
 
 Refuses a network that was trained with other patterns than the card's, and one whose ONNX Runtime
 outputs differ from torch's.
@@ -17,6 +17,7 @@ import torch
 from export_w1 import Whitener, export
 from former import digest
 from networks import N, Reader
+from recipe import flat
 from torch import nn
 
 
@@ -26,8 +27,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    state = torch.load(args.checkpoint, weights_only=False)
-    reader = Reader(state["recipe"]["code_bits"])
+    state = torch.load(args.checkpoint, weights_only=True)
+    reader = Reader(flat(state["recipe"])["code_bits"])
     reader.load_state_dict(state["reader"])
     with torch.no_grad():
         own = reader.carrier_patterns().round().to(torch.int8).numpy()

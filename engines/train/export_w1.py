@@ -1,6 +1,6 @@
 """Turn a checkpoint into what the node reads: patterns.npy, strength.onnx, d1.onnx, card.toml.
 
-    python export_w1.py run/last.pt --out ..
+    python export_w1.py run/best.pt --out ..
 
 Refuses to write networks whose ONNX Runtime outputs differ from torch's. R1 reads the patterns it
 was trained with, so new ones leave it behind: train_r1.py and export_r1.py follow.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +18,15 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from former import keep_former
-from networks import AMPLITUDE, GRID, LEVELS, Decoder, Encoder, N
+from networks import AMPLITUDE, GRID, LEVELS, STEPS, Decoder, Encoder, N
+from recipe import flat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 OPSET = 17
-# E1 is trained with three turns. From a cover seen through a blur one does as well, with its own
-# softness (LOG.md); it sets what bits get relative to one another, the node computes how much.
+# E1 was once trained with three turns. From a cover seen through a blur one does as well, with its
+# own softness (LOG.md); it sets what bits get relative to one another, the node computes how much.
+# A checkpoint trained with one turn brings its own.
 LOOP = {"step": [2.0], "softness": [3.5]}
 
 
@@ -109,12 +112,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    state = torch.load(args.checkpoint, weights_only=False)
-    recipe = state["recipe"]
-    decoder = Decoder(recipe["code_bits"])
+    state = torch.load(args.checkpoint, weights_only=True)
+    recipe = flat(state["recipe"])
+    decoder = Decoder(recipe["code_bits"], recipe.get("width", 8))
     decoder.load_state_dict(state["decoder"])
-    encoder = Encoder(decoder)
+    turns = recipe.get("turns", STEPS)
+    encoder = Encoder(decoder, turns)
     encoder.load_state_dict(state["encoder"])
+    loop = LOOP
+    if turns == 1:
+        step, softness = (getattr(encoder, name).tolist() for name in ("step", "softness"))
+        loop = {"step": [round(v, 4) for v in step], "softness": [round(v, 4) for v in softness]}
     with torch.no_grad():
         patterns = decoder.carrier_patterns()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -127,11 +135,22 @@ def main() -> None:
            args.out / "d1.onnx")  # fmt: skip
     grid = Grid(encoder)
     export(grid, grid, (frame,), ["frame"], ["strengths"], args.out / "strength.onnx")
-    write_card(args.out, recipe, state["step"], former)
+    write_card(args.out, state["recipe"], loop, state["step"], former)
 
 
-def write_card(out: Path, recipe: dict, step: int, former: list[str]) -> None:
+def section_lines(name: str, section: dict) -> list[str]:
+    """Return a section of a recipe as lines of TOML."""
+    value = lambda v: json.dumps(list(v) if isinstance(v, tuple) else v)  # noqa: E731
+    return [f"[training.{name}]", *(f"{k} = {value(v)}" for k, v in section.items()), ""]
+
+
+def write_card(out: Path, stored: dict, loop: dict, step: int, former: list[str]) -> None:
     """Write ``card.toml``: shapes, recipe and the SHA-256 of every file."""
+    recipe = flat(stored)
+    kept = {"steps": step, "batch": recipe["batch"], "seed": recipe["seed"]}
+    if "phases" in recipe:  # checkpoints from before there were recipe files
+        kept["phases"] = [list(row) for row in recipe["phases"]]
+    sections = {k: v for k, v in stored.items() if isinstance(v, dict)}
     lines = [
         "# Machine-read model card; MODEL_CARD.md is the one for people. Written by export_w1.py.",
         "[model]",
@@ -142,15 +161,13 @@ def write_card(out: Path, recipe: dict, step: int, former: list[str]) -> None:
         f"grid = {GRID}",
         f"levels = {LEVELS}",
         f"amplitude = {AMPLITUDE}",
-        f"step = {LOOP['step']}",
-        f"softness = {LOOP['softness']}",
+        f"step = {loop['step']}",
+        f"softness = {loop['softness']}",
         "",
         "[training]",
-        f"steps = {step}",
-        f"batch = {recipe['batch']}",
-        f"phases = {[list(row) for row in recipe['phases']]}",
-        f"seed = {recipe['seed']}",
+        *(f"{k} = {v}" for k, v in kept.items()),
         "",
+        *(line for name, section in sections.items() for line in section_lines(name, section)),
         "[files]",
     ]
     for name in ("patterns.npy", "strength.onnx", "d1.onnx"):

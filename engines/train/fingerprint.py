@@ -1,8 +1,8 @@
 """Train the fingerprint: code network F and the comparator that finds what was changed.
 
-    python pack.py --data DATA --out pack.npz                      # once
-    python fingerprint.py --pack pack.npz --out run                # 40 minutes on one core
-    python fingerprint_export.py run/last.pt --data DATA --out ..  # f1.onnx, f1_check.onnx
+    python pack.py --data DATA --out pack.npz                       # once
+    python fingerprint.py recipes/f.toml --pack pack.npz --out f    # 40 minutes on one core
+    python fingerprint_export.py f/last.pt --data DATA --out ..     # f1.onnx, f1_check.onnx
 
     frame before ──F──▶ 16 x 16 cells of 8 bits            (signed, kept)
     frame after ──F's trunk──┐
@@ -15,29 +15,18 @@ tampering. Bits are ordered by use: the first 2, 4 or 6 of a cell do for themsel
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 import cv2
 import fingerprint_pairs as pairs
 import numpy as np
+import recipe as recipes
 import torch
 import torch.nn.functional as F
+from frames import augment, read_pack
 from networks import smooth_noise
+from running import Run, one_cycle, set_rates
 from torch import Tensor, nn
-
-RECIPE = {
-    "bits": 8,  # of a cell
-    "width": 32,
-    "batch": 24,
-    "steps": 3500,
-    "lr": 3e-3,
-    "seed": 1,
-    "few_bits": 0.4,  # share of batches in which only the first 2, 4 or 6 bits are kept
-    "hardest": 0.3,  # weight of the untouched cells that look changed most
-    "steady": 0.05,  # weight of bits that should not flip
-}
-EVERY, LOOK = 250, 500
 
 
 class Trunk(nn.Module):
@@ -91,13 +80,13 @@ def sign(z: Tensor) -> Tensor:
     return soft + (torch.where(z > 0, 1.0, -1.0) - soft).detach()
 
 
-def loss_of(logits: Tensor, marked: Tensor) -> Tensor:
+def loss_of(logits: Tensor, marked: Tensor, hardest_weight: float) -> Tensor:
     """Return the cost: changed and untouched cells weigh the same, the hardest ones more."""
     yes, no = (marked == 1).float(), (marked == 0).float()
     missed = (F.softplus(-logits) * yes).sum() / yes.sum().clamp_min(1)
     alarm = F.softplus(logits) * no
     hardest = alarm.flatten(1).topk(6, 1).values.mean()
-    return missed + alarm.sum() / no.sum() + RECIPE["hardest"] * hardest
+    return missed + alarm.sum() / no.sum() + hardest_weight * hardest
 
 
 def auc(scores: np.ndarray, marked: np.ndarray) -> float:
@@ -120,7 +109,7 @@ def batch(frames, chosen, fields, rng, kind=None):
         near = int(np.clip(i + rng.integers(-12, 13), 0, len(frames) - 1))
         other = near if rng.random() < 0.5 else int(rng.integers(len(frames)))
         plain = kind is not None
-        frame = frames[i] if plain else pairs.augment(frames[i], rng)
+        frame = frames[i] if plain else augment(frames[i], rng, zoomed=0.5)
         donor = frames[other] if plain else np.rot90(frames[other], rng.integers(4))
         made.append(pairs.pair(frame, donor, fields, rng, kind))
     before, after, marked = (np.stack(each) for each in zip(*made, strict=True))
@@ -128,8 +117,9 @@ def batch(frames, chosen, fields, rng, kind=None):
             torch.from_numpy(marked))  # fmt: skip
 
 
-def look(model: Fingerprint, frames: np.ndarray, fields: np.ndarray) -> str:
-    """Return figures over held-out frames: cell AUC by kind of tampering, for 2, 4, 6, 8 bits."""
+def look(model: Fingerprint, frames: np.ndarray, fields: np.ndarray) -> dict[str, dict]:
+    """Return figures over held-out frames: cell AUC by kind of tampering, for 2, 4, 6, 8 bits,
+    and the share found."""
     rng = np.random.default_rng(0)
     untouched, by_kind = [], {}
     model.eval()
@@ -148,81 +138,74 @@ def look(model: Fingerprint, frames: np.ndarray, fields: np.ndarray) -> str:
                 scores.append(torch.stack(rows, 1).numpy()), truth.append(marked.numpy())
             by_kind[kind] = np.concatenate(scores), np.concatenate(truth)
     model.train()
-    out = []
+    out: dict[str, dict] = {}
     for place, kept in enumerate((2, 4, 6, 8)):
         untouched = np.sort(by_kind[""][0][:, place].max((1, 2)))
         limit = untouched[int(np.ceil(0.98 * len(untouched))) - 1]
-        text = f"   {kept} bits:"
+        out[f"{kept} bits"] = {}
         for kind in pairs.TAMPERING:
             score, truth = by_kind[kind][0][:, place], by_kind[kind][1]
             hit = (truth == 1).any((1, 2))
             found = (np.where(truth == 1, score, -99).max((1, 2)) > limit)[hit].mean()
-            text += f" {kind} auc {auc(score, truth):.4f} found {found:.3f}"
-        out.append(text)
-    return "\n".join(out)
+            out[f"{kept} bits"][kind] = [round(auc(score, truth), 4), round(float(found), 3)]
+    return out
 
 
-def train(args: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(RECIPE["seed"])
-    rng = np.random.default_rng(RECIPE["seed"])
-    data = np.load(args.pack)
-    frames, held_out = data["train"], data["test"]
-    sampler = data["weight"] / data["weight"].sum()
-    steps = args.steps or RECIPE["steps"]
-    fields = mark_fields()
-    model = Fingerprint(RECIPE["bits"], RECIPE["width"]).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(model.parameters(), RECIPE["lr"], weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, RECIPE["lr"], total_steps=steps, pct_start=0.1
+def train(recipe: recipes.Fingerprint, args: argparse.Namespace) -> None:
+    run = Run(args.out, recipe.run.seed)
+    steps, rng, bits_of_cell = recipe.run.steps, run.rng, recipe.model.bits
+    pack, fields = read_pack(args.pack), mark_fields()
+    model = Fingerprint(bits_of_cell, recipe.model.width).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(
+        [{"params": list(model.parameters()), "top": recipe.rates.network}], weight_decay=1e-3
     )
-    args.out.mkdir(parents=True, exist_ok=True)
-    first = 0
     if args.resume:
-        state = torch.load(args.out / "last.pt", weights_only=False)
+        state = run.resume()
         model.load_state_dict(state["model"]), optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        first = state["step"]
-        rng = np.random.default_rng(RECIPE["seed"] + first)
-    started, running = time.time(), 0.0
-    for step in range(first, steps):
-        chosen = rng.choice(len(frames), RECIPE["batch"], p=sampler)
-        before, after, marked = batch(frames, chosen, fields, rng)
+    figures: list[tuple[float, float]] = []
+    for step in range(run.first, min(steps, args.stop or steps)):
+        set_rates(optimiser, one_cycle(step, steps))
+        chosen = rng.choice(len(pack.train), recipe.run.batch, p=pack.weight)
+        before, after, marked = batch(pack.train, chosen, fields, rng)
         bits = sign(model.code(model.trunk(before)))
-        if rng.random() < RECIPE["few_bits"]:
+        if rng.random() < recipe.loss.few_bits:
             kept = int(rng.choice([2, 4, 6]))
-            bits = bits * (torch.arange(RECIPE["bits"]) < kept).float()[:, None, None]
+            bits = bits * (torch.arange(bits_of_cell) < kept).float()[:, None, None]
         logits, now = model.changed(bits, after)
         untouched = (marked == 0).float()[:, None]
         flips = (F.relu(0.5 - bits.detach() * now) * untouched).mean()
         even = bits.mean((0, 2, 3)).pow(2).mean()
-        loss = loss_of(logits, marked) + RECIPE["steady"] * (flips + even)
+        loss = loss_of(logits, marked, recipe.loss.hardest) + recipe.loss.steady * (flips + even)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        schedule.step()
-        running = 0.98 * running + 0.02 * loss.item()
-        done = step - first + 1
-        if step % 50 == 0:
-            print(f"{step} loss {running / (1 - 0.98**done):.4f} flips {flips.item():.4f} "
-                  f"{(time.time() - started) / done:.2f} s/step", flush=True)  # fmt: skip
-        if (step + 1) % EVERY == 0 or step + 1 == steps:
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(),
-                     "schedule": schedule.state_dict(), "step": step + 1,
-                     "recipe": {**RECIPE, "steps": steps}}  # fmt: skip
-            torch.save(state, args.out / "last.pt")
-        if (step + 1) % LOOK == 0 or step + 1 == steps:
-            print(f"== {step + 1}\n{look(model, held_out, fields)}", flush=True)
+        figures.append((loss.item(), flips.item()))
+        done = step + 1
+        if done % recipe.run.save_every == 0 or done in (steps, args.stop):
+            means = np.mean(figures, 0).tolist()
+            figures.clear()
+            run.log(done, loss=means[0], flips=means[1], seconds_a_step=run.pace(done))
+            run.save("last.pt", done, model=model, optimiser=optimiser,
+                     recipe=recipes.table(recipe))  # fmt: skip
+        if done % recipe.run.validate_every == 0 or done == steps:
+            run.log(done, validated=True, auc_and_found=look(model, pack.val, fields))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("recipe", type=Path)
     parser.add_argument("--pack", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--stop", type=int, help="end after this step of the recipe's")
     parser.add_argument("--resume", action="store_true")
-    train(parser.parse_args())
+    args = parser.parse_args()
+    recipe = recipes.read(args.recipe, recipes.Fingerprint)
+    if args.resume:
+        recipes.same(recipe, args.out / "last.pt")
+    train(recipe, args)
 
 
 if __name__ == "__main__":

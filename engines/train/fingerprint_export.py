@@ -1,6 +1,6 @@
 """Turn a checkpoint of the fingerprint into what the node reads, and set its thresholds.
 
-    python fingerprint_export.py run/last.pt --data DATA --out ..
+    python fingerprint_export.py f/last.pt --data DATA --out ..
 
 Writes f1.onnx (code of a frame) and f1_check.onnx (what was changed since), refuses to if ONNX
 Runtime computes anything else than torch, and puts ``[fingerprint]`` at the end of card.toml. The
@@ -21,6 +21,7 @@ import onnxruntime as ort
 import torch
 from fingerprint import Fingerprint, mark_fields
 from pack import read
+from recipe import flat
 from torch import Tensor, nn
 
 OPSET = 17
@@ -133,7 +134,7 @@ def write_card(out: Path, state: dict, kept: int, limits: dict[str, float]) -> N
     """Put ``[fingerprint]`` at the end of ``card.toml``, in place of one that is there."""
     card = out / "card.toml"
     above = card.read_text("utf-8").split("\n[fingerprint]")[0].rstrip()
-    recipe = state["recipe"]
+    recipe = flat(state["recipe"])
     files = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in FILES}
     lines = [
         "", "", "[fingerprint]", "# written by train/fingerprint_export.py", f"model = {MODEL}",
@@ -154,8 +155,8 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=8, help="of a cell, that are kept")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    state = torch.load(args.checkpoint, weights_only=False)
-    recipe = state["recipe"]
+    state = torch.load(args.checkpoint, weights_only=True)
+    recipe = flat(state["recipe"])
     model = Fingerprint(recipe["bits"], recipe["width"])
     model.load_state_dict(state["model"])
     coder, check = Coder(model, args.bits).eval(), Check(model, args.bits).eval()

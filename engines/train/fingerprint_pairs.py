@@ -11,6 +11,7 @@ from collections.abc import Callable
 import attacks
 import cv2
 import numpy as np
+from frames import seen
 from numpy.typing import NDArray
 
 SIDE = 256  # of the frames that are processed and changed
@@ -20,21 +21,6 @@ CHANGED, SAME = 0.025, 0.004  # mean change of a cell, display values: from, and
 
 Picture = NDArray[np.uint8]  # (256, 256)
 Tampering = Callable[[Picture, Picture, np.random.Generator], Picture]
-
-
-def augment(frame: Picture, rng: np.random.Generator) -> Picture:
-    """Return another plausible frame: a zoomed part, turned, in another window, with grain."""
-    side = int(SIDE * rng.uniform(0.6, 1.0)) if rng.random() < 0.5 else SIDE
-    top, left = rng.integers(0, SIDE + 1 - side, 2)
-    out = np.rot90(frame[top : top + side, left : left + side], rng.integers(4))
-    if rng.random() < 0.5:
-        out = out[:, ::-1]
-    y = cv2.resize(np.ascontiguousarray(out), (SIDE, SIDE)).astype(np.float32)
-    if rng.random() < 0.4:
-        y = windowed(y, rng)
-    if rng.random() < 0.3:
-        y = y + rng.uniform(0.5, 4) * rng.standard_normal(y.shape, np.float32)
-    return np.clip(np.rint(y), 0, 255).astype(np.uint8)
 
 
 def windowed(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -187,13 +173,6 @@ def labels(before: Picture, after: Picture) -> NDArray[np.int8]:
     change = np.abs(after.astype(np.float32) - before) / 255
     mean = cv2.resize(change, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
     return np.where(mean >= CHANGED, 1, np.where(mean <= SAME, 0, -1)).astype(np.int8)
-
-
-def seen(p: Picture) -> NDArray[np.float32]:
-    """Return a picture of any size as the network sees it, ``(128, 128)``, 0..1."""
-    shrinks = min(p.shape) >= SEEN
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(p.astype(np.float32), (SEEN, SEEN), interpolation=how) / 255
 
 
 def pair(

@@ -21,7 +21,7 @@ N = 128  # side of the picture both networks see
 GRID = 16  # side of the strength grid
 LEVELS = 7  # largest strength
 AMPLITUDE = 31  # largest amplitude
-STEPS = 3  # turns of the closed loop
+STEPS = 3  # turns of the closed loop, where a recipe does not say otherwise
 
 
 def ste_round(x: Tensor) -> Tensor:
@@ -71,7 +71,9 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, patterns: Tensor, norms: Tensor) -> Tensor:
         """Return soft bits ``(batch, K)``; the sign is the bit, the size how sure it is."""
-        return (self.normalised(x) @ patterns.t()) / norms
+        whitened = self.normalised(x).float()
+        with torch.autocast(x.device.type, enabled=False):  # sums over 16,384 samples
+            return (whitened @ patterns.t()) / norms
 
 
 def enlarging(source: int, target: int) -> Tensor:
@@ -175,12 +177,14 @@ def usable(x: Tensor) -> Tensor:
 class Encoder(nn.Module):
     """E1: choose amplitudes and strength for a code word, looking through D1 while doing so."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, turns: int = STEPS, look_blur_px: float = 0.0) -> None:
         super().__init__()
         object.__setattr__(self, "decoder", decoder)  # shared, not owned: saved once
+        self.turns, self.look_blur_px = turns, look_blur_px
         self.strength = Strength()
-        self.step = nn.Parameter(torch.linspace(1.2, 0.6, STEPS))
-        self.softness = nn.Parameter(torch.full((STEPS,), 1.0))
+        one = turns == 1
+        self.step = nn.Parameter(torch.tensor([2.0]) if one else torch.linspace(1.2, 0.6, turns))
+        self.softness = nn.Parameter(torch.full((turns,), 3.5 if one else 1.0))
 
     def forward(
         self,
@@ -195,20 +199,33 @@ class Encoder(nn.Module):
         """Return amplitudes ``(batch, K)`` and strengths ``(batch, 1, 16, 16)``.
 
         `rms` is the budget: the residual's root mean square in display values, ``(batch, 1)``.
-        `cut` trains through the last turn only: a third of the cost.
+        `cut` trains through the last turn only, a third of the cost; where there is but one, not
+        through its look at the cover.
         """
         grid = self.strength(x)
         amplitude = torch.zeros_like(bits)
-        marked = x
-        for turn in range(STEPS):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not (cut and turn < STEPS - 1)):
+        marked = blurred(x, self.look_blur_px) if self.look_blur_px else x
+        last = self.turns - 1
+        learns = torch.is_grad_enabled()
+        for turn in range(self.turns):
+            with torch.set_grad_enabled(learns and not (cut and turn < max(1, last))):
                 soft = bits * self.decoder(marked, patterns, norms)
             need = torch.sigmoid(-soft / self.softness[turn].clamp_min(0.05))
             amplitude = amplitude + self.step[turn] * bits * need
-            if turn < STEPS - 1:
+            if turn < last:
                 marked = (x + residual(amplitude, grid, rms, patterns, x)).clamp(0, 1)
         scale = AMPLITUDE / amplitude.abs().amax(1, keepdim=True).clamp_min(1e-6)
         return ste_round(amplitude * scale), grid
+
+
+def blurred(x: Tensor, sigma: float, reach: int = 3) -> Tensor:
+    """Return frames through a Gaussian blur, as the node looks at a cover."""
+    at = torch.arange(-reach, reach + 1.0, device=x.device)
+    taps = torch.exp(-0.5 * (at / sigma) ** 2)
+    taps = (taps / taps.sum()).view(1, 1, 1, -1)
+    with torch.autocast(x.device.type, enabled=False):
+        y = F.pad(x, (reach,) * 4, mode="reflect")
+        return F.conv2d(F.conv2d(y, taps), taps.mT)
 
 
 def residual(amplitude: Tensor, grid: Tensor, rms: Tensor, patterns: Tensor, x: Tensor) -> Tensor:
@@ -216,7 +233,8 @@ def residual(amplitude: Tensor, grid: Tensor, rms: Tensor, patterns: Tensor, x: 
 
     Nothing is added where `x` is so dark or bright that the node would leave it alone.
     """
-    carrier = (amplitude @ patterns).view(-1, 1, N, N)
+    with torch.autocast(x.device.type, enabled=False):
+        carrier = (amplitude.float() @ patterns).view(-1, 1, N, N)
     limit = 2.6 * carrier.detach().pow(2).mean((1, 2, 3), keepdim=True).sqrt()
     carrier = torch.minimum(torch.maximum(carrier, -limit), limit)
     shaped = carrier * F.interpolate(grid, (N, N), mode="bilinear", align_corners=False)
