@@ -17,6 +17,7 @@ from dicom_node.errors import EngineError
 from dicom_node.inference.base import Float32, Int8, RobustEngine
 from dicom_node.inference.catalogue import Card, load_patterns, patterns_id
 from dicom_node.inference.lanes import DeviceLost, OutOfDeviceMemory
+from dicom_node.inference.sessions import expect
 
 CUDA = "CUDAExecutionProvider"
 _MEMORY_WORDS = ("out of memory", "failed to allocate memory", "bfcarena", "cuda failure 2:")
@@ -37,8 +38,11 @@ class OnnxCudaEngine(RobustEngine):
         self.side, self.code_bits, self.grid = card.side, card.code_bits, card.grid
         self.loop = card.loop
         self._card = card
+        frame, samples = (1, card.side, card.side), (card.side**2,)
         self._whitener = _session(card, "d1.onnx", provider)
+        expect(self._whitener, card.folder / "d1.onnx", frame, samples)
         self._strength = _session(card, "strength.onnx", provider)
+        expect(self._strength, card.folder / "strength.onnx", frame, (card.grid, card.grid))
 
     @cached_property
     def patterns(self) -> Int8:
