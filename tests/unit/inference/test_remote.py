@@ -249,6 +249,21 @@ LIARS: dict[str, Callable[[socket.socket], None]] = {
 }
 
 
+REASONS = {
+    "another protocol": "no welcome of ours",
+    "another version": "version 9.9 instead of",
+    "another model": "model 0000000000000000 instead of",
+    "refuses": "too many",
+    "batches of none": "no welcome of ours",
+    "batches of all": "no welcome of ours",
+    "another's answer": "asked was",
+    "another network": "asked was",
+    "too many": "asked was",
+    "half an answer": "broke off",
+    "failed": "could not answer",
+}
+
+
 @pytest.mark.parametrize("talk", LIARS.values(), ids=LIARS)
 def test_whatever_listens_there_instead_costs_a_worker_nothing(
     tmp_path: Path, own: OnnxEngine, talk: Callable[[socket.socket], None],
@@ -263,6 +278,8 @@ def test_whatever_listens_there_instead_costs_a_worker_nothing(
             assert answers_as_own(engine, own)
             sleep(0.05)
     assert [line["event"] for line in said] == ["inference_not_used"]
+    [words] = [each for name, each in REASONS.items() if talk is LIARS[name]] or [""]
+    assert words in said[0]["reason"]
 
 
 def test_one_that_does_not_do_is_asked_less_and_less_often(

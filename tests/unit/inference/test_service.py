@@ -200,7 +200,7 @@ NONSENSE = {
     "another protocol": b"GET / HTTP/1.1\r\nHost: node\r\n" + bytes(80),
     "no such network": HELLO + question(3, 1) + PIXELS,
     "no frames": HELLO + question(0, 0),
-    "too many frames": HELLO + question(0, 9) + PIXELS,
+    "too many frames": HELLO + question(0, 9) + PIXELS * 9,
     "far too many": HELLO + question(0, 65535) + PIXELS,
     "half a question": HELLO + question(0, 1)[:3],
     "half a frame": HELLO + question(0, 1) + PIXELS[:-1],
