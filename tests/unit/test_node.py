@@ -159,6 +159,9 @@ def test_every_role_has_a_systemd_unit_and_the_target_wants_it() -> None:
         shut = "PrivateNetwork=yes" if role == "mark" else f"{keys}=-/var/lib/dicom-node/keys"
         assert shut in unit
         assert ("PrivateNetwork=yes" in unit) == (role in ("infer", "mark"))
+        # Who runs networks may reach a GPU, which ProtectClock alone would hide on older systemd.
+        assert ("DeviceAllow=char-nvidia* rw" in unit) == (role in ("infer", "mark"))
+        assert ("PrivateDevices=yes" in unit) == (role not in ("infer", "mark"))
 
 
 def test_no_copy_is_made_for_a_destination_that_takes_nothing_we_can_write(

@@ -196,17 +196,19 @@ def test_one_that_goes_wrong_later_is_found_out(
     assert "out of tolerance" in lost["reason"]
 
 
-def test_frames_that_lie_are_answered_as_wrong_by_no_check_harm_no_restoration(
-    tmp_path: Path, own: OnnxEngine
+@pytest.mark.parametrize("off", [0.25, 8.0, -8.0])
+def test_strengths_that_no_network_gives_are_found_out_at_once(
+    tmp_path: Path, own: OnnxEngine, off: float
 ) -> None:
-    """What is left undetected for a while only chooses; see test_restoration."""
     inner = Altered(lambda rows: rows)
-    with serving(tmp_path / "0", inner):
+    with capture_logs() as said, serving(tmp_path / "0", inner):
         engine = RemoteEngine([tmp_path / "0"], own, CARD)
         engine.settle()
-        inner.rounding = lambda rows: np.rint(np.clip(rows, 0, 7))
-        assert engine.strengths(FRAMES).max() <= 7
-        engine.close()
+        inner.rounding = lambda rows: rows + np.float32(off)
+        np.testing.assert_array_equal(engine.strengths(FRAMES), own.strengths(FRAMES))
+        assert engine.name == "onnx"
+    [lost] = [line for line in said if line["event"] == "inference_lost"]
+    assert "no whole numbers from 0 to 7" in lost["reason"]
 
 
 def welcome(**other: object) -> Welcome:
