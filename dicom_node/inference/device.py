@@ -111,6 +111,8 @@ class DeviceMarking:
     ----------
     engine
         Runs D1 and the strength network; its loop has one turn.
+    provider
+        Of ONNX Runtime, that runs the graphs; None: the CPU, on one thread.
 
     Raises
     ------
@@ -118,14 +120,16 @@ class DeviceMarking:
         A graph is not what its card says, or the model is of another shape than the graphs.
     """
 
-    def __init__(self, engine: RobustEngine, where: Path | None = None) -> None:
+    def __init__(
+        self, engine: RobustEngine, where: Path | None = None, *, provider: str | None = None
+    ) -> None:
         if (engine.side, engine.code_bits, engine.grid) != (128, 160, 16):
             raise EngineError("the device's graphs are for 128 x 128, 160 bits and 16 x 16 cells")
         if len(engine.loop.step) != 1:
             raise EngineError(f"the device's graphs know one turn, not {len(engine.loop.step)}")
         self._engine = engine
-        self._choose = _opened(CHOOSE, where)
-        self._put_on = _opened(PUT_ON, where)
+        self._choose = _opened(CHOOSE, where, provider)
+        self._put_on = _opened(PUT_ON, where, provider)
 
     @cached_property
     def _patterns(self) -> Float32:
@@ -293,8 +297,13 @@ def blurs(side: int, sigmas: tuple[float, float] | None) -> tuple[Float32, Float
     return rows, np.ascontiguousarray(columns.T)
 
 
-def _opened(file: str, where: Path | None) -> ort.InferenceSession:
-    return open_session(_checked(file, where))
+def _opened(file: str, where: Path | None, provider: str | None) -> ort.InferenceSession:
+    path = _checked(file, where)
+    if provider is None:
+        return open_session(path)
+    from dicom_node.inference.onnx_cuda import open_on
+
+    return open_on(path, provider)
 
 
 def _checked(file: str, where: Path | None) -> Path:

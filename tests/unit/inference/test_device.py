@@ -1,6 +1,7 @@
 """E1's loop, synthesis and sum as graphs: the sum is the CPU's to the last bit, the choice nearly.
 
-Run in ONNX Runtime, compiled in TensorRT for RTX; no GPU has run them.
+Run in ONNX Runtime, compiled in TensorRT for RTX; no GPU has run them. Whoever has one:
+``DICOM_NODE_PROVIDER=CUDAExecutionProvider pytest tests/unit/inference/test_device.py``.
 """
 
 from __future__ import annotations
@@ -42,13 +43,14 @@ GREY = [
     ROOT / "demo" / name
     for name in ("mr_brain/brain_012.dcm", "mr_brain/brain_015.dcm", "cr_hand/hand.dcm")
 ]
+PROVIDER = os.environ.get("DICOM_NODE_PROVIDER", "CPUExecutionProvider")
 ENGINE = OnnxEngine(catalogue.read_card())
 NO_PADDING = np.array([[1, 0]], np.int32)
 
 
-@pytest.fixture(scope="module")
-def marking() -> DeviceMarking:
-    return DeviceMarking(ENGINE)
+@pytest.fixture(scope="module", params=[None, PROVIDER], ids=["plain", "named"])
+def marking(request: pytest.FixtureRequest) -> DeviceMarking:
+    return DeviceMarking(ENGINE, provider=request.param)
 
 
 def residuals(records: list[RobustRecord]) -> Residuals:
@@ -299,6 +301,11 @@ def test_a_graph_that_is_not_the_cards_is_refused(altered: Path, file: str) -> N
     (altered / "device" / "card.toml").unlink()
     with pytest.raises(EngineError, match="unreadable or incomplete"):
         DeviceMarking(ENGINE, altered)
+
+
+def test_a_provider_that_is_not_here_is_refused_and_not_replaced_by_the_cpu() -> None:
+    with pytest.raises(EngineError, match="this ONNX Runtime has no TensorrtExecutionProvider"):
+        DeviceMarking(ENGINE, provider="TensorrtExecutionProvider")
 
 
 def test_a_model_of_another_shape_or_with_more_turns_is_refused() -> None:
