@@ -134,9 +134,9 @@ class InferenceService:
                 threads = [thread for thread in threads if thread.is_alive()]
         finally:
             self._hang_up()
-            self._batches.close()
-            for thread in threads:
+            for thread in threads:  # what is in hand is answered before the batches end
                 thread.join()
+            self._batches.close()
         if self._broken is not None:
             raise EngineError(f"{self._engine.name}: {self._broken}") from self._broken
 
