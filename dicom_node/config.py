@@ -85,6 +85,15 @@ class WatermarkConfig(_Section):
         "auto", description="tensorrt if there is a GPU, else onnx."
     )
     workers: int = Field(0, ge=0, le=256, description="Mark processes; 0 = one per core.")
+    inference: Literal["auto", "off", "cpu"] = Field(
+        "auto",
+        description="A process per GPU that runs the networks for all workers; cpu: without a GPU.",
+    )
+    gpus: int = Field(1, ge=1, le=16, description="Inference processes, one per GPU.")
+    max_batch: int = Field(32, ge=1, le=64, description="Most frames in a batch of theirs.")
+    max_wait_ms: float = Field(
+        1.0, ge=0, le=1000, description="Longest wait for others to share a batch, milliseconds."
+    )
     uid_policy: Literal["keep"] = Field(
         "keep", description="SOP Instance UID of a marked instance."
     )
@@ -94,6 +103,12 @@ class WatermarkConfig(_Section):
     max_pixels: int = Field(
         400_000_000, ge=1, description="Largest frame decoded, pixels; larger is unmarkable."
     )
+
+    @model_validator(mode="after")
+    def _one_backend(self) -> WatermarkConfig:
+        if self.inference == "cpu" and self.engine == "tensorrt":
+            raise ValueError('inference = "cpu" is not engine = "tensorrt"; set inference = "auto"')
+        return self
 
     @field_validator("owner")
     @classmethod

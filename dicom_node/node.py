@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import itertools
 import os
 import shutil
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-ROLES = ("receive", "mark", "forward", "register", "verify")
+ROLES = ("receive", "infer", "mark", "forward", "register", "verify")
+# A machine may have a GPU's packages and no GPU: then it is looked for every five minutes.
+_GPU_BACKOFF_S = 300.0
 
 
 def serve(config: Config, *, only: str | None = None, announce: Callable[[str], None]) -> int:
@@ -31,9 +35,9 @@ def serve(config: Config, *, only: str | None = None, announce: Callable[[str], 
     Parameters
     ----------
     only
-        One of ``receive``, ``mark``, ``forward``, ``forward:NAME``, ``register`` or ``verify``: run
-        just these processes, for a systemd unit each. None: all of them; ``verify`` only where the
-        configuration has a ``[verify]`` section.
+        One of ``receive``, ``infer``, ``mark``, ``forward``, ``forward:NAME``, ``register`` or
+        ``verify``: run just these processes, for a systemd unit each. None: all of them; ``verify``
+        only where the configuration has a ``[verify]`` section.
     announce
         Given the readiness line once every process works and the port accepts.
 
@@ -116,8 +120,20 @@ def roles_of(config: Config, only: str | None = None) -> list[Role]:
             Role(f"receive-{index}", _receive, (config, index), retry_start=True)
             for index in range(config.node.receivers)
         ]
+    inference = inference_processes(config)
+    if kind in ("", "infer"):
+        # Workers mark without it, so nothing waits for it; unless a GPU was insisted on.
+        insists = config.watermark.engine == "tensorrt"
+        roles += [
+            Role(f"infer-{index}", _infer, (config, index), essential=insists,
+                 longest_backoff_s=_GPU_BACKOFF_S)
+            for index in range(inference)
+        ]  # fmt: skip
     if kind in ("", "mark"):
-        roles += [Role(f"mark-{index}", _mark, (config,)) for index in range(mark_workers(config))]
+        roles += [
+            Role(f"mark-{index}", _mark, (config, index, inference))
+            for index in range(mark_workers(config))
+        ]
     if kind in ("", "forward"):
         names = [destination.name for destination in config.destination]
         if name and name not in names:
@@ -145,12 +161,57 @@ def mark_workers(config: Config) -> int:
     return config.watermark.workers or len(os.sched_getaffinity(0))
 
 
+def inference_processes(config: Config) -> int:
+    """Return how many inference processes to run: one per GPU where there may be one, else none.
+
+    Whether a GPU's backend really runs and passes its check, the process finds out; here only
+    packages are looked for, without loading them.
+    """
+    settings = config.watermark
+    if not settings.enabled or settings.inference == "off":
+        return 0
+    if settings.inference == "cpu":
+        return settings.gpus
+    if settings.engine == "onnx" or not (settings.engine == "tensorrt" or _gpu_packages()):
+        return 0
+    return settings.gpus
+
+
+def _gpu_packages() -> bool:
+    if importlib.util.find_spec("pycuda") is not None:
+        return True
+    try:
+        importlib.metadata.distribution("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def gpu_for(index: int, shown: str | None) -> str:
+    """Return what CUDA is to show inference process `index`, of what the node is shown.
+
+    Raises
+    ------
+    ConfigError
+        It is shown fewer than ``watermark.gpus``.
+    """
+    if shown is None:
+        return str(index)
+    several = [each.strip() for each in shown.split(",") if each.strip()]
+    if several and index >= len(several):
+        raise ConfigError(
+            f"watermark.gpus: there is no GPU for inference process {index}, CUDA_VISIBLE_DEVICES"
+            f" = {shown!r}; set watermark.gpus = {len(several)}"
+        )
+    return several[index] if several else ""
+
+
 def readiness_line(config: Config, roles: list[Role]) -> str:
     """Return the line that says what runs now."""
     parts = ["ready:"]
     if any(role.name.startswith("receive") for role in roles):
         parts.append(f"{config.node.ae_title} on {config.node.bind}:{config.node.port},")
-    parts.append(", ".join(role.name for role in roles))
+    parts.append(", ".join(role.name for role in roles) or "nothing to do here")
     return " ".join(parts)
 
 
@@ -204,10 +265,20 @@ def _receive(config: Config, index: int, *, stop: StopEvent, ready: Callable[[],
     run_receiver(config, index, stop, on_ready=lambda _port: ready())
 
 
-def _mark(config: Config, *, stop: StopEvent, ready: Callable[[], None]) -> None:
+def _infer(config: Config, index: int, *, stop: StopEvent, ready: Callable[[], None]) -> None:
+    # Before anything asks CUDA: this process sees one GPU, of those the node was shown.
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu_for(index, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    from dicom_node.inference.service import run_inference
+
+    run_inference(config, index, stop, on_ready=ready)
+
+
+def _mark(
+    config: Config, index: int, inference: int, *, stop: StopEvent, ready: Callable[[], None]
+) -> None:
     from dicom_node.pipeline import run_marker
 
-    run_marker(config, stop, on_ready=ready)
+    run_marker(config, stop, on_ready=ready, index=index, inference=inference)
 
 
 def _forward(config: Config, name: str, *, stop: StopEvent, ready: Callable[[], None]) -> None:

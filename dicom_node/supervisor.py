@@ -52,7 +52,8 @@ class Role:
     calls ``ready()`` when it works and returns soon after `stop` is set. A role that returns by
     itself is started again. With `retry_start`, a failing first start is tried again a few times (a
     port may still be held by the process that was killed before us). One that is not `essential` is
-    not waited for, and tried again for ever: images pass without it.
+    not waited for, and tried again for ever: images pass without it. `longest_backoff_s` is the
+    longest it waits between two tries.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Role:
     args: tuple[Any, ...] = ()
     retry_start: bool = False
     essential: bool = True
+    longest_backoff_s: float = _BACKOFF_MAX_S
 
 
 @dataclass
@@ -175,7 +177,9 @@ class Supervisor:
             child.failures = 0 if fine else child.failures + 1
             delay_s = 0.0
             if child.failures:
-                delay_s = min(_BACKOFF_MAX_S, _BACKOFF_INITIAL_S * 2.0 ** (child.failures - 1))
+                # Bounded before it is raised: failures have no end.
+                doubled_s = _BACKOFF_INITIAL_S * 2.0 ** min(child.failures - 1, 20)
+                delay_s = min(child.role.longest_backoff_s, doubled_s)
             child.start_at = time.monotonic() + delay_s
             code, reason = child.problem or (EXIT_FAILED, "")
             child.problem = None

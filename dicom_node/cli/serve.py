@@ -20,7 +20,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--only",
         metavar="ROLE",
-        help="run one kind of process: receive, mark, forward, or forward:NAME",
+        help="one kind of process: receive, infer, mark, forward, forward:NAME, register, verify",
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition, Thread
@@ -37,17 +39,27 @@ class BatchingEngine(RobustEngine):
         Frames in a batch; a longer question is asked by itself.
     wait_ms
         How long the first question of a batch waits for others.
+    askers
+        How many could be asking now: when all of them wait, nobody else is waited for.
+    steady
+        Every batch is run as `most` frames. A device may choose another kernel, and so round
+        otherwise, for every size: what one is answered must not hang on who else asked.
     """
 
-    def __init__(self, engine: RobustEngine, *, most: int = 32, wait_ms: float = 2.0) -> None:
+    def __init__(
+        self, engine: RobustEngine, *, most: int = 32, wait_ms: float = 2.0,
+        askers: Callable[[], int] = lambda: sys.maxsize, steady: bool = False,
+    ) -> None:  # fmt: skip
         if most < 1 or wait_ms < 0:
             raise EngineError(f"batches of {most} frames after {wait_ms} ms make no sense")
         self.name, self.loop = engine.name, engine.loop
         self.side, self.code_bits, self.grid = engine.side, engine.code_bits, engine.grid
         self._engine, self._most, self._wait_s = engine, most, wait_ms / 1000
+        self._askers, self._steady = askers, steady
         self._waiting: deque[_Question] = deque()
         self._changed = Condition()
         self._open = True
+        self._began: float | None = None
         self._thread = Thread(target=self._serve, name="batching", daemon=True)
         self._thread.start()
 
@@ -66,6 +78,12 @@ class BatchingEngine(RobustEngine):
             self._open = False
             self._changed.notify_all()
         self._thread.join()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the batch on the device has taken so far, 0 if there is none."""
+        began = self._began
+        return 0.0 if began is None else monotonic() - began
 
     @property
     def patterns(self) -> Int8:
@@ -104,9 +122,10 @@ class BatchingEngine(RobustEngine):
 
     def _serve(self) -> None:
         while batch := self._next_batch():
+            self._began = monotonic()
             try:
                 frames = np.concatenate([question.frames for question in batch])
-                whole: Float32 = getattr(self._engine, batch[0].network)(frames)
+                whole: Float32 = self._run(batch[0].network, frames)
             except BaseException as error:  # noqa: BLE001  # whatever it is, the askers get it
                 for question in batch:
                     question.answer.set_exception(error)
@@ -114,6 +133,18 @@ class BatchingEngine(RobustEngine):
                 ends = np.cumsum([len(question.frames) for question in batch])[:-1]
                 for question, own in zip(batch, np.split(whole, ends), strict=True):
                     question.answer.set_result(own)
+            finally:
+                self._began = None
+
+    def _run(self, network: Network, frames: Float32) -> Float32:
+        """Ask the engine; a steady batch is filled up with copies of its first frame."""
+        missing = self._most - len(frames) if self._steady else 0
+        if missing > 0:
+            filled = np.concatenate([frames, np.repeat(frames[:1], missing, axis=0)])
+            answer: Float32 = getattr(self._engine, network)(filled)[: len(frames)]
+        else:
+            answer = getattr(self._engine, network)(frames)
+        return answer
 
     def _next_batch(self) -> list[_Question]:
         """Wait for a batch of one kind of question; empty when closed and all are answered."""
@@ -125,7 +156,7 @@ class BatchingEngine(RobustEngine):
             first = self._waiting[0]
             while self._open and sum(len(q.frames) for q in self._alike(first)) < self._most:
                 left_s = first.due - monotonic()
-                if left_s <= 0:
+                if left_s <= 0 or len(self._waiting) >= self._askers():
                     break
                 self._changed.wait(left_s)
             return self._taken(first)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicom_node.errors import EngineError
 from dicom_node.inference.base import Float32, Int8, RobustEngine
 from dicom_node.inference.catalogue import Card, load_patterns, patterns_id
-from dicom_node.inference.sessions import open_session
+from dicom_node.inference.sessions import expect, open_session
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 
 class OnnxEngine(RobustEngine):
@@ -21,9 +24,9 @@ class OnnxEngine(RobustEngine):
         self.side, self.code_bits, self.grid = card.side, card.code_bits, card.grid
         self.loop = card.loop
         self._card = card
-        self._strength = open_session(card.path("strength.onnx"))
-        self._whitener = open_session(card.path("d1.onnx"))
-        self._expect()
+        frame, samples = (1, card.side, card.side), (card.side**2,)
+        self._strength = _opened(card, "strength.onnx", frame, (card.grid, card.grid))
+        self._whitener = _opened(card, "d1.onnx", frame, samples)
 
     @cached_property
     def patterns(self) -> Int8:
@@ -45,15 +48,11 @@ class OnnxEngine(RobustEngine):
         grids: Float32 = np.rint(self._strength.run(None, {"frame": frames})[0])
         return grids
 
-    def _expect(self) -> None:
-        """Refuse networks of another shape than the card says (EngineError)."""
-        frame = [self.side, self.side]
-        for session in (self._strength, self._whitener):
-            shape = session.get_inputs()[0].shape
-            if shape[-2:] != frame:
-                raise EngineError(
-                    f"{self._card.folder}: a network takes {shape}, the card says {frame}"
-                )
-        width = self._whitener.get_outputs()[0].shape[-1]
-        if width != self.side**2 or self._strength.get_outputs()[0].shape[-1] != self.grid:
-            raise EngineError(f"{self._card.folder}: the networks do not fit their card: reinstall")
+
+def _opened(
+    card: Card, file: str, takes: tuple[int, ...], gives: tuple[int, ...]
+) -> ort.InferenceSession:
+    path = card.path(file)
+    session = open_session(path)
+    expect(session, path, takes, gives)
+    return session

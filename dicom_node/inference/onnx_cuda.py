@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -17,6 +18,7 @@ from dicom_node.errors import EngineError
 from dicom_node.inference.base import Float32, Int8, RobustEngine
 from dicom_node.inference.catalogue import Card, load_patterns, patterns_id
 from dicom_node.inference.lanes import DeviceLost, OutOfDeviceMemory
+from dicom_node.inference.sessions import expect
 
 CUDA = "CUDAExecutionProvider"
 _MEMORY_WORDS = ("out of memory", "failed to allocate memory", "bfcarena", "cuda failure 2:")
@@ -37,8 +39,11 @@ class OnnxCudaEngine(RobustEngine):
         self.side, self.code_bits, self.grid = card.side, card.code_bits, card.grid
         self.loop = card.loop
         self._card = card
-        self._whitener = _session(card, "d1.onnx", provider)
-        self._strength = _session(card, "strength.onnx", provider)
+        frame, samples = (1, card.side, card.side), (card.side**2,)
+        self._whitener = open_on(card.path("d1.onnx"), provider)
+        expect(self._whitener, card.folder / "d1.onnx", frame, samples)
+        self._strength = open_on(card.path("strength.onnx"), provider)
+        expect(self._strength, card.folder / "strength.onnx", frame, (card.grid, card.grid))
 
     @cached_property
     def patterns(self) -> Int8:
@@ -59,7 +64,14 @@ class OnnxCudaEngine(RobustEngine):
         return np.rint(_run(self._strength, frames))
 
 
-def _session(card: Card, file: str, provider: str) -> ort.InferenceSession:
+def open_on(path: Path, provider: str) -> ort.InferenceSession:
+    """Open a network, checked against its card, on `provider` and on no other.
+
+    Raises
+    ------
+    EngineError
+        The provider is not part of this ONNX Runtime, or finds no device; the file is no network.
+    """
     if provider not in ort.get_available_providers():
         raise EngineError(
             f"this ONNX Runtime has no {provider}; in place of onnxruntime install onnxruntime-gpu"
@@ -70,9 +82,10 @@ def _session(card: Card, file: str, provider: str) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    path = card.path(file)
+    # TF32 would halve the digits of what is compared with the CPU.
+    asked = (provider, {"use_tf32": "0"}) if provider == CUDA else provider
     try:
-        session = ort.InferenceSession(str(path), options, providers=[provider])
+        session = ort.InferenceSession(str(path), options, providers=[asked])
     except Exception as error:  # onnxruntime raises its own, undocumented classes
         raise _ours(f"{path}: ONNX Runtime cannot load it", error) from error
     if provider not in session.get_providers():

@@ -47,6 +47,38 @@ def open_engine(choice: str = "auto", where: Path | None = None) -> RobustEngine
     reference = OnnxEngine(card)
     if choice == "onnx":
         return reference
+    engine, reasons = _best(choice, card, reference)
+    if engine is not None:
+        return ResilientEngine(engine, reference)
+    if choice != "auto":
+        why = "; ".join(reasons) or "no such backend"
+        raise EngineError(f'{why}; set engine = "onnx" or "auto"')
+    if reasons:
+        _log.info("backend_chosen", engine=reference.name, instead_of=reasons)
+    return reference
+
+
+def open_accelerated(choice: str, card: Card) -> RobustEngine:
+    """Return the best backend that `choice` allows and that passes its check, with no spare.
+
+    Raises
+    ------
+    EngineError
+        There is none; says why not, one after another.
+    """
+    from dicom_node.inference.onnx import OnnxEngine
+
+    engine, reasons = _best(choice, card, OnnxEngine(card))
+    if engine is None:
+        why = "; ".join(reasons) or "no GPU backend is installed"
+        raise EngineError(f'{why}; set watermark.inference = "off"')
+    return engine
+
+
+def _best(
+    choice: str, card: Card, reference: RobustEngine
+) -> tuple[RobustEngine | None, list[str]]:
+    """Return the first backend that passes its check, else None and why each does not."""
     reasons = []
     for name, opener in _accelerated(choice):
         try:
@@ -55,13 +87,8 @@ def open_engine(choice: str = "auto", where: Path | None = None) -> RobustEngine
             reasons.append(f"{name}: {error}")
         else:
             _log.info("backend_chosen", engine=engine.name)
-            return ResilientEngine(engine, reference)
-    if choice != "auto":
-        why = "; ".join(reasons) or "no such backend"
-        raise EngineError(f'{why}; set engine = "onnx" or "auto"')
-    if reasons:
-        _log.info("backend_chosen", engine=reference.name, instead_of=reasons)
-    return reference
+            return engine, []
+    return None, reasons
 
 
 def passing(opener: Opener, card: Card, reference: RobustEngine) -> RobustEngine:

@@ -136,15 +136,19 @@ def read_plan(path: Path, key: PlanKey) -> Compiled:
     return compiled
 
 
-def plan_for(key: PlanKey, build: Callable[[], Compiled], folder: Path | None = None) -> Compiled:
+def plan_for(
+    key: PlanKey, build: Callable[[], Compiled], folder: Path | None = None, *,
+    afresh: bool = False,
+) -> Compiled:  # fmt: skip
     """Return the plan for `key` from the cache; build it and keep it where it is not there.
 
     A plan built elsewhere for any GPU of the compute capability serves as well. A file that is
-    refused is built anew and replaced; a cache that cannot be written costs only time.
+    refused is built anew and replaced; a cache that cannot be written costs only time. With
+    `afresh` what is in the cache is not looked at.
     """
     folder = folder or cache_folder()
     anywhere = PlanKey(**{**asdict(key), "gpu": ANY_GPU})
-    for wanted in dict.fromkeys((key, anywhere)):
+    for wanted in () if afresh else dict.fromkeys((key, anywhere)):
         path = folder / wanted.file
         if not path.exists():
             continue

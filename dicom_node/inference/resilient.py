@@ -17,16 +17,16 @@ Ask = Callable[[Float32], Float32]
 
 
 class ResilientEngine(RobustEngine):
-    """`primary` for as long as its device answers, then `spare` for good.
+    """`primary` for as long as its device answers, then `spare` for good; without one, DeviceLost.
 
     A batch that is too large for the device is asked again in halves; one that the device was lost
     over is asked of the spare. Either way the caller sees an answer for every frame, in order.
     E1's loop asks for one pass at a time, so a loop that began on the device ends on the spare.
     """
 
-    def __init__(self, primary: RobustEngine, spare: RobustEngine) -> None:
-        self.side, self.code_bits, self.grid = spare.side, spare.code_bits, spare.grid
-        self.loop = spare.loop
+    def __init__(self, primary: RobustEngine, spare: RobustEngine | None) -> None:
+        self.side, self.code_bits, self.grid = primary.side, primary.code_bits, primary.grid
+        self.loop = primary.loop
         self._engine, self._spare = primary, spare
         self._most = sys.maxsize
         self._lock = Lock()
@@ -39,12 +39,12 @@ class ResilientEngine(RobustEngine):
     @property
     def patterns(self) -> Int8:
         """Carrier patterns, see `RobustEngine`."""
-        return self._spare.patterns
+        return (self._spare or self._engine).patterns
 
     @property
     def model_id(self) -> bytes:
         """Which patterns a record refers to."""
-        return self._spare.model_id
+        return (self._spare or self._engine).model_id
 
     def whiten(self, frames: Float32) -> Float32:
         """Run D1's whitener, see `RobustEngine`."""
@@ -87,6 +87,8 @@ class ResilientEngine(RobustEngine):
                     _log.warning("batch_halved", engine=engine.name, frames=self._most,
                                  reason=str(error))  # fmt: skip
                 return
+            if self._spare is None:
+                raise DeviceLost(f"{engine.name}: {error}") from error
             self._engine = self._spare
             _log.error("device_lost", engine=engine.name, instead=self._spare.name,
                        reason=str(error))  # fmt: skip

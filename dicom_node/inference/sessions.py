@@ -37,3 +37,28 @@ def open_session(path: Path) -> ort.InferenceSession:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own, undocumented classes
         raise EngineError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+
+
+def expect(
+    session: ort.InferenceSession, path: Path, takes: tuple[int, ...], gives: tuple[int, ...]
+) -> None:
+    """Refuse a network that does not turn ``frame (batch, *takes)`` into ``(batch, *gives)``.
+
+    Raises
+    ------
+    EngineError
+        Another shape, another name, or a batch axis of one size only.
+    """
+    inputs = {each.name: _told(each) for each in session.get_inputs()}
+    outputs = [_told(each) for each in session.get_outputs()]
+    if inputs != {"frame": (None, *takes)} or outputs != [(None, *gives)]:
+        raise EngineError(
+            f"{path}: takes {inputs} and gives {outputs}, the card says frame {takes} and {gives}"
+            " of any batch; the networks do not fit their card: reinstall"
+        )
+
+
+def _told(each: ort.NodeArg) -> tuple[object, ...]:
+    """Return a shape; None for an axis of any size, the type in front if it is not float."""
+    shape = tuple(axis if isinstance(axis, int) else None for axis in each.shape)
+    return shape if each.type == "tensor(float)" else (each.type, *shape)

@@ -9,10 +9,12 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
+import structlog
 
 from dicom_node.errors import EngineError
 from dicom_node.inference.base import Float32, Int8, RobustEngine
 from dicom_node.inference.catalogue import Card, load_patterns, patterns_id
+from dicom_node.inference.lanes import OutOfDeviceMemory
 from dicom_node.inference.plans import ANY_GPU, PlanKey, cache_folder, plan_for, write_plan
 from dicom_node.inference.tensorrt_compiler import (
     PRECISIONS,
@@ -22,6 +24,8 @@ from dicom_node.inference.tensorrt_compiler import (
     compile_plan,
     runtime_name,
 )
+
+_log = structlog.get_logger(__name__)
 
 BATCHES = Batches()
 WHITENER, STRENGTH = "d1.onnx", "strength.onnx"
@@ -98,8 +102,16 @@ def open_tensorrt(card: Card, precision: Precision) -> TensorRtEngine:
     networks = {}
     for file in NETWORKS:
         key = plan_key(card, file, precision, gpu.name, gpu.capability)
-        compiled = plan_for(key, partial(compile_network, card, key))
-        networks[file] = gpu.load(compiled, constants[file], key.most)
+        build = partial(compile_network, card, key)
+        try:
+            networks[file] = gpu.load(plan_for(key, build), constants[file], key.most)
+        except OutOfDeviceMemory:
+            raise
+        except EngineError as error:
+            # The cache says it is ours, TensorRT says no: of another driver, perhaps.
+            _log.warning("plan_refused", reason=str(error))
+            compiled = plan_for(key, build, afresh=True)
+            networks[file] = gpu.load(compiled, constants[file], key.most)
     return TensorRtEngine(card, networks, precision)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,9 @@ PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32")  # the faster first
 RECIPE = 1  # counts up whenever another plan would come out of the same network
 RUNTIMES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 _KEPT_MESSAGES = 20
+
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 class Batches(NamedTuple):
@@ -116,7 +120,7 @@ def logger(messages: Messages) -> Any:
 
 def compile_plan(
     model: Path, precision: Precision, batches: Batches, capability: str,
-    *, correlate_bits: int = 0,
+    *, correlate_bits: int = 0, profiles: Mapping[str, Shapes] | None = None,
 ) -> Compiled:  # fmt: skip
     """Compile the network in `model`.
 
@@ -129,6 +133,8 @@ def compile_plan(
     correlate_bits
         Number of carrier patterns that the network's output is also to be correlated with, on the
         device: input ``patterns (bits, samples)`` of unit norm, output ``soft (batch, bits)``.
+    profiles
+        Least, usual and most of every input, for a network that is dynamic beyond its batch.
 
     Raises
     ------
@@ -151,7 +157,10 @@ def compile_plan(
     kept = _halve_convolutions(trt, network) if precision == "fp16" else []
     if correlate_bits:
         _add_correlators(trt, network, model, correlate_bits, precision)
-    profile = _profile(builder, network, model, batches)
+    if profiles is None:
+        profile = _profile(builder, network, model, batches)
+    else:
+        profile = _profile_of(builder, network, model, profiles)
     config = _configuration(trt, builder, profile, precision, capability)
     plan = builder.build_serialized_network(network, config)
     del kept  # TensorRT refers to the halved weights until the plan is made
@@ -179,6 +188,21 @@ def _profile(builder: Any, network: Any, model: Path, batches: Batches) -> Any:
         dynamic += 1
     if not dynamic:
         raise EngineError(f"{model}: no input has a batch axis; export it with one")
+    return profile
+
+
+def _profile_of(
+    builder: Any, network: Any, model: Path, profiles: Mapping[str, Shapes]
+) -> Any:  # fmt: skip
+    """Return the profile that was named for every input (EngineError where one is missing)."""
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if -1 not in tuple(tensor.shape):
+            continue
+        if tensor.name not in profiles:
+            raise EngineError(f"{model}: nobody says how large input {tensor.name} may be")
+        profile.set_shape(tensor.name, *profiles[tensor.name])
     return profile
 
 

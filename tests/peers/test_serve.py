@@ -178,7 +178,7 @@ def test_one_kind_of_process_can_run_by_itself(serve: Serve, folder: Path, dcmtk
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--only", "paint"], "receive, mark, forward, register, verify, or forward:NAME"),
+        (["--only", "paint"], "receive, infer, mark, forward, register, verify, or forward:NAME"),
         (["--only", "forward:moon"], "no [[destination]] has this name; known: pacs"),
     ],
 )

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import structlog
 
+from dicom_node import node
 from dicom_node.config import Config, parse
 from dicom_node.errors import ConfigError, SpoolFull
 from dicom_node.keys import KeyRing
 from dicom_node.node import (
     ROLES,
     _reclaim,
+    gpu_for,
     mark_workers,
     readiness_line,
     roles_of,
@@ -57,6 +59,42 @@ def test_images_flow_without_registry_and_verification(config: Config) -> None:
     inessential = {role.name for role in roles_of(config) if not role.essential}
     assert inessential == {"register"}
     assert not roles_of(config, "verify")[0].essential
+
+
+def test_inference_processes_run_where_there_may_be_a_gpu_and_nothing_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def infer(settings: str) -> list[tuple[str, bool]]:
+        roles = roles_of(parse(f"[watermark]\nworkers = 2\ngpus = 2\n{settings}", "test"))
+        found = [(role.name, role.essential) for role in roles if role.name.startswith("infer-")]
+        workers = [role.args for role in roles if role.name.startswith("mark-")]
+        assert [args[1] for args in workers] == list(range(len(workers)))
+        assert {args[2] for args in workers} == {len(found)}, "workers look for what does not run"
+        return found
+
+    both, insisted = ([(f"infer-{at}", essential) for at in (0, 1)] for essential in (False, True))
+    for packages in (False, True):
+        monkeypatch.setattr(node, "_gpu_packages", lambda found=packages: found)
+        assert infer("") == (both if packages else [])
+        assert infer('inference = "cpu"\n') == both
+        assert infer('inference = "cpu"\nengine = "onnx"\n') == both
+        assert infer('inference = "off"\n') == infer('engine = "onnx"\n') == []
+        assert infer('engine = "tensorrt"\n') == insisted
+        assert infer('inference = "cpu"\nenabled = false\n') == []
+
+
+def test_each_inference_process_sees_one_gpu_of_those_the_node_was_shown() -> None:
+    assert [gpu_for(index, None) for index in range(3)] == ["0", "1", "2"]
+    assert [gpu_for(index, "2, GPU-8932f937") for index in range(2)] == ["2", "GPU-8932f937"]
+    assert gpu_for(0, "") == "", "a GPU that was hidden stays hidden"
+    with pytest.raises(ConfigError, match=r"set watermark\.gpus = 1"):
+        gpu_for(1, "3")
+
+
+def test_only_infer_with_nothing_to_do_waits_quietly() -> None:
+    roles = roles_of(parse('[watermark]\ninference = "off"\n', "test"), "infer")
+    assert roles == []
+    assert readiness_line(Config(), roles) == "ready: nothing to do here"
 
 
 @pytest.mark.parametrize("only", ["paint", "mark:pacs", "forward:moon", ""])
@@ -120,6 +158,10 @@ def test_every_role_has_a_systemd_unit_and_the_target_wants_it() -> None:
         keys = "ReadOnlyPaths" if role in ("register", "verify") else "InaccessiblePaths"
         shut = "PrivateNetwork=yes" if role == "mark" else f"{keys}=-/var/lib/dicom-node/keys"
         assert shut in unit
+        assert ("PrivateNetwork=yes" in unit) == (role in ("infer", "mark"))
+        # Who runs networks may reach a GPU, which ProtectClock alone would hide on older systemd.
+        assert ("DeviceAllow=char-nvidia* rw" in unit) == (role in ("infer", "mark"))
+        assert ("PrivateDevices=yes" in unit) == (role not in ("infer", "mark"))
 
 
 def test_no_copy_is_made_for_a_destination_that_takes_nothing_we_can_write(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from dicom_node.errors import ConfigError, SpoolError
 from dicom_node.supervisor import Role, StopEvent, Supervisor
@@ -132,6 +133,25 @@ def test_an_inessential_role_that_cannot_start_delays_nothing_and_ends_nothing(
     watcher.join()
     assert announced == [True]
     assert len(pids(tmp_path)) == 1
+
+
+def test_a_role_may_be_tried_again_less_often_than_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicom_node.supervisor._BACKOFF_INITIAL_S", 0.02)
+    often = Role("often", refuse, essential=False, longest_backoff_s=0.04)
+    seldom = Role("seldom", refuse, essential=False, longest_backoff_s=60.0)
+
+    def delays(role: str) -> list[float]:
+        ended = [line for line in said if line["event"] == "process_ended"]
+        return [line["restart_in_s"] for line in ended if line["role"] == role]
+
+    with structlog.testing.capture_logs() as said:
+        watcher = when(lambda: min(len(delays("often")), len(delays("seldom"))) >= 4, end, 60.0)
+        assert supervise(Role("a", tell, (tmp_path,)), often, seldom).run() == 0
+        watcher.join()
+    assert delays("often")[:4] == [0.02, 0.04, 0.04, 0.04]
+    assert delays("seldom")[:4] == [0.02, 0.04, 0.08, 0.16]
 
 
 def test_an_inessential_role_on_its_own_still_says_that_it_cannot_start() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,13 @@ import pytest
 
 from dicom_node.errors import EngineError
 from dicom_node.inference import catalogue, check_engines, list_engines, open_engine
+from dicom_node.inference.onnx import OnnxEngine
+from dicom_node.inference.onnx_cuda import OnnxCudaEngine
+
+
+def cuda(card: catalogue.Card) -> OnnxCudaEngine:
+    """Open the third backend on the provider that is here."""
+    return OnnxCudaEngine(card, "CPUExecutionProvider")
 
 
 @pytest.fixture
@@ -73,6 +81,42 @@ def test_a_network_of_another_shape_is_refused(installed: Path) -> None:
     _reseal(installed, "d1.onnx")
     with pytest.raises(EngineError, match="do not fit their card"):
         open_engine("onnx", installed)
+
+
+@pytest.mark.parametrize("opened", [OnnxEngine, cuda], ids=["onnx", "cuda"])
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("strength.onnx", b"\x12\x05batch", b"\x08\x81\x80\x80\x80\x80\x00"),  # one frame only
+        ("d1.onnx", b"\x12\x05batch", b"\x08\x81\x80\x80\x80\x80\x00"),
+        ("strength.onnx", b"frame", b"image"),  # another name
+        ("d1.onnx", b"frame", b"image"),
+    ],
+)
+def test_a_network_of_one_batch_or_another_input_is_refused_when_it_is_opened(
+    installed: Path, opened: Callable[[catalogue.Card], object], name: str, before: bytes,
+    after: bytes,
+) -> None:  # fmt: skip
+    blob = (installed / name).read_bytes()
+    assert before in blob
+    (installed / name).write_bytes(blob.replace(before, after))
+    _reseal(installed, name)
+    with pytest.raises(EngineError, match=f"{name}: .*(do not fit their card|cannot load)"):
+        opened(catalogue.read_card(installed))
+
+
+@pytest.mark.parametrize("opened", [OnnxEngine, cuda], ids=["onnx", "cuda"])
+@pytest.mark.parametrize("name", ["strength.onnx", "d1.onnx"])
+def test_every_backend_refuses_a_network_of_another_shape_or_of_other_bytes(
+    installed: Path, opened: Callable[[catalogue.Card], object], name: str
+) -> None:
+    [other] = {"strength.onnx", "d1.onnx"} - {name}
+    shutil.copy(installed / other, installed / name)
+    with pytest.raises(EngineError, match=f"{name}.*altered or damaged"):
+        opened(catalogue.read_card(installed))
+    _reseal(installed, name)
+    with pytest.raises(EngineError, match=f"{name}: .*do not fit their card"):
+        opened(catalogue.read_card(installed))
 
 
 def test_what_is_no_network_at_all_is_refused(installed: Path) -> None:

@@ -16,7 +16,15 @@ from emulated_gpu import Driver, GraphDriver, Runtime
 from structlog.testing import capture_logs
 
 from dicom_node.errors import EngineError
-from dicom_node.inference import catalogue, cuda_graph, gpu, opening, tensorrt, tensorrt_compiler
+from dicom_node.inference import (
+    catalogue,
+    cuda_graph,
+    gpu,
+    opening,
+    plans,
+    tensorrt,
+    tensorrt_compiler,
+)
 from dicom_node.inference.lanes import DeviceLost, OutOfDeviceMemory
 from dicom_node.inference.onnx import OnnxEngine
 from dicom_node.inference.resilient import ResilientEngine
@@ -156,6 +164,51 @@ def test_a_plan_that_tensorrt_refuses_is_said_so(emulation: Emulation) -> None:
     stranger = replace(plan_of(tensorrt.STRENGTH, "fp32"), plan=b"another version's")
     with pytest.raises(EngineError, match=r"Emulated L4: the plan cannot be loaded.*version"):
         gpu.Gpu().load(stranger, {}, MOST)
+
+
+def test_a_plan_in_the_cache_that_tensorrt_refuses_is_built_anew_and_replaced(
+    emulation: Emulation, reference: OnnxEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an update of the driver: what the cache keeps is right, but for another one."""
+    card, built = catalogue.read_card(), []
+
+    def build(card: catalogue.Card, key: tensorrt.PlanKey) -> Compiled:
+        built.append(key.network)
+        return plan_of(key.network, key.precision)
+
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(tensorrt, "runtime_name", lambda: "emulated 1.0")
+    monkeypatch.setattr(tensorrt, "compile_network", build)
+    monkeypatch.setattr(tensorrt, "BATCHES", tensorrt_compiler.Batches(1, 2, MOST))
+    key = tensorrt.plan_key(card, tensorrt.STRENGTH, "fp16", "Emulated L4", "SM89")
+    stranger = replace(plan_of(tensorrt.STRENGTH, "fp16"), plan=b"another driver's")
+    plans.write_plan(plans.cache_folder() / key.file, key, stranger)
+    with capture_logs() as said:
+        engine = tensorrt.open_tensorrt(card, "fp16")
+    assert [line["event"] for line in said] == ["plan_refused"]
+    assert "another version" in said[0]["reason"]
+    np.testing.assert_array_equal(engine.strengths(FRAMES), reference.strengths(FRAMES))
+    with capture_logs() as said:
+        tensorrt.open_tensorrt(card, "fp16")
+    assert said == []
+    assert sorted(built) == sorted(tensorrt.NETWORKS)
+
+
+def test_a_plan_that_no_building_anew_helps_is_an_error_and_not_a_loop(
+    emulation: Emulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+
+    def build(card: catalogue.Card, key: tensorrt.PlanKey) -> Compiled:
+        built.append(key.network)
+        return replace(plan_of(key.network, key.precision), plan=b"never known")
+
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(tensorrt, "runtime_name", lambda: "emulated 1.0")
+    monkeypatch.setattr(tensorrt, "compile_network", build)
+    with pytest.raises(EngineError, match="the plan cannot be loaded"):
+        tensorrt.open_tensorrt(catalogue.read_card(), "fp16")
+    assert len(built) == 2
 
 
 def test_a_plan_that_is_not_what_its_header_says_is_refused(emulation: Emulation) -> None:

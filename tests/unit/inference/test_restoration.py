@@ -12,12 +12,14 @@ import numpy as np
 import pydicom
 import pytest
 from cpu_lanes import Device, engine_on
+from inference_processes import Altered, serving
 
 from dicom_node.config import WatermarkConfig
 from dicom_node.inference.base import Float32, RobustEngine
 from dicom_node.inference.catalogue import read_card
 from dicom_node.inference.lanes import DeviceLost
 from dicom_node.inference.onnx import OnnxEngine
+from dicom_node.inference.remote import RemoteEngine
 from dicom_node.inference.resilient import ResilientEngine
 from dicom_node.keys import KeyRing
 from dicom_node.marking import Marker, restore
@@ -90,6 +92,39 @@ def test_what_one_backend_marked_another_reads_and_takes_off_exactly(
         assert check_instance(out, ring, ENGINES[other]()).verdict == "authentic"
     restored = restore(out, tmp_path / "back.dcm", ring)
     assert restored.exact, restored.reason
+    assert np.array_equal(pydicom.dcmread(tmp_path / "back.dcm").pixel_array, original)
+
+
+class WildHalf(Altered):
+    """An inference process that does its check well and then chooses nonsense in range."""
+
+    asked = 0
+
+    def strengths(self, frames: Float32) -> Float32:
+        self.asked += 1
+        if self.asked == 1:
+            return super().strengths(frames)
+        return np.random.default_rng(self.asked).integers(0, 8, (len(frames), 16, 16)).astype("f4")
+
+
+@pytest.mark.parametrize("process", [Altered, WildHalf], ids=["half precision", "wild"])
+def test_what_an_inference_process_chose_comes_off_without_it(
+    process: type[Altered], source: Path, ring: KeyRing, tmp_path: Path
+) -> None:
+    card, own = read_card(), OnnxEngine(read_card())
+    out = tmp_path / "marked.dcm"
+    with serving(tmp_path / "0", process()):
+        engine = RemoteEngine([tmp_path / "0"], own, card)
+        engine.settle()
+        assert engine.name == "altered"
+        outcome = Marker(WatermarkConfig(), ring, engine).mark(source, out, marked_at=WHEN)
+        assert (engine.name, engine.losses) == ("altered", 0)
+        engine.close()
+    assert outcome.action == "marked", outcome.reason
+    assert check_instance(out, ring, own).verdict == "authentic"
+    restored = restore(out, tmp_path / "back.dcm", ring)
+    assert restored.exact, restored.reason
+    original = pydicom.dcmread(source).pixel_array
     assert np.array_equal(pydicom.dcmread(tmp_path / "back.dcm").pixel_array, original)
 
 

@@ -10,6 +10,8 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,6 +95,52 @@ def test_the_strength_network_compiles(trt: Any, precision: Precision) -> None:
     assert [(t.name, t.shape, t.dtype) for t in found.outputs] == [
         ("strengths", (-1, 16, 16), "FLOAT")
     ]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("file", "inputs", "output"),
+    [
+        ("r1.onnx", {"frame": FRAME}, ("whitened", (-1, 16384))),
+        ("f1.onnx", {"frame": FRAME}, ("code", (-1, 8, 16, 16))),
+        ("f1_check.onnx", {"frame": FRAME, "code": (-1, 8, 16, 16)}, ("changed", (-1, 16, 16))),
+    ],
+)
+def test_the_networks_that_the_node_runs_on_the_cpu_compile_too(
+    trt: Any, file: str, inputs: dict[str, tuple[int, ...]], output: tuple[str, tuple[int, ...]],
+    precision: Precision,
+) -> None:  # fmt: skip
+    found = tensorrt_compiler.compile_plan(
+        catalogue.folder() / file, precision, Batches(), "SM89"
+    )
+    assert len(found.plan) > 10_000
+    assert {t.name: t.shape for t in found.inputs} == inputs
+    for tensor in found.inputs:
+        assert tensor.profile == tuple((count, *tensor.shape[1:]) for count in Batches())
+    assert [(t.name, t.shape) for t in found.outputs] == [output]
+
+
+def test_tensorrt_is_taken_before_tensorrt_for_rtx(tmp_path: Path) -> None:
+    script = (
+        "from dicom_node.errors import EngineError\n"
+        "from dicom_node.inference import tensorrt_compiler as c\n"
+        "try: print(c.runtime_name())\n"
+        "except EngineError as error: print(error)\n"
+    )
+
+    def said() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    for number, name in enumerate(reversed(tensorrt_compiler.RUNTIMES)):
+        (tmp_path / f"{name}.py").write_text(f"__version__ = '1.{number}'\n")
+        assert said() == f"{name.removesuffix('_bindings')} 1.{number}"
+    assert said() == "tensorrt 1.2"
+    (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: not found')\n")
+    assert said() == "tensorrt is installed but does not load: libnvinfer.so.10: not found"
 
 
 def test_half_precision_is_that_of_the_convolutions_and_of_nothing_else(trt: Any) -> None:
