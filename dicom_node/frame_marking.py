@@ -1,6 +1,6 @@
 """Both marks on one frame: as strong as they must be, as little seen as they can be.
 
-    original ──W1──▶ I1 ──W2──▶ I2      I2 keeps 40 dB in the display window, and W1 reads from it
+    original ──W1──▶ I1 ──W2──▶ I2      I2 keeps 41 dB in the display window, and W1 reads from it
 
 W1 is chosen first, W2 shows its price only when it is in. Where the two together would be seen,
 W1 is made weaker if it still reads with a margin; else W2 gives up localisation before it is seen.

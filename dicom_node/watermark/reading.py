@@ -153,7 +153,7 @@ def read_weak(
     Parameters
     ----------
     soft
-        Of a second look (R1's), ``(160,)``.
+        Of a second look (R2's), ``(160,)``.
     frame
         Display values of the picture in this pose, whose own message is tried.
     known
