@@ -137,12 +137,24 @@ Policy = Literal["as-is", "restored", "refuse-tampered"]
 
 
 class ClientConfig(_Section):
-    """``[[verify.client]]``: what one calling AE title is given."""
+    """``[[verify.client]]``: who one calling AE title is, and what it is given."""
 
     ae_title: str = Field(description="AE title of the client, as it calls.")
-    policy: Policy = Field(description="as-is, restored (originals) or refuse-tampered.")
+    policy: Policy | Literal[""] = Field(
+        "", description="as-is, restored (originals) or refuse-tampered; empty: verify.policy."
+    )
+    address: str = Field(
+        "", description="Address or network it has to call from; empty: any."
+    )
 
     _ae = field_validator("ae_title")(_checked_ae_title)
+
+    @field_validator("address")
+    @classmethod
+    def _network(cls, value: str) -> str:
+        if value:
+            ipaddress.ip_network(value, strict=False)
+        return value
 
 
 class VerifyConfig(_Section):
@@ -164,7 +176,10 @@ class VerifyConfig(_Section):
         "last", description="What C-FIND tells: the last verdict, or one made now."
     )
     policy: Policy = Field("as-is", description="What C-MOVE and C-GET give to other clients.")
-    client: tuple[ClientConfig, ...] = Field((), description="Clients with a policy of their own.")
+    admit: Literal["any", "listed"] = Field(
+        "any", description="Whose associations are accepted: any AE's, or those of verify.client."
+    )
+    client: tuple[ClientConfig, ...] = Field((), description="Clients that are known by name.")
     max_matches: int = Field(500, ge=1, description="Most matches a C-FIND is given.")
     workers: int = Field(0, ge=0, le=256, description="Processes that check; 0 = one per core.")
     nightly_sample: int = Field(0, ge=0, description="Instances re-checked every night.")
@@ -192,6 +207,8 @@ class VerifyConfig(_Section):
         for title in titles:
             if titles.count(title) > 1:
                 raise ValueError(f"two [[verify.client]] are {title!r}; remove one")
+        if self.admit == "listed" and not titles:
+            raise ValueError('admit = "listed" and nobody is: add a [[verify.client]]')
         return self
 
 

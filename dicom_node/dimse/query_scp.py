@@ -12,6 +12,7 @@ DICOM PS3.4 Annex C; PS3.7 9.3.2 to 9.3.5; PS3.7 D.3.3.4 (role selection, for C-
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, BinaryIO, ClassVar, Protocol
 
 import structlog
@@ -19,7 +20,7 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.presentation import PresentationContext, build_context
 
 from dicom_node.dimse import commands, query_commands
-from dicom_node.dimse.commands import StoreRequest, StoreResponse
+from dicom_node.dimse.commands import MoveOriginator, StoreRequest, StoreResponse
 from dicom_node.dimse.contexts import verification_contexts
 from dicom_node.dimse.messages import Incoming
 from dicom_node.dimse.part10 import FileMeta
@@ -31,7 +32,7 @@ from dicom_node.dimse.query_commands import (
     SubOperations,
 )
 from dicom_node.dimse.query_messages import Message, QueryMessages
-from dicom_node.dimse.storage_scp import AcceptorAssociation, StorageSCP
+from dicom_node.dimse.storage_scp import AcceptorAssociation, Refusal, StorageSCP
 from dicom_node.errors import ContextRefused, NodeError
 
 log = structlog.get_logger(__name__)
@@ -62,6 +63,8 @@ class Call:
         The command.
     identifier
         The data set as it came, encoded in `transfer_syntax_uid`.
+    originator
+        How sub-operations of a C-MOVE name this request.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Call:
         self.calling_ae = assoc.requestor.ae_title.strip()
         self.called_ae = assoc.acceptor.ae_title.strip()
         self.peer = assoc.peer
+        self.originator = MoveOriginator(self.calling_ae, request.message_id)
         self.answered = False
         self._stored = 0
 
@@ -238,16 +242,30 @@ class QueryRetrieveSCP(StorageSCP):
     ----------
     handler
         Called in the association's thread with each request.
+    admit
+        Given the calling AE title and address of each association; a `Refusal` rejects it.
     """
 
     association_class: ClassVar[type[AcceptorAssociation]] = QueryAcceptor
 
     def __init__(
-        self, address: tuple[str, int], ae_title: str, handler: QueryHandler, **options: Any
+        self,
+        address: tuple[str, int],
+        ae_title: str,
+        handler: QueryHandler,
+        *,
+        admit: Callable[[str, str], Refusal | None] = lambda calling_ae, address: None,
+        **options: Any,
     ) -> None:
         self.query_handler = handler
+        self._admits = admit
         super().__init__(address, ae_title, _refuse_store, **options)
         self.contexts = query_contexts()
+
+    def admit(self, assoc: AcceptorAssociation) -> Refusal | None:
+        """Count the association in, or return why it is rejected."""
+        refusal = self._admits(assoc.requestor.ae_title.strip(), assoc.peer)
+        return super().admit(assoc) if refusal is None else refusal
 
 
 def query_contexts() -> list[PresentationContext]:

@@ -45,6 +45,7 @@ Refusal = tuple[int, int, int]
 """Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
 TEMPORARY_CONGESTION: Refusal = (2, 3, 1)
 LOCAL_LIMIT_EXCEEDED: Refusal = (2, 3, 2)
+CALLING_AE_NOT_RECOGNIZED: Refusal = (1, 1, 3)
 
 
 class AcceptorAssociation(BlockingAssociation):

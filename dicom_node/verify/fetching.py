@@ -135,12 +135,15 @@ class Fetcher:
         with QueryAssociation.open(
             pacs.name, (pacs.host, pacs.port), called_ae=pacs.ae_title, calling_ae=pacs.calling_ae,
             sop_classes=[GET], storage=_storage_pairs(planned), store_handler=store,
-            timeout_s=pacs.timeout_s,
+            timeout_s=pacs.timeout_s, watch=watch,
         ) as assoc:  # fmt: skip
             return self._request(assoc, wanted, watch)
 
     def _move(self, wanted: Wanted, take: Take, watch: Watch) -> Fetched:
-        with self._storage().expect(wanted, take) as expected, self.pacs.open(MOVE) as assoc:
+        with (
+            self._storage().expect(wanted, take) as expected,
+            self.pacs.open(MOVE, watch=watch) as assoc,
+        ):
             before = 0
 
             def alive() -> bool:

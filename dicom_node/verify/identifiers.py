@@ -7,6 +7,7 @@ DICOM PS3.4 C.2.2 (attributes types and matching), C.3 (information models), C.4
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -22,7 +23,9 @@ from pydicom.tag import BaseTag
 
 from dicom_node.errors import NodeError, PixelError
 from dicom_node.instance.block import CREATOR, GROUP
+from dicom_node.instance.elements import Scanner
 from dicom_node.instance.parsing import parse_header
+from dicom_node.instance.source import ByteSource
 from dicom_node.instance.values import tag_of
 
 Level = Literal["PATIENT", "STUDY", "SERIES", "IMAGE"]
@@ -42,6 +45,7 @@ DETAILS, VERIFY_NOW, PROGRESS = 0x17, 0x20, 0x21
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _MOST_UIDS = 10_000
+_MOST_ELEMENTS = 512
 
 
 class IdentifierError(NodeError):
@@ -111,6 +115,32 @@ def decode(encoded: bytes, syntax: str) -> Dataset:
         raise IdentifierError("the identifier cannot be parsed") from None
 
 
+class _InMemory(ByteSource):
+    """Bytes that the scanner walks as it walks a file."""
+
+    def __init__(self, encoded: bytes) -> None:
+        self._window, self._window_at, self.size = encoded, 0, len(encoded)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes at `offset`."""
+        return self._window[offset : offset + length]
+
+    def window(self, offset: int, length: int) -> tuple[bytes, int]:
+        """Return all bytes: no other window is needed."""
+        return self._window, 0
+
+
+def _require_whole(encoded: bytes, syntax: str) -> None:
+    """Refuse what is cut short, which pydicom takes as far as it goes: it would ask for more."""
+    scanner = Scanner(_InMemory(encoded), implicit=syntax == IMPLICIT, little=True)
+    try:
+        found = sum(1 for _ in itertools.islice(scanner.elements(0), _MOST_ELEMENTS + 1))
+    except PixelError:
+        raise IdentifierError("the identifier is cut short") from None
+    if found > _MOST_ELEMENTS:
+        raise IdentifierError(f"the identifier has more than {_MOST_ELEMENTS} elements")
+
+
 def encode(ds: Dataset, syntax: str) -> bytes:
     """Return a data set encoded for a presentation context (IdentifierError)."""
     stream = DicomBytesIO()
@@ -135,6 +165,7 @@ def parse(encoded: bytes, syntax: str, *, patient_root: bool, retrieve: bool) ->
     IdentifierError
         Without a level of this model, with values that are no UIDs, or without a key it needs.
     """
+    _require_whole(encoded, syntax)
     ds = decode(encoded, syntax)
     verify_now = bool(_own_value(ds, VERIFY_NOW).strip(b"\0 "))
     for tag in _own_tags(ds):
