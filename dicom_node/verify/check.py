@@ -18,7 +18,7 @@ from dicom_node.instance.model import StoredFrame
 from dicom_node.instance.seal import SealCheck
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.planes import bounds_of, split
-from dicom_node.verify.content import Content, Known, compare_content
+from dicom_node.verify.content import LIKELIHOOD, Content, Known, compare_content
 from dicom_node.verify.verdict import (
     FrameVerdict,
     InstanceVerdict,
@@ -44,7 +44,14 @@ class _Findings:
     changed: set[str] = field(default_factory=set)
     frames: list[FrameVerdict] = field(default_factory=list)
     counts: set[int] = field(default_factory=set)
+    likely: set[int] = field(default_factory=set)
     in_vain: int = 0
+
+    @property
+    def by_likelihood(self) -> bool:
+        """Whether the worst frames were judged by the robust mark and the fingerprint alone."""
+        bad = worst([frame.verdict for frame in self.frames])
+        return all(each.frame in self.likely for each in self.frames if each.verdict == bad)
 
 
 def check_instance(
@@ -104,6 +111,7 @@ def _check(
             found.frames.append(_destroyed(index + 1, frame, robust))
         else:
             found.frames.append(_frame_verdict(index + 1, check, robust, content))
+            found.likely |= {index + 1} if content is not None else set()
         _take_record(found, check, instance, ring, sealed)
     return _verdict(instance, found, sealed)
 
@@ -199,6 +207,8 @@ def _verdict(instance: Instance, found: _Findings, sealed: SealCheck) -> Instanc
         said = max(found.counts)
         reason = f"the marks speak of {said} frames, there are {instance.frame_count}"
         verdict = worst([verdict, "tampered"])
+    elif verdict in ("content-preserved", "tampered") and found.by_likelihood:
+        reason = f"the integrity mark is gone, as after a lossy copy; judged by {LIKELIHOOD}"
     elif verdict == "unmarked" and any(frame.integrity != "absent" for frame in found.frames):
         verdict, reason = "tampered", "some frames carry our marks, others none"
     elif verdict == "unmarked" and sealed.signature_valid:

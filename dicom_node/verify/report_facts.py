@@ -25,7 +25,7 @@ from dicom_node.keys import KeyRing
 from dicom_node.verify.report_chain import Step, chain_of, moment
 from dicom_node.verify.report_pictures import Picture, pictures_of
 from dicom_node.verify.report_text import printable, value_text
-from dicom_node.verify.report_words import WORDS, verdict_in_words
+from dicom_node.verify.report_words import OF_LIKELIHOOD, WORDS, verdict_in_words
 from dicom_node.verify.study import CheckedInstance, StudyCheck
 from dicom_node.verify.verdict import ORDER, FrameVerdict, Verdict
 
@@ -346,6 +346,8 @@ def _key(key_id: bytes, owner: str, ring: KeyRing | None) -> KeyFacts:
 
 def _caveats(check: StudyCheck, ring: KeyRing | None) -> tuple[str, ...]:
     said = []
+    if any(_is_likely(frame) for each in check.instances for frame in each.verdict.frames):
+        said.append(OF_LIKELIHOOD)
     if ring is not None and not any(keys.has_secrets for keys in ring.all()):
         said.append("Checked with public keys alone: a change is found, but not where; the robust "
                     "mark is not read, so what lost its integrity mark counts as "
@@ -354,6 +356,11 @@ def _caveats(check: StudyCheck, ring: KeyRing | None) -> tuple[str, ...]:
         said.append("No registry was asked, or it does not know this study: whether instances are "
                     "missing cannot be said.")  # fmt: skip
     return tuple(said)
+
+
+def _is_likely(frame: FrameVerdict) -> bool:
+    """Whether a frame was judged by its robust mark: the integrity mark is gone."""
+    return frame.integrity == "absent" and frame.robust.decoded
 
 
 def findings_first(instances: Iterable[InstanceFacts]) -> list[InstanceFacts]:

@@ -2,8 +2,8 @@
 
 1. W2 valid: *authentic*. 2. W2 valid in part: *tampered*, with the tiles. 3. W2 gone, W1 decodes
 with a valid tag: *content-preserved* if the frame still looks as it did, *tampered* where its
-fingerprint says otherwise, with the cells, else *foreign* (a copied mark). 4. Nothing decodes:
-*unmarked*, never authentic.
+fingerprint says otherwise, with the cells, else *foreign* (a copied mark): likelihood, not proof,
+and the reason says so. 4. Nothing decodes: *unmarked*, never authentic.
 """
 
 from __future__ import annotations
