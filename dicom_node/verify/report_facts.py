@@ -89,6 +89,13 @@ class InstanceFacts:
         """The verdict as it is called."""
         return WORDS[self.verdict][0]
 
+    @property
+    def finding(self) -> str:
+        """The verdict as it heads a finding: authentic pixels may stand under another header."""
+        if self.verdict != "authentic":
+            return self.word
+        return f"{self.word} pixels, {'changed header' if self.header else 'header not sealed'}"
+
 
 @dataclass(frozen=True)
 class KeyFacts:
@@ -180,7 +187,9 @@ def facts_of(check: StudyCheck, ring: KeyRing | None, *, checked_by: str = "") -
 
 def is_finding(each: CheckedInstance) -> bool:
     """Whether there is anything to say about an instance but that it is authentic."""
-    return each.verdict.verdict != "authentic" or bool(each.verdict.changed)
+    said = each.verdict
+    unsealed = said.header_seal in ("absent", "invalid")
+    return said.verdict != "authentic" or bool(said.changed) or unsealed
 
 
 def _instance(each: CheckedInstance, entry: MarkedInstance | None) -> InstanceFacts:

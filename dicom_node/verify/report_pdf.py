@@ -104,10 +104,9 @@ def _findings(facts: StudyFacts) -> Iterable[Flowable]:
     yield _heading("What was found")
     for each in facts.findings:
         tone = _TONES[each.verdict]
-        word = each.word + (" pixels, changed header" if each.verdict == "authentic" else "")
         head = Paragraph(
             f'<font name="{BOLD}">{markup(each.label)}</font>&nbsp;&nbsp;&nbsp;'
-            f'<font name="{BOLD}" color="{tone.hexval().replace("0x", "#")}">{markup(word)}'
+            f'<font name="{BOLD}" color="{tone.hexval().replace("0x", "#")}">{markup(each.finding)}'
             "</font>",
             _style("body"),
         )

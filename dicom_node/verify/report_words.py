@@ -44,6 +44,14 @@ def verdict_in_words(check: StudyCheck) -> tuple[str, str, tuple[str, ...]]:
         where = "this one instance" if total == 1 else f"{retold} of {total} instances"
         sentences.append(f"In {where} attributes of the header are not what was signed; they are "
                          "named below.")  # fmt: skip
+    unsealed = sum(
+        each.verdict.verdict == "authentic" and each.verdict.header_seal in ("absent", "invalid")
+        for each in check.instances
+    )
+    if unsealed:
+        where = "this one instance" if total == 1 else f"{unsealed} of {total} instances"
+        sentences.append(f"In {where} the seal of the header is gone or not ours: pixels are "
+                         "vouched for, most of the header is not.")  # fmt: skip
     for uids, what in (
         (check.missing, "that this node delivered did not come back"),
         (check.stripped, "came back without the marks they were delivered with"),
@@ -59,6 +67,8 @@ def verdict_in_words(check: StudyCheck) -> tuple[str, str, tuple[str, ...]]:
     headline = WORDS[check.verdict][0]
     if check.verdict == "authentic" and retold:
         headline = "Authentic pixels, changed header"
+    elif check.verdict == "authentic" and unsealed:
+        headline = "Authentic pixels, header not sealed"
     return check.verdict, headline, tuple(sentences)
 
 
