@@ -36,6 +36,13 @@ def _checked_address(value: str) -> str:
     return value
 
 
+def _checked_network(value: str) -> str:
+    """Refuse what is neither an IP address nor a network nor empty."""
+    if value:
+        ipaddress.ip_network(value, strict=False)
+    return value
+
+
 class NodeConfig(_Section):
     """``[node]``: the Storage SCP that modalities send to."""
 
@@ -149,12 +156,7 @@ class ClientConfig(_Section):
 
     _ae = field_validator("ae_title")(_checked_ae_title)
 
-    @field_validator("address")
-    @classmethod
-    def _network(cls, value: str) -> str:
-        if value:
-            ipaddress.ip_network(value, strict=False)
-        return value
+    _network = field_validator("address")(_checked_network)
 
 
 class VerifyConfig(_Section):
@@ -172,6 +174,9 @@ class VerifyConfig(_Section):
     )
     fetch_ae_title: str = Field("DICOMFETCH", description="AE title the PACS moves to.")
     fetch_port: int = Field(11114, ge=1, le=65535, description="TCP port of that Storage SCP.")
+    fetch_from: str = Field(
+        "", description="Address or network the PACS moves from; empty: any."
+    )
     on_find: Literal["last", "verify"] = Field(
         "last", description="What C-FIND tells: the last verdict, or one made now."
     )
@@ -192,6 +197,7 @@ class VerifyConfig(_Section):
     store_reports: bool = Field(False, description="Store a structured report into the PACS.")
 
     _ae = field_validator("ae_title", "fetch_ae_title")(_checked_ae_title)
+    _network = field_validator("fetch_from")(_checked_network)
     _address = field_validator("bind")(_checked_address)
 
     @field_validator("pacs_ae_title")

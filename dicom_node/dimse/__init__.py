@@ -28,6 +28,7 @@ from dicom_node.dimse.storage_scp import (
     CALLING_AE_NOT_RECOGNIZED,
     LOCAL_LIMIT_EXCEEDED,
     TEMPORARY_CONGESTION,
+    Admits,
     Refusal,
     StorageSCP,
 )
@@ -36,7 +37,7 @@ from dicom_node.dimse.storage_scu import NeverHeard, StoreAssociation
 __all__ = [
     "CALLING_AE_NOT_RECOGNIZED", "IMPLEMENTATION_CLASS_UID", "IMPLEMENTATION_VERSION_NAME",
     "LOCAL_LIMIT_EXCEEDED", "LOSSLESS_FALLBACKS", "MAX_CONTEXTS", "TEMPORARY_CONGESTION",
-    "TESTED_PYNETDICOM",
+    "TESTED_PYNETDICOM", "Admits",
     "FileMeta", "Incoming", "InstanceCut", "MoveOriginator", "NeverHeard", "Pair", "Refusal",
     "StopEvent", "StorageSCP", "StoreAssociation", "StoreHandler", "StoreRequest", "StoreResponse",
     "encode_file_meta", "pynetdicom_version", "read_file_meta", "stopped_by",

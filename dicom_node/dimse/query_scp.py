@@ -12,7 +12,6 @@ DICOM PS3.4 Annex C; PS3.7 9.3.2 to 9.3.5; PS3.7 D.3.3.4 (role selection, for C-
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any, BinaryIO, ClassVar, Protocol
 
 import structlog
@@ -32,7 +31,7 @@ from dicom_node.dimse.query_commands import (
     SubOperations,
 )
 from dicom_node.dimse.query_messages import Message, QueryMessages
-from dicom_node.dimse.storage_scp import AcceptorAssociation, Refusal, StorageSCP
+from dicom_node.dimse.storage_scp import AcceptorAssociation, StorageSCP
 from dicom_node.errors import ContextRefused, NodeError
 
 log = structlog.get_logger(__name__)
@@ -242,30 +241,16 @@ class QueryRetrieveSCP(StorageSCP):
     ----------
     handler
         Called in the association's thread with each request.
-    admit
-        Given the calling AE title and address of each association; a `Refusal` rejects it.
     """
 
     association_class: ClassVar[type[AcceptorAssociation]] = QueryAcceptor
 
     def __init__(
-        self,
-        address: tuple[str, int],
-        ae_title: str,
-        handler: QueryHandler,
-        *,
-        admit: Callable[[str, str], Refusal | None] = lambda calling_ae, address: None,
-        **options: Any,
+        self, address: tuple[str, int], ae_title: str, handler: QueryHandler, **options: Any
     ) -> None:
         self.query_handler = handler
-        self._admits = admit
         super().__init__(address, ae_title, _refuse_store, **options)
         self.contexts = query_contexts()
-
-    def admit(self, assoc: AcceptorAssociation) -> Refusal | None:
-        """Count the association in, or return why it is rejected."""
-        refusal = self._admits(assoc.requestor.ae_title.strip(), assoc.peer)
-        return super().admit(assoc) if refusal is None else refusal
 
 
 def query_contexts() -> list[PresentationContext]:

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 import structlog
 
 from dicom_node.audit.events import Event, Refused
-from dicom_node.config import ClientConfig, Policy, VerifyConfig
-from dicom_node.dimse import CALLING_AE_NOT_RECOGNIZED, Refusal
+from dicom_node.config import Policy, VerifyConfig
+from dicom_node.dimse import CALLING_AE_NOT_RECOGNIZED, Admits, Refusal
 
 log = structlog.get_logger(__name__)
 
@@ -39,16 +39,11 @@ class Admission:
         client = self._clients.get(calling_ae)
         if client is None and self._listed_only:
             reason = "the calling AE title is not among [[verify.client]]"
-        elif client is not None and not calls_from(client, address):
+        elif client is not None and not comes_from(client.address, address):
             reason = "the AE title is called from another address than [[verify.client]] has"
         else:
             return None
-        log.warning("association refused", calling_ae=calling_ae, peer=address, reason=reason)
-        self._record(
-            Refused(at=datetime.now(UTC), stage="associate", outcome="rejected", reason=reason,
-                    peer_ae=calling_ae, peer_address=address)
-        )  # fmt: skip
-        return CALLING_AE_NOT_RECOGNIZED
+        return refused(self._record, calling_ae, address, reason)
 
     def policy(self, calling_ae: str) -> Policy:
         """Return what a client is given that was admitted."""
@@ -56,13 +51,37 @@ class Admission:
         return self._policy if client is None or not client.policy else client.policy
 
 
-def calls_from(client: ClientConfig, address: str) -> bool:
-    """Say whether an address is one that a client may call from."""
-    if not client.address:
+def pacs_only(config: VerifyConfig, record: Callable[[Event], None]) -> Admits:
+    """Return the rule of the inner Storage SCP: whoever sends there answers for the PACS."""
+
+    def admits(calling_ae: str, address: str) -> Refusal | None:
+        if comes_from(config.fetch_from, address):
+            return None
+        reason = "somebody else than [verify] fetch_from sends to the fetch port"
+        return refused(record, calling_ae, address, reason)
+
+    return admits
+
+
+def refused(
+    record: Callable[[Event], None], calling_ae: str, address: str, reason: str
+) -> Refusal:
+    """Log and record that an association is rejected, and return how."""
+    log.warning("association refused", calling_ae=calling_ae, peer=address, reason=reason)
+    record(
+        Refused(at=datetime.now(UTC), stage="associate", outcome="rejected", reason=reason,
+                peer_ae=calling_ae, peer_address=address)
+    )  # fmt: skip
+    return CALLING_AE_NOT_RECOGNIZED
+
+
+def comes_from(network: str, address: str) -> bool:
+    """Say whether an address is in a network, or the one; "" is every network."""
+    if not network:
         return True
     try:
         caller = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
     mapped = getattr(caller, "ipv4_mapped", None)  # a listener on "::" sees IPv4 so
-    return (mapped or caller) in ipaddress.ip_network(client.address, strict=False)
+    return (mapped or caller) in ipaddress.ip_network(network, strict=False)

@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from dicom_node.config import Config
-from dicom_node.dimse import Incoming
+from dicom_node.dimse import Admits, Incoming
 from dicom_node.dimse.contexts import LOSSLESS_FALLBACKS, MAX_CONTEXTS
 from dicom_node.dimse.query_commands import Kind, QueryResponse, SubOperations
 from dicom_node.dimse.query_scp import STUDY_ROOT, SUFFIX
@@ -69,12 +69,18 @@ class Fetcher:
     ----------
     folder
         Where fetched files are put.
+    admits
+        Whose associations the inner Storage SCP accepts.
     """
 
-    def __init__(self, config: Config, pacs: Pacs, folder: Path) -> None:
+    def __init__(
+        self, config: Config, pacs: Pacs, folder: Path,
+        admits: Admits = lambda calling_ae, address: None,
+    ) -> None:  # fmt: skip
         self.pacs = pacs
         self._config = config
         self._folder = folder
+        self._admits = admits
         self._numbers = itertools.count()
         self._how = config.verify.retrieve
         self._inner: InnerStorage | Lodger | None = None
@@ -178,7 +184,7 @@ class Fetcher:
         with self._lock:
             if self._inner is None:
                 try:
-                    self._inner = InnerStorage(self._config, self._folder)
+                    self._inner = InnerStorage(self._config, self._folder, self._admits)
                 except ConfigError:
                     if self._listens or not Lodger.possible(self._config):
                         raise

@@ -12,6 +12,7 @@ from types import TracebackType
 from dicom_node.config import Config
 from dicom_node.keys import KeyRing
 from dicom_node.registry.records import MarkedInstance
+from dicom_node.verify.admission import pacs_only
 from dicom_node.verify.checked_fetch import Arrival, CheckedFetch, Pace
 from dicom_node.verify.checking import Setup
 from dicom_node.verify.checking_pool import CheckingPool
@@ -47,7 +48,8 @@ class Inspector:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             self.recorder = Recorder(config, self.ring)
             stack.callback(self.recorder.close)
-            self.fetcher = Fetcher(config, self.pacs, folder)
+            admits = pacs_only(config.verify, self.recorder.record)
+            self.fetcher = Fetcher(config, self.pacs, folder, admits)
             stack.callback(self.fetcher.close)
             if listen:
                 self.fetcher.listen()

@@ -52,7 +52,7 @@ def run_verifier(
 
         server = QueryRetrieveSCP(
             (verify.bind, verify.port), verify.ae_title, handler,
-            admit=admission, max_associations=node.max_associations, max_pdu=node.max_pdu,
+            admits=admission, max_associations=node.max_associations, max_pdu=node.max_pdu,
             silence_s=node.association_timeout_s,
         )  # fmt: skip
         night = threading.Event()

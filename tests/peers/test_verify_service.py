@@ -432,10 +432,28 @@ def test_openness_to_all_does_not_open_a_listed_title_to_all_addresses(tmp_path,
 # Through C-MOVE, from a PACS that has no C-GET
 
 
+def test_only_the_pacs_sends_to_the_fetch_port_where_its_address_is_known(
+    tmp_path, marks, pacs, dcmtk
+):
+    text = verifying.config_text(tmp_path, marks.keys, pacs.port, retrieve="move",
+                                 fetch_from="192.0.2.1")  # fmt: skip
+    one = Service(parse(text, "test")).start()
+    try:
+        sent = dcmtk("storescu", "-aet", "FORGER", "-aec", "DICOMFETCH", "127.0.0.1",
+                     one.config.verify.fetch_port, marks.study(1)[0][1])  # fmt: skip
+        assert sent.returncode != 0
+        assert "Calling AE Title Not Recognized" in sent.stdout + sent.stderr
+        [event] = one.audit_events("refused")
+        assert (event["stage"], event["peer_ae"]) == ("associate", "FORGER")
+    finally:
+        one.end()
+
+
 def test_a_pacs_without_c_get_moves_to_the_inner_scp(tmp_path, marks):
     pacs = QueryOrthanc(tmp_path, get=False)
     text = verifying.config_text(tmp_path, marks.keys, pacs.port, port=pacs.verify_port,
-                                 fetch_port=pacs.fetch_port, retrieve="move")  # fmt: skip
+                                 fetch_port=pacs.fetch_port, retrieve="move",
+                                 fetch_from="127.0.0.0/8")  # fmt: skip
     one = Service(parse(text, "test")).start()
     try:
         study = marks.study(1)

@@ -108,6 +108,7 @@ def test_registry_and_audit_trail_lie_in_the_spool_unless_told_otherwise() -> No
         ('[audit]\nsyslog = "host:514"', "audit.syslog"),
         ('[[verify.client]]\nae_title = "A"\npolicy = "originals"', "verify.client.0.policy"),
         ('[[verify.client]]\nae_title = "A"\naddress = "10.1.2"', "verify.client.0.address"),
+        ('[verify]\nfetch_from = "pacs"', "verify.fetch_from"),
         ('[verify]\nadmit = "listed"', "add a [[verify.client]]"),
         ('[verify]\nadmit = "nobody"', "verify.admit"),
     ],
