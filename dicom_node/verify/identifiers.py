@@ -41,7 +41,7 @@ IMPLICIT = "1.2.840.10008.1.2"
 # Elements of our block in identifiers; 01 to 0F are those of instances (`instance.block`).
 VERDICT, VERIFIED_AT, AGE_S = 0x10, 0x11, 0x12
 VERIFIED, TAMPERED, UNMARKED, MISSING = 0x13, 0x14, 0x15, 0x16
-DETAILS, VERIFY_NOW, PROGRESS = 0x17, 0x20, 0x21
+DETAILS, SUPERSEDED, VERIFY_NOW, PROGRESS = 0x17, 0x18, 0x20, 0x21
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _MOST_UIDS = 10_000
@@ -94,6 +94,8 @@ class Standing:
         instances that were delivered and did not come back.
     progress
         While a check goes on: how far it is.
+    superseded
+        Of those verified, older versions than the last that was delivered.
     """
 
     verdict: str = ""
@@ -104,6 +106,7 @@ class Standing:
     missing: int = 0
     details: dict[str, Any] | None = None
     progress: str = ""
+    superseded: int = 0
 
 
 def decode(encoded: bytes, syntax: str) -> Dataset:
@@ -271,6 +274,7 @@ def _put_block(ds: Dataset, standing: Standing) -> None:
     put(MISSING, "UL", standing.missing)
     if standing.details is not None:
         put(DETAILS, "UT", json.dumps(standing.details, separators=(",", ":")))
+    put(SUPERSEDED, "UL", standing.superseded)
     if standing.progress:
         put(PROGRESS, "LO", standing.progress)
 

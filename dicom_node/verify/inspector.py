@@ -100,7 +100,9 @@ class Inspector:
             with CheckedFetch(
                 self.fetcher, self.pool, wanted, planned, pace=pace, keep=keep_files
             ) as arrivals:
-                self._follow(arrivals, found, len(planned), checked_by, progress, keep_files)
+                self._follow(
+                    arrivals, found, len(planned), checked_by, progress, keep_files, entries
+                )
                 if arrivals.error is not None:
                     raise arrivals.error
         check = study_check(
@@ -118,18 +120,23 @@ class Inspector:
         checked_by: str,
         progress: Progress,
         keep_files: bool,
+        entries: tuple[MarkedInstance, ...],
     ) -> None:
         remembered = 0
+
+        def remember() -> None:
+            self.recorder.remember(found[remembered:], checked_by=checked_by, entries=entries)
+
         try:
             for arrival in arrivals:
                 if arrival is not None:
                     found.append(found_of(arrival, keep_path=keep_files))
                 progress(len(found), total)
                 if len(found) - remembered >= _BATCH:
-                    self.recorder.remember(found[remembered:], checked_by=checked_by)
+                    remember()
                     remembered = len(found)
         finally:
-            self.recorder.remember(found[remembered:], checked_by=checked_by)
+            remember()
 
     def expected(
         self, wanted: Wanted, planned: tuple[Planned, ...]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _MOST_FINDINGS = 40
 _MOST_PICTURES, _MOST_OF_ONE = 48, 12
 _SAMPLES = 6
+_OLDER = "It was marked before the version that was delivered last: the archive gives an older one."
 _CHANGED_PX, _SAMPLE_PX = 720, 320
 # What stands before an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410, 4).
 _SPKI = bytes.fromhex("302a300506032b6570032100")
@@ -94,6 +95,8 @@ class InstanceFacts:
         """The verdict as it heads a finding: authentic pixels may stand under another header."""
         if self.verdict != "authentic":
             return self.word
+        if _OLDER in self.remarks:
+            return f"{self.word}, an older version"
         return f"{self.word} pixels, {'changed header' if self.header else 'header not sealed'}"
 
 
@@ -122,7 +125,8 @@ class StudyFacts:
     Attributes
     ----------
     level
-        A verdict, or ``incomplete`` for an authentic study of which something is missing.
+        A verdict, or of an authentic study: ``superseded`` if an older version of something came
+        back, ``incomplete`` if something is missing.
     patient
         Label and value: patient data, as one instance of the study has it.
     findings
@@ -167,11 +171,14 @@ def facts_of(check: StudyCheck, ring: KeyRing | None, *, checked_by: str = "") -
     # Of a study of one instance the chain is the instance's.
     own = entries if len(check.instances) > 1 else {}
     bare = [_instance(each, own.get(each.sop_instance_uid)) for each in check.instances]
-    told = [i for i, each in enumerate(check.instances) if is_finding(each)]
+    older = frozenset(check.superseded)
+    told = [i for i, each in enumerate(check.instances) if is_finding(each, older)]
     told.sort(key=lambda i: (-ORDER.index(bare[i].verdict), i))
     findings, left = [], _MOST_PICTURES
     for i in told[:_MOST_FINDINGS]:
-        finding = _finding(check.instances[i], bare[i], ring, min(left, _MOST_OF_ONE))
+        each = check.instances[i]
+        finding = _finding(each, bare[i], ring, min(left, _MOST_OF_ONE),
+                           older=each.sop_instance_uid in older)  # fmt: skip
         left -= len(finding.pictures)
         findings.append(finding)
     level, headline, sentences = verdict_in_words(check)
@@ -185,8 +192,13 @@ def facts_of(check: StudyCheck, ring: KeyRing | None, *, checked_by: str = "") -
     )  # fmt: skip
 
 
-def is_finding(each: CheckedInstance) -> bool:
-    """Whether there is anything to say about an instance but that it is authentic."""
+def is_finding(each: CheckedInstance, older: Container[str]) -> bool:
+    """Whether there is anything to say about an instance but that it is authentic.
+
+    `older` has the UIDs of what is superseded.
+    """
+    if each.sop_instance_uid in older:
+        return True
     said = each.verdict
     unsealed = said.header_seal in ("absent", "invalid")
     return said.verdict != "authentic" or bool(said.changed) or unsealed
@@ -213,11 +225,12 @@ def _missing(uid: str, entry: MarkedInstance | None) -> str:
 
 
 def _finding(
-    each: CheckedInstance, bare: InstanceFacts, ring: KeyRing | None, room: int
+    each: CheckedInstance, bare: InstanceFacts, ring: KeyRing | None, room: int, *, older: bool
 ) -> InstanceFacts:
     """Add what is to be said and shown about one instance; `room` pictures at most."""
     said = each.verdict
-    remarks = [printable(said.reason)] if said.reason else []
+    remarks = [_OLDER] if older else []
+    remarks += [printable(said.reason)] if said.reason else []
     remarks += _frame_remarks(said.frames)
     header = tuple(HeaderLine(printable(name), "", "", "", "") for name in said.changed)
     pictures: list[Picture] = []

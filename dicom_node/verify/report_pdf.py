@@ -41,7 +41,7 @@ _GOOD, _FAIR, _OPEN, _BAD = (
 )
 _TONES = {
     "authentic": _GOOD, "content-preserved": _FAIR, "unmarked": _OPEN, "incomplete": _OPEN,
-    "foreign": _BAD, "tampered": _BAD, "unreadable": _BAD,
+    "superseded": _BAD, "foreign": _BAD, "tampered": _BAD, "unreadable": _BAD,
 }  # fmt: skip
 _MARGIN = 18 * mm
 # Cells without text, too, or reportlab names Helvetica, which is not in the document.

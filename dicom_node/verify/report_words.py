@@ -55,6 +55,7 @@ def verdict_in_words(check: StudyCheck) -> tuple[str, str, tuple[str, ...]]:
     for uids, what in (
         (check.missing, "that this node delivered did not come back"),
         (check.stripped, "came back without the marks they were delivered with"),
+        (check.superseded, "came back in an older version than the one that was delivered last"),
         (check.extra, "came back that this node never delivered"),
         (check.transcoded, "came back in another transfer syntax, which need not change a pixel"),
     ):
@@ -62,6 +63,8 @@ def verdict_in_words(check: StudyCheck) -> tuple[str, str, tuple[str, ...]]:
             sentences.append(f"{_instances(len(uids))} {what}.")
     if not total:
         return "unmarked", "Nothing to judge", (*sentences, "No instance came back.")
+    if check.verdict == "authentic" and check.superseded:
+        return "superseded", "An older version", tuple(sentences)
     if check.verdict == "authentic" and check.missing:
         return "incomplete", "Incomplete", tuple(sentences)
     headline = WORDS[check.verdict][0]

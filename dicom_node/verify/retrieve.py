@@ -300,7 +300,7 @@ class _Retrieval:
         )  # fmt: skip
         recorder.remember(
             found, checked_by=call.calling_ae,
-            missing=missing_entries(check) if complete else (),
+            missing=missing_entries(check) if complete else (), entries=check.entries,
         )  # fmt: skip
         self.tally.notes += in_words(check, error)
         recorder.record(*self._events, *self._told(check, before))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -28,8 +29,8 @@ from verifying import (
 from dicom_node.config import parse
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
-VERDICT, AT, AGE, VERIFIED, TAMPERED, UNMARKED, MISSING, DETAILS, PROGRESS = (
-    0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x21,
+VERDICT, AT, AGE, VERIFIED, TAMPERED, UNMARKED, MISSING, DETAILS, SUPERSEDED, PROGRESS = (
+    0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0x21,
 )  # fmt: skip
 
 
@@ -306,6 +307,24 @@ def test_a_stripped_instance_is_suspect_because_the_registry_knows_it(service, m
     assert (len(came), status.Status) == (1, 0xB000)
     assert status.NumberOfWarningSuboperations == 1
     came, status, _ = get(service, keys(StudyInstanceUID="1.2.3.5"), "STRICT")
+    assert (len(came), status.Status) == (0, 0xA702)
+
+
+def test_an_older_version_is_told_by_a_check_and_remembered(service, marks, pacs):
+    [(_, marked)] = marks.study(6, 1)
+    pacs.store(marked)
+    entry = verifying.entry_of(marked)
+    newer = dataclasses.replace(entry, marked_at=entry.marked_at + 60, delivered_digest=b"n" * 32)
+    service.register(entry, newer)
+    asked = keys(StudyInstanceUID="1.2.3.6")
+    for identifier in (verify_now(keys(StudyInstanceUID="1.2.3.6")), asked):
+        [match], _ = find(service, identifier)
+        said = block_of(match)
+        assert (said[VERDICT], said[SUPERSEDED]) == ("authentic", 1)
+        assert json.loads(said[DETAILS])["superseded"] == ["1.2.3.6.1.1"]
+    came, status, _ = get(service, asked)
+    assert (len(came), status.Status, status.NumberOfWarningSuboperations) == (1, 0xB000, 1)
+    came, status, _ = get(service, asked, "STRICT")
     assert (len(came), status.Status) == (0, 0xA702)
 
 
