@@ -36,6 +36,13 @@ def _checked_address(value: str) -> str:
     return value
 
 
+def _checked_network(value: str) -> str:
+    """Refuse what is neither an IP address nor a network nor empty."""
+    if value:
+        ipaddress.ip_network(value, strict=False)
+    return value
+
+
 class NodeConfig(_Section):
     """``[node]``: the Storage SCP that modalities send to."""
 
@@ -152,12 +159,19 @@ Policy = Literal["as-is", "restored", "refuse-tampered"]
 
 
 class ClientConfig(_Section):
-    """``[[verify.client]]``: what one calling AE title is given."""
+    """``[[verify.client]]``: who one calling AE title is, and what it is given."""
 
     ae_title: str = Field(description="AE title of the client, as it calls.")
-    policy: Policy = Field(description="as-is, restored (originals) or refuse-tampered.")
+    policy: Policy | Literal[""] = Field(
+        "", description="as-is, restored (originals) or refuse-tampered; empty: verify.policy."
+    )
+    address: str = Field(
+        "", description="Address or network it has to call from; empty: any."
+    )
 
     _ae = field_validator("ae_title")(_checked_ae_title)
+
+    _network = field_validator("address")(_checked_network)
 
 
 class VerifyConfig(_Section):
@@ -175,11 +189,17 @@ class VerifyConfig(_Section):
     )
     fetch_ae_title: str = Field("DICOMFETCH", description="AE title the PACS moves to.")
     fetch_port: int = Field(11114, ge=1, le=65535, description="TCP port of that Storage SCP.")
+    fetch_from: str = Field(
+        "", description="Address or network the PACS moves from; empty: any."
+    )
     on_find: Literal["last", "verify"] = Field(
         "last", description="What C-FIND tells: the last verdict, or one made now."
     )
     policy: Policy = Field("as-is", description="What C-MOVE and C-GET give to other clients.")
-    client: tuple[ClientConfig, ...] = Field((), description="Clients with a policy of their own.")
+    admit: Literal["any", "listed"] = Field(
+        "any", description="Whose associations are accepted: any AE's, or those of verify.client."
+    )
+    client: tuple[ClientConfig, ...] = Field((), description="Clients that are known by name.")
     max_matches: int = Field(500, ge=1, description="Most matches a C-FIND is given.")
     workers: int = Field(0, ge=0, le=256, description="Processes that check; 0 = one per core.")
     nightly_sample: int = Field(0, ge=0, description="Instances re-checked every night.")
@@ -192,6 +212,7 @@ class VerifyConfig(_Section):
     store_reports: bool = Field(False, description="Store a structured report into the PACS.")
 
     _ae = field_validator("ae_title", "fetch_ae_title")(_checked_ae_title)
+    _network = field_validator("fetch_from")(_checked_network)
     _address = field_validator("bind")(_checked_address)
 
     @field_validator("pacs_ae_title")
@@ -207,6 +228,8 @@ class VerifyConfig(_Section):
         for title in titles:
             if titles.count(title) > 1:
                 raise ValueError(f"two [[verify.client]] are {title!r}; remove one")
+        if self.admit == "listed" and not titles:
+            raise ValueError('admit = "listed" and nobody is: add a [[verify.client]]')
         return self
 
 

@@ -12,7 +12,7 @@ PDUs, context negotiation and the service classes. Replaced here, and why:
 * `settings`: no identifiers in any log.
 """
 
-from dicom_node.dimse.commands import StoreRequest, StoreResponse
+from dicom_node.dimse.commands import MoveOriginator, StoreRequest, StoreResponse
 from dicom_node.dimse.contexts import LOSSLESS_FALLBACKS, MAX_CONTEXTS, Pair
 from dicom_node.dimse.messages import Incoming, InstanceCut, StoreHandler
 from dicom_node.dimse.part10 import (
@@ -25,17 +25,20 @@ from dicom_node.dimse.part10 import (
 from dicom_node.dimse.settings import TESTED_PYNETDICOM, pynetdicom_version
 from dicom_node.dimse.stopping import StopEvent, stopped_by
 from dicom_node.dimse.storage_scp import (
+    CALLING_AE_NOT_RECOGNIZED,
     LOCAL_LIMIT_EXCEEDED,
     TEMPORARY_CONGESTION,
+    Admits,
     Refusal,
     StorageSCP,
 )
 from dicom_node.dimse.storage_scu import NeverHeard, StoreAssociation
 
 __all__ = [
-    "IMPLEMENTATION_CLASS_UID", "IMPLEMENTATION_VERSION_NAME", "LOCAL_LIMIT_EXCEEDED",
-    "LOSSLESS_FALLBACKS", "MAX_CONTEXTS", "TEMPORARY_CONGESTION", "TESTED_PYNETDICOM",
-    "FileMeta", "Incoming", "InstanceCut", "NeverHeard", "Pair", "Refusal", "StopEvent",
-    "StorageSCP", "StoreAssociation", "StoreHandler", "StoreRequest", "StoreResponse",
+    "CALLING_AE_NOT_RECOGNIZED", "IMPLEMENTATION_CLASS_UID", "IMPLEMENTATION_VERSION_NAME",
+    "LOCAL_LIMIT_EXCEEDED", "LOSSLESS_FALLBACKS", "MAX_CONTEXTS", "TEMPORARY_CONGESTION",
+    "TESTED_PYNETDICOM", "Admits",
+    "FileMeta", "Incoming", "InstanceCut", "MoveOriginator", "NeverHeard", "Pair", "Refusal",
+    "StopEvent", "StorageSCP", "StoreAssociation", "StoreHandler", "StoreRequest", "StoreResponse",
     "encode_file_meta", "pynetdicom_version", "read_file_meta", "stopped_by",
 ]  # fmt: skip

@@ -24,6 +24,7 @@ COMMAND_DATA_SET_TYPE = 0x0800
 STATUS = 0x0900
 ERROR_COMMENT = 0x0902
 AFFECTED_SOP_INSTANCE_UID = 0x1000
+MOVE_ORIGINATOR_AE_TITLE, MOVE_ORIGINATOR_MESSAGE_ID = 0x1030, 0x1031
 
 _ELEMENT = struct.Struct("<HHL")
 _US = struct.Struct("<H")
@@ -82,12 +83,27 @@ def _encoded_uid(value: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveOriginator:
+    """Whose C-MOVE a C-STORE sub-operation belongs to (PS3.7 9.1.1.1)."""
+
+    ae_title: str
+    message_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoreRequest:
-    """C-STORE-RQ without its data set (PS3.7 9.3.1.1)."""
+    """C-STORE-RQ without its data set (PS3.7 9.3.1.1).
+
+    Attributes
+    ----------
+    originator
+        Of a sub-operation of C-MOVE; never read, since it means nothing to a Storage SCP.
+    """
 
     message_id: int
     sop_class_uid: str
     sop_instance_uid: str
+    originator: MoveOriginator | None = None
 
     @classmethod
     def decode(cls, elements: Mapping[int, bytes]) -> StoreRequest:
@@ -109,16 +125,19 @@ class StoreRequest:
 
     def encode(self) -> bytes:
         """Return the command set, medium priority, data set follows."""
-        return encode_command(
-            {
-                AFFECTED_SOP_CLASS_UID: _encoded_uid(self.sop_class_uid),
-                COMMAND_FIELD: _US.pack(C_STORE_RQ),
-                MESSAGE_ID: _US.pack(self.message_id),
-                PRIORITY: _US.pack(0),
-                COMMAND_DATA_SET_TYPE: _US.pack(1),
-                AFFECTED_SOP_INSTANCE_UID: _encoded_uid(self.sop_instance_uid),
-            }
-        )
+        elements = {
+            AFFECTED_SOP_CLASS_UID: _encoded_uid(self.sop_class_uid),
+            COMMAND_FIELD: _US.pack(C_STORE_RQ),
+            MESSAGE_ID: _US.pack(self.message_id),
+            PRIORITY: _US.pack(0),
+            COMMAND_DATA_SET_TYPE: _US.pack(1),
+            AFFECTED_SOP_INSTANCE_UID: _encoded_uid(self.sop_instance_uid),
+        }
+        if self.originator is not None:
+            title = self.originator.ae_title.encode("ascii", "replace")
+            elements[MOVE_ORIGINATOR_AE_TITLE] = title + b" " if len(title) % 2 else title
+            elements[MOVE_ORIGINATOR_MESSAGE_ID] = _US.pack(self.originator.message_id)
+        return encode_command(elements)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _LAST, _COMMAND = 0x02, 0x01
 _COMMAND_LIMIT = 64 * 1024
-_IDENTIFIER_LIMIT = 16 * 1024 * 1024  # data sets of messages other than C-STORE
+_DATA_SET_LIMIT = 16 * 1024 * 1024
 _READ_AHEAD = 512 * 1024
 # A peer may announce no maximum, one too small to carry anything, or one larger than memory.
 _SMALLEST_PDU, _LARGEST_PDU = 128, 131072
@@ -89,6 +89,9 @@ class ReceivedStore:
 class BlockingDIMSE(DIMSEServiceProvider):
     """A DIMSE provider that streams C-STORE and leaves every other message to pynetdicom."""
 
+    data_set_limit = _DATA_SET_LIMIT
+    """Longest data set of a message other than C-STORE, bytes."""
+
     def __init__(self, assoc: BlockingAssociation) -> None:
         super().__init__(assoc)
         self._blocking = assoc
@@ -124,7 +127,7 @@ class BlockingDIMSE(DIMSEServiceProvider):
                 self.store.complete = bool(control & _LAST)
             else:
                 self._other_size += len(fragment)
-                if self.message is None or self._other_size > _IDENTIFIER_LIMIT:
+                if self.message is None or self._other_size > self.data_set_limit:
                     raise ValueError("a data set without its command, or too long")
                 self._pass_on(context_id, control, bytes(fragment))
 

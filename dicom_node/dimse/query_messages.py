@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _LAST = 0x02
 _IN_LINE = 8  # requests or responses a peer may send before the first of them was looked at
 _CANCELS = 64
+# 10,000 UIDs are 650 kB. A client may have nine in memory, before anybody has looked at them.
+_IDENTIFIER_LIMIT = 1024 * 1024
 _SMALLEST_PDU, _LARGEST_PDU = 128, 131072
 
 
@@ -45,6 +47,8 @@ class QueryMessages(BlockingDIMSE):
         self.inbox: deque[Message] = deque()
         self.cancelled: deque[int] = deque(maxlen=_CANCELS)
         """Message IDs of requests that the peer has called off."""
+        if assoc.is_acceptor:
+            self.data_set_limit = _IDENTIFIER_LIMIT
         self._half: tuple[int, int, dict[int, bytes]] | None = None
         self._data = bytearray()
 
@@ -64,6 +68,8 @@ class QueryMessages(BlockingDIMSE):
             message_id = commands.us(elements, commands.MESSAGE_ID_BEING_RESPONDED_TO)
             self.cancelled.append(-1 if message_id is None else message_id)
         elif field == commands.C_STORE_RSP:
+            if self.answers:
+                raise ValueError("an answer nobody waits for")
             self.answers.append(StoreResponse.decode(elements))
         elif field == commands.C_STORE_RQ and self._blocking.store_handler is not None:
             self._begin_store(context_id, elements)

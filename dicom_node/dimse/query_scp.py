@@ -19,7 +19,7 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.presentation import PresentationContext, build_context
 
 from dicom_node.dimse import commands, query_commands
-from dicom_node.dimse.commands import StoreRequest, StoreResponse
+from dicom_node.dimse.commands import MoveOriginator, StoreRequest, StoreResponse
 from dicom_node.dimse.contexts import verification_contexts
 from dicom_node.dimse.messages import Incoming
 from dicom_node.dimse.part10 import FileMeta
@@ -62,6 +62,8 @@ class Call:
         The command.
     identifier
         The data set as it came, encoded in `transfer_syntax_uid`.
+    originator
+        How sub-operations of a C-MOVE name this request.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Call:
         self.calling_ae = assoc.requestor.ae_title.strip()
         self.called_ae = assoc.acceptor.ae_title.strip()
         self.peer = assoc.peer
+        self.originator = MoveOriginator(self.calling_ae, request.message_id)
         self.answered = False
         self._stored = 0
 

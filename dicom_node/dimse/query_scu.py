@@ -34,7 +34,9 @@ _CONNECT_S = 10.0
 _ACSE_S = 30.0
 _MAX_PDU = 131072
 _STEP_S = 0.1
-_CANCEL_S = 5.0
+# Beside what closing takes: our client's own C-CANCEL is honoured within a second.
+_CANCEL_S = 0.3
+_RELEASE_S = 2.0
 
 Watch = Callable[[], bool]
 """Asked some ten times a second while an answer is awaited: True if there is life elsewhere."""
@@ -91,6 +93,7 @@ class QueryAssociation:
         storage: Sequence[tuple[str, str]] = (),
         store_handler: StoreHandler | None = None,
         timeout_s: float = 60.0,
+        watch: Watch = lambda: False,
     ) -> QueryAssociation:
         """Associate with a PACS.
 
@@ -103,6 +106,8 @@ class QueryAssociation:
             are the Storage SCP.
         store_handler
             Takes what C-GET brings.
+        watch
+            Asked while the PACS does not answer; may raise.
 
         Raises
         ------
@@ -119,10 +124,16 @@ class QueryAssociation:
         assoc.store_handler = store_handler
         try:
             _prepare(assoc, address, called_ae, sop_classes, storage)
+            assoc.transport.watch = watch
             assoc.request()
         except OSError as error:
             assoc.kill()
             raise AssociationRejected(name, f"{address[0]}: {error.strerror or error}") from error
+        except BaseException:
+            assoc.kill()  # called off
+            raise
+        assoc.transport.watch = None  # `_next` asks by itself
+        assoc.acse_timeout = _RELEASE_S
         if not assoc.is_established:
             reason = _why_not(assoc, address)
             assoc.kill()
@@ -165,8 +176,8 @@ class QueryAssociation:
         """Send one request and yield its answers, the last one included.
 
         `identifier` is encoded in `syntax`, which `self.syntax` gave, and so are the answers'.
-        Left early, the iterator calls the request off (C-CANCEL) and waits for its end; after that
-        the association can be used again.
+        Left early, the iterator calls the request off (C-CANCEL). Where that ends it at once the
+        association can be used again; else it is aborted, which every peer understands.
 
         Raises
         ------
@@ -263,7 +274,10 @@ class QueryAssociation:
         return PacsLost(self._name, reason)
 
     def release(self) -> None:
-        """Release the association if it is still there, and close the connection."""
+        """Release the association if it is still there, and close the connection.
+
+        A peer that does not answer is not waited for longer than 2 s.
+        """
         assoc = self._assoc
         if assoc.is_established and not assoc.queries.over:
             with contextlib.suppress(OSError):  # the peer may close first, which ends it as well
@@ -285,8 +299,11 @@ class QueryAssociation:
     def __enter__(self) -> QueryAssociation:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.release()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, GeneratorExit):
+            self.release()
+        else:
+            self.abort()  # a release might be waited for
 
 
 def _prepare(

@@ -43,8 +43,10 @@ _ACCEPT_POLL_S = 0.2
 
 Refusal = tuple[int, int, int]
 """Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
+Admits = Callable[[str, str], Refusal | None]
 TEMPORARY_CONGESTION: Refusal = (2, 3, 1)
 LOCAL_LIMIT_EXCEEDED: Refusal = (2, 3, 2)
+CALLING_AE_NOT_RECOGNIZED: Refusal = (1, 1, 3)
 
 
 class AcceptorAssociation(BlockingAssociation):
@@ -166,6 +168,8 @@ class StorageSCP(AssociationServer):
         Opens the sink for each C-STORE request.
     refuse
         Asked for each new association; a `Refusal` rejects it for now.
+    admits
+        Given the calling AE title and address of each association; a `Refusal` rejects it.
     reuse_port
         Let several processes listen on one port (SO_REUSEPORT).
     """
@@ -182,6 +186,7 @@ class StorageSCP(AssociationServer):
         max_pdu: int = 131072,
         silence_s: float = 30.0,
         refuse: Callable[[], Refusal | None] = lambda: None,
+        admits: Admits = lambda calling_ae, address: None,
         reuse_port: bool = False,
         ssl_context: ssl.SSLContext | None = None,
         artim_s: float = ARTIM_S,
@@ -197,6 +202,7 @@ class StorageSCP(AssociationServer):
         self._reuse_port = reuse_port
         self._store_handler = store_handler
         self._refuse = refuse
+        self._admits = admits
         self._max_associations = max_associations
         self._lock = threading.Lock()
         self._open: dict[AcceptorAssociation, float] = {}
@@ -270,7 +276,10 @@ class StorageSCP(AssociationServer):
             raise
 
     def admit(self, assoc: AcceptorAssociation) -> Refusal | None:
-        """Count the association in, or return why it is rejected for now."""
+        """Count the association in, or return why it is rejected."""
+        stranger = self._admits(assoc.requestor.ae_title.strip(), assoc.peer)
+        if stranger is not None:
+            return stranger
         if self.draining:
             return TEMPORARY_CONGESTION
         refusal = self._refuse()

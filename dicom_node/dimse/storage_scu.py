@@ -14,7 +14,7 @@ from pynetdicom.transport import AddressInformation
 
 from dicom_node.dimse import settings
 from dicom_node.dimse.association import BlockingAssociation, application_entity
-from dicom_node.dimse.commands import StoreRequest, StoreResponse
+from dicom_node.dimse.commands import MoveOriginator, StoreRequest, StoreResponse
 from dicom_node.dimse.contexts import Pair, proposed_contexts
 from dicom_node.dimse.part10 import FileMeta
 from dicom_node.dimse.transport import QuickSocket
@@ -66,8 +66,12 @@ class StoreAssociation:
         pairs: Iterable[Pair],
         fallbacks: Iterable[str] = (),
         timeout_s: float = 60.0,
+        watch: Callable[[], object] | None = None,
     ) -> StoreAssociation:
         """Associate with a Storage SCP, proposing one context per pair.
+
+        `watch` is asked whenever the peer is waited for, as long as the association lasts; what it
+        raises ends the association.
 
         Raises
         ------
@@ -81,10 +85,14 @@ class StoreAssociation:
         assoc = BlockingAssociation(ae, MODE_REQUESTOR)
         try:
             _prepare(assoc, address, called_ae, proposed_contexts(pairs, fallbacks=fallbacks))
+            assoc.transport.watch = watch
             assoc.request()
         except OSError as error:
             assoc.kill()
             raise AssociationRejected(name, f"{address[0]}: {error.strerror or error}") from error
+        except BaseException:
+            assoc.kill()  # called off
+            raise
         if not assoc.is_established and not _all_refused(assoc):
             reason = _why_not(assoc, address)
             assoc.kill()
@@ -119,6 +127,7 @@ class StoreAssociation:
         file: BinaryIO,
         meta: FileMeta,
         on_progress: Callable[[], None] = lambda: None,
+        originator: MoveOriginator | None = None,
     ) -> StoreResponse:
         """Send the data set bytes of an open file and return the answer, whatever its status.
 
@@ -128,6 +137,8 @@ class StoreAssociation:
             The file and what `read_file_meta` said of it.
         on_progress
             Called now and then while a large data set is on its way.
+        originator
+            For a sub-operation of C-MOVE.
 
         Raises
         ------
@@ -151,7 +162,9 @@ class StoreAssociation:
                 " (PS3.8 E.2)"
             )
         self._message_id = self._message_id % 0xFFFF + 1
-        request = StoreRequest(self._message_id, meta.sop_class_uid, meta.sop_instance_uid)
+        request = StoreRequest(
+            self._message_id, meta.sop_class_uid, meta.sop_instance_uid, originator
+        )
         messages = self._assoc.messages
         self._acked_before = self._assoc.transport.acknowledged
         try:
@@ -163,19 +176,31 @@ class StoreAssociation:
             # `on_progress` called it off inside a message: the association cannot be used again.
             self._end()
             raise
-        answer = messages.await_answer(self._timeout_s)
+        try:
+            answer = messages.await_answer(self._timeout_s)
+        except BaseException:
+            self._end()  # `watch` called it off
+            raise
         if answer is None:
             raise self._lost(meta, self._peer_said() or f"silent for {self._timeout_s:g} s")
         if answer.message_id != self._message_id:
             raise self._lost(meta, "the answer names another message")
         return answer
 
-    def release(self) -> None:
-        """Release the association if it is still there, and close the connection."""
-        if self.alive:
-            with contextlib.suppress(OSError):  # the peer may close first, which ends it as well
-                self._assoc.release()
-        self._assoc.kill()
+    def release(self, timeout_s: float | None = None) -> None:
+        """Release the association if it is still there, and close the connection.
+
+        `timeout_s` bounds how long the peer may take to answer; None: as long as it may to answer
+        an association request.
+        """
+        try:
+            if self.alive:
+                if timeout_s is not None:
+                    self._assoc.acse_timeout = timeout_s
+                with contextlib.suppress(OSError):  # the peer may close first, which ends it, too
+                    self._assoc.release()
+        finally:
+            self._assoc.kill()
 
     def cut(self) -> None:
         """End the connection under a sending thread, which gets `AssociationLost`."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pynetdicom.transport import T_CONNECT, AssociationSocket
 
 _LINGER_S = 0.5
+_CONNECT_S = 10.0
+_STEP_S = 0.1
 _BYTES_ACKED = struct.Struct("120xQ")  # tcpi_bytes_acked of struct tcp_info, linux/tcp.h
 _GATHERED = 512  # buffers in one sendmsg; Linux takes 1024 (IOV_MAX)
 
@@ -27,6 +30,9 @@ class QuickSocket(AssociationSocket):
 
     silence_s: float | None = 30.0
     """Seconds one read or write may make no progress."""
+
+    watch: Callable[[], object] | None = None
+    """Asked some ten times a second while the peer is waited for, also to connect; may raise."""
 
     _acknowledged = 0
 
@@ -51,14 +57,31 @@ class QuickSocket(AssociationSocket):
 
     def connect(self, primitive: T_CONNECT) -> None:
         """Connect to the peer in `primitive` (Evt2, or Evt17 when it cannot be reached)."""
+        if self.watch is not None and self.socket is not None:
+            self._begin_to_connect(self.socket, primitive.address_info.as_tuple, self.watch)
         super().connect(primitive)
         if self._is_connected:
             self.attach(self.silence_s)
 
+    def _begin_to_connect(
+        self, sock: socket.socket, address: tuple[object, ...], watch: Callable[[], object]
+    ) -> None:
+        """Connect in steps; connecting once more then tells at once how it went (connect(2))."""
+        sock.settimeout(0)
+        if sock.connect_ex(address) != errno.EINPROGRESS:
+            return
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        patience_s = self.assoc.connection_timeout
+        deadline = time.monotonic() + (_CONNECT_S if patience_s is None else patience_s)
+        while time.monotonic() < deadline and not poll.poll(_STEP_S * 1000):
+            watch()
+
     def wait_readable(self, timeout_s: float | None, wake_fd: int | None = None) -> bool:
         """Return whether there is something to read (also the end of the connection).
 
-        `False` after `timeout_s`, or as soon as `wake_fd` becomes readable.
+        `False` after `timeout_s`, or as soon as `wake_fd` becomes readable. Raises what `watch`
+        raises.
         """
         sock = self._connected()
         if isinstance(sock, ssl.SSLSocket) and sock.pending():
@@ -67,8 +90,16 @@ class QuickSocket(AssociationSocket):
         poll.register(sock, select.POLLIN)
         if wake_fd is not None:
             poll.register(wake_fd, select.POLLIN)
-        found = poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)
-        return any(fd == sock.fileno() for fd, _ in found)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            step_s = left_s
+            if self.watch is not None:
+                step_s = _STEP_S if left_s is None else min(_STEP_S, left_s)
+            found = poll.poll(None if step_s is None else step_s * 1000)
+            if found or left_s == 0.0 or self.watch is None:
+                return any(fd == sock.fileno() for fd, _ in found)
+            self.watch()
 
     def read_into(self, view: memoryview) -> None:
         """Fill `view` from the peer.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from dicom_node.errors import PixelError
 from dicom_node.inference.base import RobustEngine
@@ -18,7 +19,7 @@ from dicom_node.instance.model import StoredFrame
 from dicom_node.instance.seal import SealCheck
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.planes import bounds_of, split
-from dicom_node.verify.content import Content, Known, compare_content
+from dicom_node.verify.content import LIKELIHOOD, Content, Known, compare_content
 from dicom_node.verify.verdict import (
     FrameVerdict,
     InstanceVerdict,
@@ -34,6 +35,7 @@ from dicom_node.watermark.robust import Pose, RobustWatermark
 MAX_PIXELS = 400_000_000
 # Frames without any mark in which a weak W1 is looked for, 0.2 s each: the rest of a loop is alike.
 MOST_IN_VAIN = 16
+_NOT_OURS = "the header seal is damaged, or signed by a key this ring does not have"
 
 
 @dataclass
@@ -44,7 +46,15 @@ class _Findings:
     changed: set[str] = field(default_factory=set)
     frames: list[FrameVerdict] = field(default_factory=list)
     counts: set[int] = field(default_factory=set)
+    likely: set[int] = field(default_factory=set)
+    compared: bool = False
     in_vain: int = 0
+
+    @property
+    def by_likelihood(self) -> bool:
+        """Whether the worst frames were judged by the robust mark and the fingerprint alone."""
+        bad = worst([frame.verdict for frame in self.frames])
+        return all(each.frame in self.likely for each in self.frames if each.verdict == bad)
 
 
 def check_instance(
@@ -104,6 +114,7 @@ def _check(
             found.frames.append(_destroyed(index + 1, frame, robust))
         else:
             found.frames.append(_frame_verdict(index + 1, check, robust, content))
+            found.likely |= {index + 1} if content is not None else set()
         _take_record(found, check, instance, ring, sealed)
     return _verdict(instance, found, sealed)
 
@@ -193,6 +204,7 @@ def _take_record(
     keys = ring.get(record.key_id)
     asked = found.record is not None or sealed.signature_valid
     if not asked and keys is not None and keys.has_secrets:
+        found.compared = True
         found.changed |= set(
             seal.changed_attributes(instance.read_header(), record.attribute_digests, keys.mac_key)
         )
@@ -206,6 +218,8 @@ def _verdict(instance: Instance, found: _Findings, sealed: SealCheck) -> Instanc
         said = max(found.counts)
         reason = f"the marks speak of {said} frames, there are {instance.frame_count}"
         verdict = worst([verdict, "tampered"])
+    elif verdict in ("content-preserved", "tampered") and found.by_likelihood:
+        reason = f"the integrity mark is gone, as after a lossy copy; judged by {LIKELIHOOD}"
     elif verdict == "unmarked" and any(frame.integrity != "absent" for frame in found.frames):
         verdict, reason = "tampered", "some frames carry our marks, others none"
     elif verdict == "unmarked" and sealed.signature_valid:
@@ -215,7 +229,7 @@ def _verdict(instance: Instance, found: _Findings, sealed: SealCheck) -> Instanc
         else:
             reason = "the header is sealed as a marked image's, but the pixels carry no marks"
     elif verdict == "unmarked" and sealed.present and not sealed.signature_valid:
-        reason = "the header seal is damaged, or signed by a key this ring does not have"
+        reason = _NOT_OURS
     record = found.record
     when = sealed.marked_at if sealed.signature_valid else None
     return InstanceVerdict(
@@ -223,8 +237,24 @@ def _verdict(instance: Instance, found: _Findings, sealed: SealCheck) -> Instanc
         owner=record.owner if record else (sealed.owner if sealed.signature_valid else ""),
         signed_by=record.key_id if record else (sealed.key_id if sealed.signature_valid else b""),
         marked_at=record.marked_at if record else when,
-        changed=tuple(sorted(found.changed)), frames=tuple(found.frames), reason=reason,
+        changed=tuple(sorted(found.changed)), frames=tuple(found.frames),
+        reason=reason or _unsealed(verdict, found, sealed), header_seal=_state_of(sealed),
     )  # fmt: skip
+
+
+def _state_of(sealed: SealCheck) -> Literal["valid", "absent", "invalid"]:
+    if not sealed.present:
+        return "absent"
+    return "valid" if sealed.signature_valid else "invalid"
+
+
+def _unsealed(verdict: Verdict, found: _Findings, sealed: SealCheck) -> str:
+    """Say of authentic pixels what of their header nobody vouches for; "" where the seal holds."""
+    if verdict != "authentic" or sealed.signature_valid:
+        return ""
+    what = _NOT_OURS if sealed.present else "the header seal is gone"
+    left = "only what the pixels' record names" if found.compared else "nothing"
+    return f"{what}; of the header {left} was checked"
 
 
 def _sealed_only(path: Path, ring: KeyRing, why: str) -> InstanceVerdict:
@@ -237,17 +267,18 @@ def _sealed_only(path: Path, ring: KeyRing, why: str) -> InstanceVerdict:
     except PixelError as error:
         return InstanceVerdict(str(path), "", "unreadable", reason=str(error))
     if not sealed.present:
-        return InstanceVerdict(str(path), uid, "unmarked", reason=f"no seal; {why}")
+        return InstanceVerdict(
+            str(path), uid, "unmarked", reason=f"no seal; {why}", header_seal="absent"
+        )
     if not sealed.signature_valid:
         return InstanceVerdict(
-            str(path), uid, "tampered",
-            reason="the header seal is damaged, or signed by a key this ring does not have",
-        )  # fmt: skip
+            str(path), uid, "tampered", reason=_NOT_OURS, header_seal="invalid"
+        )
     covered = sealed.covers_pixels
     verdict: Verdict = "authentic" if sealed.intact and covered else "tampered"
     return InstanceVerdict(
         str(path), uid, verdict, sealed.owner, sealed.key_id, sealed.marked_at, sealed.changed,
-        reason="" if covered else f"sealed as a marked image, but {why}",
+        reason="" if covered else f"sealed as a marked image, but {why}", header_seal="valid",
     )  # fmt: skip
 
 

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 Known = Callable[[bytes], Sequence[bytes]]
 """Gives the fingerprints of all frames that carry a robust message of 12 bytes; none: ``()``."""
 
+LIKELIHOOD = "likelihood, not proof"
+"""Said wherever a verdict rests on the robust mark and the fingerprint."""
+
+# The size is a cautious one: docs/BENCHMARKS.md has what is found of which kind and size.
+_SAME = (
+    f"no cell of its fingerprint differs: {LIKELIHOOD}; a spot below a sixth of the picture's"
+    " width, or a faint one, may hide"
+)
 # Frames that look alike carry the same message: slices of a phantom, a loop at rest.
 _NEAREST = 4
 
@@ -38,7 +46,7 @@ class Content:
     changed
         Changed regions in pixels of the picture, largest first.
     reason
-        In words: what was changed, or why nothing was compared.
+        In words: what was changed, or what may hide, or why nothing was compared.
     """
 
     compared: bool
@@ -89,21 +97,25 @@ def compare_content(picture: Float32, pose: Pose, message: bytes, known: Known |
     try:
         candidates = list(dict.fromkeys(known(message))) if known is not None else []
     except RegistryError as error:
-        return Content(False, reason=f"content not compared: {error}")
+        return _not_compared(str(error))
     if not candidates:
         why = "no registry was asked" if known is None else "the registry has no fingerprint of it"
-        return Content(False, reason=f"content not compared: {why}")
+        return _not_compared(why)
     network = open_fingerprinter()
     try:
         nearest = fingerprint.nearest(candidates, picture, network, pose)[:_NEAREST]
         made = [fingerprint.compare(each, picture, network, pose) for each in nearest]
     except WatermarkError as error:
-        return Content(False, reason=f"content not compared: {error}")
+        return _not_compared(str(error))
     best = min(made, key=lambda comparison: float(comparison.scores.max()))
     if best.same:
-        return Content(True)
+        return Content(True, reason=_SAME)
     count, total = int(best.changed.sum()), int(best.compared.sum())
     return Content(
         True, best.boxes(picture.shape, pose),
-        f"the content differs from its fingerprint in {count} of {total} cells",
+        f"the content differs from its fingerprint in {count} of {total} cells: {LIKELIHOOD}",
     )  # fmt: skip
+
+
+def _not_compared(why: str) -> Content:
+    return Content(False, reason=f"content not compared: {why}; any local change may hide")

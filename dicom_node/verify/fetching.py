@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from dicom_node.config import Config
-from dicom_node.dimse import Incoming
+from dicom_node.dimse import Admits, Incoming
 from dicom_node.dimse.contexts import LOSSLESS_FALLBACKS, MAX_CONTEXTS
 from dicom_node.dimse.query_commands import Kind, QueryResponse, SubOperations
 from dicom_node.dimse.query_scp import STUDY_ROOT, SUFFIX
@@ -69,12 +69,18 @@ class Fetcher:
     ----------
     folder
         Where fetched files are put.
+    admits
+        Whose associations the inner Storage SCP accepts.
     """
 
-    def __init__(self, config: Config, pacs: Pacs, folder: Path) -> None:
+    def __init__(
+        self, config: Config, pacs: Pacs, folder: Path,
+        admits: Admits = lambda calling_ae, address: None,
+    ) -> None:  # fmt: skip
         self.pacs = pacs
         self._config = config
         self._folder = folder
+        self._admits = admits
         self._numbers = itertools.count()
         self._how = config.verify.retrieve
         self._inner: InnerStorage | Lodger | None = None
@@ -135,12 +141,15 @@ class Fetcher:
         with QueryAssociation.open(
             pacs.name, (pacs.host, pacs.port), called_ae=pacs.ae_title, calling_ae=pacs.calling_ae,
             sop_classes=[GET], storage=_storage_pairs(planned), store_handler=store,
-            timeout_s=pacs.timeout_s,
+            timeout_s=pacs.timeout_s, watch=watch,
         ) as assoc:  # fmt: skip
             return self._request(assoc, wanted, watch)
 
     def _move(self, wanted: Wanted, take: Take, watch: Watch) -> Fetched:
-        with self._storage().expect(wanted, take) as expected, self.pacs.open(MOVE) as assoc:
+        with (
+            self._storage().expect(wanted, take) as expected,
+            self.pacs.open(MOVE, watch=watch) as assoc,
+        ):
             before = 0
 
             def alive() -> bool:
@@ -175,7 +184,7 @@ class Fetcher:
         with self._lock:
             if self._inner is None:
                 try:
-                    self._inner = InnerStorage(self._config, self._folder)
+                    self._inner = InnerStorage(self._config, self._folder, self._admits)
                 except ConfigError:
                     if self._listens or not Lodger.possible(self._config):
                         raise

@@ -7,6 +7,7 @@ DICOM PS3.4 C.2.2 (attributes types and matching), C.3 (information models), C.4
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -22,7 +23,9 @@ from pydicom.tag import BaseTag
 
 from dicom_node.errors import NodeError, PixelError
 from dicom_node.instance.block import CREATOR, GROUP
+from dicom_node.instance.elements import Scanner
 from dicom_node.instance.parsing import parse_header
+from dicom_node.instance.source import ByteSource
 from dicom_node.instance.values import tag_of
 
 Level = Literal["PATIENT", "STUDY", "SERIES", "IMAGE"]
@@ -38,10 +41,11 @@ IMPLICIT = "1.2.840.10008.1.2"
 # Elements of our block in identifiers; 01 to 0F are those of instances (`instance.block`).
 VERDICT, VERIFIED_AT, AGE_S = 0x10, 0x11, 0x12
 VERIFIED, TAMPERED, UNMARKED, MISSING = 0x13, 0x14, 0x15, 0x16
-DETAILS, VERIFY_NOW, PROGRESS = 0x17, 0x20, 0x21
+DETAILS, SUPERSEDED, VERIFY_NOW, PROGRESS = 0x17, 0x18, 0x20, 0x21
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _MOST_UIDS = 10_000
+_MOST_ELEMENTS = 512
 
 
 class IdentifierError(NodeError):
@@ -90,6 +94,8 @@ class Standing:
         instances that were delivered and did not come back.
     progress
         While a check goes on: how far it is.
+    superseded
+        Of those verified, older versions than the last that was delivered.
     """
 
     verdict: str = ""
@@ -100,6 +106,7 @@ class Standing:
     missing: int = 0
     details: dict[str, Any] | None = None
     progress: str = ""
+    superseded: int = 0
 
 
 def decode(encoded: bytes, syntax: str) -> Dataset:
@@ -109,6 +116,32 @@ def decode(encoded: bytes, syntax: str) -> Dataset:
     except PixelError:
         # The chain would carry values into a log.
         raise IdentifierError("the identifier cannot be parsed") from None
+
+
+class _InMemory(ByteSource):
+    """Bytes that the scanner walks as it walks a file."""
+
+    def __init__(self, encoded: bytes) -> None:
+        self._window, self._window_at, self.size = encoded, 0, len(encoded)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes at `offset`."""
+        return self._window[offset : offset + length]
+
+    def window(self, offset: int, length: int) -> tuple[bytes, int]:
+        """Return all bytes: no other window is needed."""
+        return self._window, 0
+
+
+def _require_whole(encoded: bytes, syntax: str) -> None:
+    """Refuse what is cut short, which pydicom takes as far as it goes: it would ask for more."""
+    scanner = Scanner(_InMemory(encoded), implicit=syntax == IMPLICIT, little=True)
+    try:
+        found = sum(1 for _ in itertools.islice(scanner.elements(0), _MOST_ELEMENTS + 1))
+    except PixelError:
+        raise IdentifierError("the identifier is cut short") from None
+    if found > _MOST_ELEMENTS:
+        raise IdentifierError(f"the identifier has more than {_MOST_ELEMENTS} elements")
 
 
 def encode(ds: Dataset, syntax: str) -> bytes:
@@ -135,6 +168,7 @@ def parse(encoded: bytes, syntax: str, *, patient_root: bool, retrieve: bool) ->
     IdentifierError
         Without a level of this model, with values that are no UIDs, or without a key it needs.
     """
+    _require_whole(encoded, syntax)
     ds = decode(encoded, syntax)
     verify_now = bool(_own_value(ds, VERIFY_NOW).strip(b"\0 "))
     for tag in _own_tags(ds):
@@ -240,6 +274,7 @@ def _put_block(ds: Dataset, standing: Standing) -> None:
     put(MISSING, "UL", standing.missing)
     if standing.details is not None:
         put(DETAILS, "UT", json.dumps(standing.details, separators=(",", ":")))
+    put(SUPERSEDED, "UL", standing.superseded)
     if standing.progress:
         put(PROGRESS, "LO", standing.progress)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from dicom_node.config import Config
-from dicom_node.dimse import Incoming, StorageSCP, encode_file_meta
+from dicom_node.dimse import Admits, Incoming, StorageSCP, encode_file_meta
 from dicom_node.errors import ConfigError, SpoolError
 from dicom_node.instance.datafile import open_data_file
 from dicom_node.verify.expecting import Expected, Take
@@ -34,6 +34,11 @@ _STUDY, _SERIES = 0x0020000D, 0x0020000E
 class InnerStorage:
     """Listens on ``[verify] fetch_port`` while it is open.
 
+    Parameters
+    ----------
+    admits
+        Whose associations are accepted.
+
     Raises
     ------
     ConfigError
@@ -42,7 +47,9 @@ class InnerStorage:
         If the folder cannot be made.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(
+        self, config: Config, folder: Path, admits: Admits = lambda calling_ae, address: None
+    ) -> None:
         self._folder = folder
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -53,7 +60,7 @@ class InnerStorage:
         try:
             self._server = StorageSCP(
                 (verify.bind, verify.fetch_port), verify.fetch_ae_title, self._receive,
-                max_pdu=node.max_pdu, silence_s=node.association_timeout_s,
+                max_pdu=node.max_pdu, silence_s=node.association_timeout_s, admits=admits,
             )  # fmt: skip
         except ConfigError as error:
             raise ConfigError(

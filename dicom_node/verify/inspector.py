@@ -12,6 +12,7 @@ from types import TracebackType
 from dicom_node.config import Config
 from dicom_node.keys import KeyRing
 from dicom_node.registry.records import MarkedInstance
+from dicom_node.verify.admission import pacs_only
 from dicom_node.verify.checked_fetch import Arrival, CheckedFetch, Pace
 from dicom_node.verify.checking import Setup
 from dicom_node.verify.checking_pool import CheckingPool
@@ -47,7 +48,8 @@ class Inspector:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             self.recorder = Recorder(config, self.ring)
             stack.callback(self.recorder.close)
-            self.fetcher = Fetcher(config, self.pacs, folder)
+            admits = pacs_only(config.verify, self.recorder.record)
+            self.fetcher = Fetcher(config, self.pacs, folder, admits)
             stack.callback(self.fetcher.close)
             if listen:
                 self.fetcher.listen()
@@ -98,7 +100,9 @@ class Inspector:
             with CheckedFetch(
                 self.fetcher, self.pool, wanted, planned, pace=pace, keep=keep_files
             ) as arrivals:
-                self._follow(arrivals, found, len(planned), checked_by, progress, keep_files)
+                self._follow(
+                    arrivals, found, len(planned), checked_by, progress, keep_files, entries
+                )
                 if arrivals.error is not None:
                     raise arrivals.error
         check = study_check(
@@ -116,18 +120,23 @@ class Inspector:
         checked_by: str,
         progress: Progress,
         keep_files: bool,
+        entries: tuple[MarkedInstance, ...],
     ) -> None:
         remembered = 0
+
+        def remember() -> None:
+            self.recorder.remember(found[remembered:], checked_by=checked_by, entries=entries)
+
         try:
             for arrival in arrivals:
                 if arrival is not None:
                     found.append(found_of(arrival, keep_path=keep_files))
                 progress(len(found), total)
                 if len(found) - remembered >= _BATCH:
-                    self.recorder.remember(found[remembered:], checked_by=checked_by)
+                    remember()
                     remembered = len(found)
         finally:
-            self.recorder.remember(found[remembered:], checked_by=checked_by)
+            remember()
 
     def expected(
         self, wanted: Wanted, planned: tuple[Planned, ...]

@@ -98,11 +98,11 @@ class Pacs:
             verify.pacs_port or pacs.port, verify.ae_title, pacs.timeout_s,
         )  # fmt: skip
 
-    def open(self, *sop_classes: str) -> QueryAssociation:
-        """Associate for query (AssociationRejected, ContextRefused)."""
+    def open(self, *sop_classes: str, watch: Watch = lambda: False) -> QueryAssociation:
+        """Associate for query (AssociationRejected, ContextRefused, what `watch` raises)."""
         return QueryAssociation.open(
             self.name, (self.host, self.port), called_ae=self.ae_title, calling_ae=self.calling_ae,
-            sop_classes=sop_classes, timeout_s=self.timeout_s,
+            sop_classes=sop_classes, timeout_s=self.timeout_s, watch=watch,
         )  # fmt: skip
 
     def find(
@@ -137,7 +137,7 @@ class Pacs:
 
     def studies_by(self, keys: Dataset, watch: Watch = lambda: False) -> Iterator[Dataset]:
         """Yield the studies that match an identifier at STUDY level (see `find`)."""
-        with self.open(FIND_STUDY_ROOT) as assoc:
+        with self.open(FIND_STUDY_ROOT, watch=watch) as assoc:
             yield from self.find(assoc, keys, watch)
 
     def plan(self, wanted: Wanted, watch: Watch = lambda: False) -> tuple[Planned, ...]:
@@ -149,7 +149,7 @@ class Pacs:
             If the PACS cannot be asked.
         """
         study = wanted.study_instance_uid
-        with self.open(FIND_STUDY_ROOT) as assoc:
+        with self.open(FIND_STUDY_ROOT, watch=watch) as assoc:
             series = wanted.series_instance_uids
             if not series:
                 keys = identifiers.keys_of(

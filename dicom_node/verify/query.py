@@ -137,7 +137,7 @@ class _Asked:
         call, inquiry, pacs = self._call, self._asking, self._inspector.pacs
         sop_class = FIND_PATIENT_ROOT if call.patient_root else FIND_STUDY_ROOT
         keys = identifiers.with_keys(inquiry.keys, inquiry.level)
-        with pacs.open(sop_class) as assoc:
+        with pacs.open(sop_class, watch=self._watch) as assoc:
             syntax = assoc.syntax(sop_class, call.transfer_syntax_uid)
             answers = assoc.request(
                 "find", sop_class, identifiers.encode(keys, syntax), syntax, watch=self._watch

@@ -22,11 +22,13 @@ from dicom_node.keys import KeyRing
 from dicom_node.registry.records import MarkedInstance, VerdictEntry
 from dicom_node.registry.registry import Registry
 from dicom_node.verify.pacs import Wanted
-from dicom_node.verify.study import CheckedInstance
+from dicom_node.verify.study import CheckedInstance, superseded
 
 log = structlog.get_logger(__name__)
 
 MISSING = "missing"
+SUPERSEDED = "superseded"
+"""Key in the details of a verdict on an older version than the last that was delivered."""
 _Found = TypeVar("_Found")
 
 
@@ -105,25 +107,31 @@ class Recorder:
         *,
         checked_by: str,
         missing: Iterable[MarkedInstance] = (),
+        entries: Iterable[MarkedInstance] = (),
     ) -> None:
-        """Keep the verdicts on some instances, and that others did not come back."""
+        """Keep the verdicts on some instances, and that others did not come back.
+
+        `entries` is what the registry has of them: a verdict on an older version says so.
+        """
         now = datetime.now(UTC)
-        entries = [
+        older = set(superseded(found, entries))
+        rows = [
             VerdictEntry(
                 each.sop_instance_uid, each.series_instance_uid, each.study_instance_uid,
-                each.verdict.verdict, now.timestamp(), checked_by, _details(each),
+                each.verdict.verdict, now.timestamp(), checked_by,
+                _details(each, older=each.sop_instance_uid in older),
             )
             for each in found if each.sop_instance_uid
         ]  # fmt: skip
-        entries += [
+        rows += [
             VerdictEntry(
                 each.sop_instance_uid, each.series_instance_uid, each.study_instance_uid, MISSING,
                 now.timestamp(), checked_by,
             )
             for each in missing
         ]  # fmt: skip
-        if entries:
-            self._ask(lambda registry: registry.add_verdicts(entries), None)
+        if rows:
+            self._ask(lambda registry: registry.add_verdicts(rows), None)
         self.record(*(_verified(each, checked_by, now) for each in found))
 
     def register(self, entry: MarkedInstance) -> None:
@@ -156,8 +164,8 @@ class Recorder:
             log.error("audit trail not written", kinds=kinds, reason=str(error))  # noqa: TRY400
 
 
-def _details(found: CheckedInstance) -> str:
-    line = found.to_json()
+def _details(found: CheckedInstance, *, older: bool) -> str:
+    line = found.to_json() | ({SUPERSEDED: True} if older else {})
     line.pop("path", None)
     return json.dumps(line, separators=(",", ":"))
 

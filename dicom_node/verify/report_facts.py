@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from dicom_node.keys import KeyRing
 from dicom_node.verify.report_chain import Step, chain_of, moment
 from dicom_node.verify.report_pictures import Picture, pictures_of
 from dicom_node.verify.report_text import printable, value_text
-from dicom_node.verify.report_words import WORDS, verdict_in_words
+from dicom_node.verify.report_words import OF_LIKELIHOOD, WORDS, verdict_in_words
 from dicom_node.verify.study import CheckedInstance, StudyCheck
 from dicom_node.verify.verdict import ORDER, FrameVerdict, Verdict
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _MOST_FINDINGS = 40
 _MOST_PICTURES, _MOST_OF_ONE = 48, 12
 _SAMPLES = 6
+_OLDER = "It was marked before the version that was delivered last: the archive gives an older one."
 _CHANGED_PX, _SAMPLE_PX = 720, 320
 # What stands before an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410, 4).
 _SPKI = bytes.fromhex("302a300506032b6570032100")
@@ -89,6 +90,15 @@ class InstanceFacts:
         """The verdict as it is called."""
         return WORDS[self.verdict][0]
 
+    @property
+    def finding(self) -> str:
+        """The verdict as it heads a finding: authentic pixels may stand under another header."""
+        if self.verdict != "authentic":
+            return self.word
+        if _OLDER in self.remarks:
+            return f"{self.word}, an older version"
+        return f"{self.word} pixels, {'changed header' if self.header else 'header not sealed'}"
+
 
 @dataclass(frozen=True)
 class KeyFacts:
@@ -115,7 +125,8 @@ class StudyFacts:
     Attributes
     ----------
     level
-        A verdict, or ``incomplete`` for an authentic study of which something is missing.
+        A verdict, or of an authentic study: ``superseded`` if an older version of something came
+        back, ``incomplete`` if something is missing.
     patient
         Label and value: patient data, as one instance of the study has it.
     findings
@@ -160,11 +171,14 @@ def facts_of(check: StudyCheck, ring: KeyRing | None, *, checked_by: str = "") -
     # Of a study of one instance the chain is the instance's.
     own = entries if len(check.instances) > 1 else {}
     bare = [_instance(each, own.get(each.sop_instance_uid)) for each in check.instances]
-    told = [i for i, each in enumerate(check.instances) if is_finding(each)]
+    older = frozenset(check.superseded)
+    told = [i for i, each in enumerate(check.instances) if is_finding(each, older)]
     told.sort(key=lambda i: (-ORDER.index(bare[i].verdict), i))
     findings, left = [], _MOST_PICTURES
     for i in told[:_MOST_FINDINGS]:
-        finding = _finding(check.instances[i], bare[i], ring, min(left, _MOST_OF_ONE))
+        each = check.instances[i]
+        finding = _finding(each, bare[i], ring, min(left, _MOST_OF_ONE),
+                           older=each.sop_instance_uid in older)  # fmt: skip
         left -= len(finding.pictures)
         findings.append(finding)
     level, headline, sentences = verdict_in_words(check)
@@ -178,9 +192,16 @@ def facts_of(check: StudyCheck, ring: KeyRing | None, *, checked_by: str = "") -
     )  # fmt: skip
 
 
-def is_finding(each: CheckedInstance) -> bool:
-    """Whether there is anything to say about an instance but that it is authentic."""
-    return each.verdict.verdict != "authentic" or bool(each.verdict.changed)
+def is_finding(each: CheckedInstance, older: Container[str]) -> bool:
+    """Whether there is anything to say about an instance but that it is authentic.
+
+    `older` has the UIDs of what is superseded.
+    """
+    if each.sop_instance_uid in older:
+        return True
+    said = each.verdict
+    unsealed = said.header_seal in ("absent", "invalid")
+    return said.verdict != "authentic" or bool(said.changed) or unsealed
 
 
 def _instance(each: CheckedInstance, entry: MarkedInstance | None) -> InstanceFacts:
@@ -204,11 +225,12 @@ def _missing(uid: str, entry: MarkedInstance | None) -> str:
 
 
 def _finding(
-    each: CheckedInstance, bare: InstanceFacts, ring: KeyRing | None, room: int
+    each: CheckedInstance, bare: InstanceFacts, ring: KeyRing | None, room: int, *, older: bool
 ) -> InstanceFacts:
     """Add what is to be said and shown about one instance; `room` pictures at most."""
     said = each.verdict
-    remarks = [printable(said.reason)] if said.reason else []
+    remarks = [_OLDER] if older else []
+    remarks += [printable(said.reason)] if said.reason else []
     remarks += _frame_remarks(said.frames)
     header = tuple(HeaderLine(printable(name), "", "", "", "") for name in said.changed)
     pictures: list[Picture] = []
@@ -346,6 +368,8 @@ def _key(key_id: bytes, owner: str, ring: KeyRing | None) -> KeyFacts:
 
 def _caveats(check: StudyCheck, ring: KeyRing | None) -> tuple[str, ...]:
     said = []
+    if any(_is_likely(frame) for each in check.instances for frame in each.verdict.frames):
+        said.append(OF_LIKELIHOOD)
     if ring is not None and not any(keys.has_secrets for keys in ring.all()):
         said.append("Checked with public keys alone: a change is found, but not where; the robust "
                     "mark is not read, so what lost its integrity mark counts as "
@@ -354,6 +378,11 @@ def _caveats(check: StudyCheck, ring: KeyRing | None) -> tuple[str, ...]:
         said.append("No registry was asked, or it does not know this study: whether instances are "
                     "missing cannot be said.")  # fmt: skip
     return tuple(said)
+
+
+def _is_likely(frame: FrameVerdict) -> bool:
+    """Whether a frame was judged by its robust mark: the integrity mark is gone."""
+    return frame.integrity == "absent" and frame.robust.decoded
 
 
 def findings_first(instances: Iterable[InstanceFacts]) -> list[InstanceFacts]:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 from reportlab.lib import colors
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
 from reportlab.lib.utils import ImageReader
-from reportlab.pdfbase import pdfmetrics
-from reportlab.pdfbase.ttfonts import TTFError, TTFont
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import (
     Flowable,
@@ -34,6 +30,7 @@ from dicom_node.verify.report_facts import (
     StudyFacts,
     findings_first,
 )
+from dicom_node.verify.report_fonts import BOLD, MONO, PLAIN, markup, register_fonts
 from dicom_node.verify.report_html import MOST_ROWS, HowTo
 from dicom_node.verify.report_pictures import Picture
 
@@ -44,27 +41,24 @@ _GOOD, _FAIR, _OPEN, _BAD = (
 )
 _TONES = {
     "authentic": _GOOD, "content-preserved": _FAIR, "unmarked": _OPEN, "incomplete": _OPEN,
-    "foreign": _BAD, "tampered": _BAD, "unreadable": _BAD,
+    "superseded": _BAD, "foreign": _BAD, "tampered": _BAD, "unreadable": _BAD,
 }  # fmt: skip
 _MARGIN = 18 * mm
+# Cells without text, too, or reportlab names Helvetica, which is not in the document.
+_FACE = ("FONTNAME", (0, 0), (-1, -1), PLAIN)
 _WIDTH = A4[0] - 2 * _MARGIN - 12  # reportlab pads a frame by 6 points on each side
-# Of the system, with Greek, Cyrillic and much else; reportlab's own knows Latin.
-_SYSTEM_FONTS = Path("/usr/share/fonts/truetype/dejavu")
-_FACES = {
-    "Report": ("DejaVuSans.ttf", "Vera.ttf"),
-    "Report-Bold": ("DejaVuSans-Bold.ttf", "VeraBd.ttf"),
-    "Report-Mono": ("DejaVuSansMono.ttf", "Vera.ttf"),
-}
 
 
 def pdf_document(facts: StudyFacts, how: tuple[HowTo, ...]) -> bytes:
     """Return the document; every value in it is escaped."""
-    _register_fonts()
+    register_fonts()
     out = io.BytesIO()
     document = SimpleDocTemplate(
         out, pagesize=A4, leftMargin=_MARGIN, rightMargin=_MARGIN, topMargin=16 * mm,
         bottomMargin=18 * mm, title=f"{facts.headline}: integrity report of a study",
         author=f"dicom-node {facts.version}", subject="integrity of a DICOM study", lang="en",
+        # Else Helvetica would stand in the document, unused and not embedded.
+        initialFontName=PLAIN,
     )  # fmt: skip
     story = [
         *_opening(facts), *_findings(facts), *_lists(facts),
@@ -96,6 +90,7 @@ def _opening(facts: StudyFacts) -> Iterable[Flowable]:
         box = Table([[[_text(note, _style("note")), _pairs(facts.patient, _WIDTH - 8 * mm)]]],
                     colWidths=[_WIDTH], hAlign="LEFT")  # fmt: skip
         box.setStyle(TableStyle([
+        _FACE,
             ("BOX", (0, 0), (-1, -1), 0.5, _LINE), ("BACKGROUND", (0, 0), (-1, -1), _SHADE),
             ("LEFTPADDING", (0, 0), (-1, -1), 4 * mm), ("TOPPADDING", (0, 0), (-1, -1), 2 * mm),
         ]))  # fmt: skip
@@ -109,10 +104,9 @@ def _findings(facts: StudyFacts) -> Iterable[Flowable]:
     yield _heading("What was found")
     for each in facts.findings:
         tone = _TONES[each.verdict]
-        word = each.word + (" pixels, changed header" if each.verdict == "authentic" else "")
         head = Paragraph(
-            f'<font name="Report-Bold">{_safe(each.label)}</font>&nbsp;&nbsp;&nbsp;'
-            f'<font name="Report-Bold" color="{tone.hexval().replace("0x", "#")}">{_safe(word)}'
+            f'<font name="{BOLD}">{markup(each.label)}</font>&nbsp;&nbsp;&nbsp;'
+            f'<font name="{BOLD}" color="{tone.hexval().replace("0x", "#")}">{markup(each.finding)}'
             "</font>",
             _style("body"),
         )
@@ -246,7 +240,7 @@ def _gallery(shown: Sequence[tuple[str, Picture]], across: int) -> Iterable[Flow
             cells.append([_Shown(picture, width - 4 * mm, 95 * mm), _text(text, _style("note"))])
         cells += [[] for _ in range(across - len(cells))]
         row = Table([cells], colWidths=[width] * across, hAlign="LEFT")
-        row.setStyle(TableStyle([("VALIGN", (0, 0), (-1, -1), "TOP"),
+        row.setStyle(TableStyle([_FACE, ("VALIGN", (0, 0), (-1, -1), "TOP"),
                                  ("LEFTPADDING", (0, 0), (-1, -1), 0)]))  # fmt: skip
         yield row
 
@@ -256,6 +250,7 @@ def _pairs(rows: Iterable[tuple[str, str]], width: float = _WIDTH) -> Flowable:
     cells = [[_text(label, _style("th")), _text(value)] for label, value in rows]
     table = Table(cells, colWidths=[first, width - first], hAlign="LEFT")
     table.setStyle(TableStyle([
+        _FACE,
         ("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (-1, -1), 0),
         ("TOPPADDING", (0, 0), (-1, -1), 1), ("BOTTOMPADDING", (0, 0), (-1, -1), 1),
     ]))  # fmt: skip
@@ -265,6 +260,7 @@ def _pairs(rows: Iterable[tuple[str, str]], width: float = _WIDTH) -> Flowable:
 def _ruled(rows: list[list[Any]], widths: list[float], *, head: bool = True) -> Flowable:
     table = Table(rows, colWidths=widths, repeatRows=1 if head else 0, hAlign="LEFT")
     table.setStyle(TableStyle([
+        _FACE,
         ("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (-1, -1), 0),
         ("LINEBELOW", (0, 0), (-1, -1), 0.4, _LINE),
         ("TOPPADDING", (0, 0), (-1, -1), 3), ("BOTTOMPADDING", (0, 0), (-1, -1), 3),
@@ -275,6 +271,7 @@ def _ruled(rows: list[list[Any]], widths: list[float], *, head: bool = True) -> 
 def _barred(content: list[Flowable], tone: colors.Color, wide: float = 1 * mm) -> Flowable:
     table = Table([[content]], colWidths=[_WIDTH], hAlign="LEFT")
     table.setStyle(TableStyle([
+        _FACE,
         ("LINEBEFORE", (0, 0), (0, -1), wide, tone), ("LEFTPADDING", (0, 0), (-1, -1), 5 * mm),
         ("TOPPADDING", (0, 0), (-1, -1), 1), ("BOTTOMPADDING", (0, 0), (-1, -1), 2),
     ]))  # fmt: skip
@@ -286,50 +283,32 @@ def _heading(text: str) -> Flowable:
 
 
 def _code(text: str) -> Flowable:
-    lines = "<br/>".join(_safe(line) for line in text.splitlines())
+    lines = "<br/>".join(markup(line) for line in text.splitlines())
     return Paragraph(lines, _style("code"))
 
 
 def _text(text: str, style: ParagraphStyle | None = None) -> Paragraph:
-    return Paragraph(_safe(text), style or _style("body"))
-
-
-def _safe(text: str) -> str:
-    """Return text for a paragraph: markup escaped, what the font cannot draw named."""
-    known = pdfmetrics.getFont("Report").face.charToGlyph
-    shown = "".join(c if ord(c) in known else f"<U+{ord(c):04X}>" for c in text)
-    return escape(shown)
+    return Paragraph(markup(text), style or _style("body"))
 
 
 @cache
 def _style(name: str, tone: colors.Color = _INK) -> ParagraphStyle:
-    base: dict[str, Any] = {"fontName": "Report", "fontSize": 9, "leading": 12.5, "textColor": tone,
+    base: dict[str, Any] = {"fontName": PLAIN, "fontSize": 9, "leading": 12.5, "textColor": tone,
                             "splitLongWords": True, "wordWrap": "CJK"}  # fmt: skip
     ways: dict[str, dict[str, Any]] = {
         "body": {"wordWrap": None},
-        "over": {"textColor": _SOFT, "spaceAfter": 8, "fontName": "Report-Bold"},
-        "headline": {"fontName": "Report-Bold", "fontSize": 19, "leading": 24, "spaceAfter": 3},
-        "heading": {"fontName": "Report-Bold", "fontSize": 11.5, "leading": 15, "spaceBefore": 14,
+        "over": {"textColor": _SOFT, "spaceAfter": 8, "fontName": BOLD},
+        "headline": {"fontName": BOLD, "fontSize": 19, "leading": 24, "spaceAfter": 3},
+        "heading": {"fontName": BOLD, "fontSize": 11.5, "leading": 15, "spaceBefore": 14,
                     "spaceAfter": 5, "keepWithNext": True},
         "note": {"fontSize": 8, "leading": 11, "textColor": _SOFT, "wordWrap": None},
         "th": {"textColor": _SOFT},
-        "word": {"fontName": "Report-Bold"},
-        "id": {"fontName": "Report-Mono", "fontSize": 7, "leading": 11},
-        "code": {"fontName": "Report-Mono", "fontSize": 7.5, "leading": 10.5, "backColor": _SHADE,
+        "word": {"fontName": BOLD},
+        "id": {"fontName": MONO, "fontSize": 7, "leading": 11},
+        "code": {"fontName": MONO, "fontSize": 7.5, "leading": 10.5, "backColor": _SHADE,
                  "borderPadding": 4, "spaceBefore": 5, "spaceAfter": 8},
     }  # fmt: skip
     return ParagraphStyle(name, **(base | ways[name]))
-
-
-@cache
-def _register_fonts() -> None:
-    for name, files in _FACES.items():
-        system = _SYSTEM_FONTS / files[0]
-        try:
-            face = TTFont(name, str(system)) if system.is_file() else TTFont(name, files[1])
-        except TTFError:
-            face = TTFont(name, files[1])  # reportlab's own, always there
-        pdfmetrics.registerFont(face)
 
 
 def _numbered(footer: str) -> Callable[..., Canvas]:
@@ -347,7 +326,7 @@ def _numbered(footer: str) -> Callable[..., Canvas]:
         def save(self) -> None:
             for number, page in enumerate(self._pages, 1):
                 self.__dict__.update(page)
-                self.setFont("Report", 7.5)
+                self.setFont(PLAIN, 7.5)
                 self.setFillColor(_SOFT)
                 self.drawString(_MARGIN + 6, 10 * mm, footer)
                 self.drawRightString(

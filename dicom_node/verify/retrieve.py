@@ -8,7 +8,7 @@ DICOM PS3.4 C.4.2 (C-MOVE), C.4.3 (C-GET), status values in Tables C.4-2 and C.4
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,11 +45,17 @@ CANNOT_COUNT = 0xA701
 
 
 class RetrieveHandler:
-    """Answers C-MOVE and C-GET requests, each in its association's thread."""
+    """Answers C-MOVE and C-GET requests, each in its association's thread.
 
-    def __init__(self, inspector: Inspector) -> None:
+    Parameters
+    ----------
+    policy_of
+        Says what a calling AE is given.
+    """
+
+    def __init__(self, inspector: Inspector, policy_of: Callable[[str], Policy]) -> None:
         self._inspector = inspector
-        self._config = inspector.config
+        self._policy_of = policy_of
 
     def __call__(self, call: Call) -> None:
         """Fetch, re-check, and send on what the client asked for.
@@ -66,16 +72,12 @@ class RetrieveHandler:
         ----------
         DICOM PS3.4 C.4.2.1.5, C.4.3.1.4.
         """
-        retrieval = _Retrieval(call, self._inspector, self._policy(call.calling_ae))
+        retrieval = _Retrieval(call, self._inspector, self._policy_of(call.calling_ae))
         try:
             status, comment = _outcome_of(retrieval)
             retrieval.finish(status, comment)
         finally:
             retrieval.close()
-
-    def _policy(self, calling_ae: str) -> Policy:
-        verify = self._config.verify
-        return next((c.policy for c in verify.client if c.ae_title == calling_ae), verify.policy)
 
 
 def _outcome_of(retrieval: _Retrieval) -> tuple[int, str]:
@@ -113,6 +115,7 @@ class _Retrieval:
         self._sender: Sender | None = None
         self._destination: MoveDestinationConfig | None = None
         self._receiver_gone = ""
+        self._planned = False  # before that nobody knows how many sub-operations there will be
         self._spoke_at = time.monotonic()
         self._events: list[Event] = []
 
@@ -129,6 +132,7 @@ class _Retrieval:
         absent = [self._inspector.expected(wanted, planned) for wanted, planned in work]
         self.tally.remaining = sum(len(planned) for _, planned in work)
         self.tally.remaining += sum(len(uids) for _, uids in absent)
+        self._planned = True
         self._sender = self._open_sender([p.sop_class_uid for _, plan in work for p in plan])
         for (wanted, planned), (_, uids) in zip(work, absent, strict=True):
             for uid in uids:
@@ -148,7 +152,8 @@ class _Retrieval:
         if self._destination is None:
             return ClientSender(self._call, most)
         known = list(dict.fromkeys(each for each in classes if each))
-        return MoveSender(self._destination, config.verify.ae_title, known, most, self._watch)
+        return MoveSender(self._destination, config.verify.ae_title, known, most, self._watch,
+                          self._call.originator)  # fmt: skip
 
     def _wanted(self, inquiry: Inquiry) -> list[Wanted]:
         if inquiry.level == "STUDY" and "PatientID" not in inquiry.keys:
@@ -176,11 +181,11 @@ class _Retrieval:
         """Look after the client: its C-CANCEL, and that it hears of us now and then."""
         if self._call.cancelled:
             raise Cancelled("called off by the client")
-        if self.tally.remaining and time.monotonic() - self._spoke_at > HEARTBEAT_S:
+        if time.monotonic() - self._spoke_at > HEARTBEAT_S:
             self._say()
 
     def _say(self) -> None:
-        self._call.pending(counts=self.tally.counts())
+        self._call.pending(counts=self.tally.counts() if self._planned else None)
         self._spoke_at = time.monotonic()
 
     # One study
@@ -295,7 +300,7 @@ class _Retrieval:
         )  # fmt: skip
         recorder.remember(
             found, checked_by=call.calling_ae,
-            missing=missing_entries(check) if complete else (),
+            missing=missing_entries(check) if complete else (), entries=check.entries,
         )  # fmt: skip
         self.tally.notes += in_words(check, error)
         recorder.record(*self._events, *self._told(check, before))

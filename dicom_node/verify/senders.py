@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from dicom_node.config import MoveDestinationConfig
-from dicom_node.dimse import LOSSLESS_FALLBACKS, Pair, StoreAssociation, read_file_meta
+from dicom_node.dimse import (
+    LOSSLESS_FALLBACKS,
+    MoveOriginator,
+    Pair,
+    StoreAssociation,
+    read_file_meta,
+)
 from dicom_node.dimse.query_scp import Call
-from dicom_node.errors import AssociationLost, ContextRefused
+from dicom_node.errors import AssociationLost, AssociationRejected, ContextRefused
 from dicom_node.instance.transcode import EXPLICIT_LE, decompress
 
 _TIMEOUT_S = 60.0
 _STEP_S = 0.1
+_RELEASE_S = 2.0
 
 
 class Sender(Protocol):
@@ -71,13 +78,15 @@ class MoveSender:
     ----------
     classes
         SOP classes that are going to be sent.
+    originator
+        Whose C-MOVE it is; every sub-operation names it (PS3.4 C.4.2.3).
     watch
         Asked some ten times a second while a sub-operation goes on; may raise.
     """
 
     def __init__(
         self, destination: MoveDestinationConfig, calling_ae: str, classes: Sequence[str],
-        max_pixels: int, watch: Callable[[], object],
+        max_pixels: int, watch: Callable[[], object], originator: MoveOriginator,
     ) -> None:  # fmt: skip
         self.name = destination.name
         self._destination = destination
@@ -85,6 +94,8 @@ class MoveSender:
         self._classes = classes
         self._max_pixels = max_pixels
         self._watch = watch
+        self._originator = originator
+        self._given_up = threading.Event()
         self._association: StoreAssociation | None = None
         self._seen: dict[Pair, None] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"move to {destination.name}")
@@ -93,14 +104,14 @@ class MoveSender:
         """Send; opens the association where there is none, or none for this kind of instance."""
         sending = self._thread.submit(self._send, path)
         try:
-            while True:
-                with suppress(NotYet):
-                    return sending.result(_STEP_S)
+            while not wait([sending], _STEP_S).done:
                 self._watch()
         except BaseException:
-            if not sending.done() and self._association is not None:
+            self._given_up.set()
+            if self._association is not None:
                 self._association.cut()
             raise
+        return sending.result()
 
     def _send(self, path: Path) -> int:
         return _in_an_accepted_syntax(path, self._store, self._accepted, self._max_pixels)
@@ -114,7 +125,8 @@ class MoveSender:
             meta = read_file_meta(file)
             pair = meta.sop_class_uid, meta.transfer_syntax_uid
             try:
-                return self._open(pair).store(file, meta).status
+                association = self._open(pair)
+                return association.store(file, meta, originator=self._originator).status
             except AssociationLost:
                 self._drop()
                 raise
@@ -131,14 +143,20 @@ class MoveSender:
             destination.name, (destination.host, destination.port),
             called_ae=destination.ae_title, calling_ae=self._calling_ae,
             pairs=[*reversed(self._seen), *expected], fallbacks=LOSSLESS_FALLBACKS,
-            timeout_s=_TIMEOUT_S,
+            timeout_s=_TIMEOUT_S, watch=self._go_on,
         )  # fmt: skip
         return self._association
 
+    def _go_on(self) -> None:
+        """Stop waiting for the destination when nobody waits for us any more."""
+        if self._given_up.is_set():
+            raise AssociationRejected(self.name, "called off")
+
     def _drop(self) -> None:
-        if self._association is not None:
-            self._association.release()
-            self._association = None
+        association, self._association = self._association, None
+        if association is not None:
+            with suppress(AssociationRejected):  # called off while it was waited for
+                association.release(_RELEASE_S)
 
     def close(self) -> None:
         """Release the association and end the thread."""

@@ -10,6 +10,7 @@ import structlog
 from dicom_node.config import Config
 from dicom_node.dimse import StopEvent, stopped_by
 from dicom_node.dimse.query_scp import Call, QueryRetrieveSCP
+from dicom_node.verify.admission import Admission
 from dicom_node.verify.inspector import Inspector
 from dicom_node.verify.nightly import Nightly
 from dicom_node.verify.query import FindHandler
@@ -43,14 +44,15 @@ def run_verifier(
     """
     verify, node = config.verify, config.node
     with stopped_by(stop_event) as stop, Inspector(config, listen=True) as inspector:
-        find, retrieve = FindHandler(inspector), RetrieveHandler(inspector)
+        admission = Admission(verify, inspector.recorder.record)
+        find, retrieve = FindHandler(inspector), RetrieveHandler(inspector, admission.policy)
 
         def handler(call: Call) -> None:
             (find if call.request.kind == "find" else retrieve)(call)
 
         server = QueryRetrieveSCP(
             (verify.bind, verify.port), verify.ae_title, handler,
-            max_associations=node.max_associations, max_pdu=node.max_pdu,
+            admits=admission, max_associations=node.max_associations, max_pdu=node.max_pdu,
             silence_s=node.association_timeout_s,
         )  # fmt: skip
         night = threading.Event()

@@ -9,12 +9,14 @@ from typing import Any, cast
 
 from dicom_node.registry.records import VerdictEntry
 from dicom_node.verify.identifiers import Level, Standing
-from dicom_node.verify.recording import MISSING
+from dicom_node.verify.recording import MISSING, SUPERSEDED
 from dicom_node.verify.study import SUSPECT, StudyCheck
 from dicom_node.verify.verdict import ORDER, Verdict, worst
 
 _MOST_FINDINGS = 20
 """Instances named in the details of a study or series: the rest is counted."""
+# As JSON writes it without spaces; inside a text its quotes would be escaped.
+_OLDER = f'"{SUPERSEDED}":true'
 
 
 def last_standing(level: Level, entries: Sequence[VerdictEntry]) -> Standing:
@@ -34,10 +36,14 @@ def last_standing(level: Level, entries: Sequence[VerdictEntry]) -> Standing:
         details["missing"] = [
             each.sop_instance_uid for each in entries if each.verdict == MISSING
         ][:_MOST_FINDINGS]  # fmt: skip
+    older = [each.sop_instance_uid for each in checked if _OLDER in each.details]
+    if level != "IMAGE":
+        details["superseded"] = older[:_MOST_FINDINGS]
     return Standing(
         worst([cast(Verdict, each.verdict) for each in checked]) if checked else "",
         min(each.checked_at for each in entries), len(checked),
         sum(counts[each] for each in SUSPECT), counts["unmarked"], missing, details,
+        superseded=len(older),
     )  # fmt: skip
 
 
@@ -63,4 +69,5 @@ def checked_standing(level: Level, check: StudyCheck) -> Standing:
         check.verdict if check.instances else "", check.checked_at.timestamp(),
         len(check.instances), sum(counts.get(each, 0) for each in SUSPECT),
         counts.get("unmarked", 0), len(check.missing), details,
+        superseded=len(check.superseded),
     )  # fmt: skip

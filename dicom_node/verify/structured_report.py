@@ -206,11 +206,12 @@ def _observer() -> list[ContentItem]:
 
 def _instances(check: StudyCheck, facts: StudyFacts) -> Iterable[ContentItem]:
     told = {each.sop_instance_uid: each for each in facts.findings}
-    found = [e for e in check.instances if is_finding(e)][:_MOST_INSTANCES]
+    older = frozenset(check.superseded)
+    found = [e for e in check.instances if is_finding(e, older)][:_MOST_INSTANCES]
     room = max(4, _MOST_REGIONS // max(1, len(told)))
     for each in found:
         yield _instance(each, told.get(each.sop_instance_uid), room)
-    sound = [e for e in check.instances if not is_finding(e)][:_MOST_INSTANCES]
+    sound = [e for e in check.instances if not is_finding(e, older)][:_MOST_INSTANCES]
     if sound:
         yield _container("SOUND", [_verdict("authentic"), *map(_reference, sound)])
 

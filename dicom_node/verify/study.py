@@ -128,17 +128,7 @@ class StudyCheck:
 
         The file alone is authentic: only the registry knows that it was marked anew since then.
         """
-        last: dict[str, int] = {}
-        for entry in self.entries:
-            # What passed through untouched was not marked then.
-            if entry.action != "untouched" and entry.deliveries:
-                uid = entry.sop_instance_uid
-                last[uid] = max(last.get(uid, 0), entry.marked_at)
-        return tuple(
-            each.sop_instance_uid for each in self.instances
-            if (at := each.verdict.marked_at) is not None
-            and at < last.get(each.sop_instance_uid, 0)
-        )  # fmt: skip
+        return superseded(self.instances, self.entries)
 
     @property
     def sound(self) -> bool:
@@ -203,6 +193,22 @@ def study_check(
         transcoded=tuple(uid for uid, each in came.items() if is_transcoded(each, known.get(uid))),
         entries=tuple(entries),
     )
+
+
+def superseded(
+    instances: Iterable[CheckedInstance], entries: Iterable[MarkedInstance]
+) -> tuple[str, ...]:
+    """Return SOP Instance UIDs of what is older than the version that was delivered last."""
+    last: dict[str, int] = {}
+    for entry in entries:
+        # What passed through untouched was not marked then.
+        if entry.action != "untouched" and entry.deliveries:
+            uid = entry.sop_instance_uid
+            last[uid] = max(last.get(uid, 0), entry.marked_at)
+    return tuple(
+        each.sop_instance_uid for each in instances
+        if (at := each.verdict.marked_at) is not None and at < last.get(each.sop_instance_uid, 0)
+    )  # fmt: skip
 
 
 def was_delivered(entry: MarkedInstance, destination: str = "") -> bool:

@@ -2,8 +2,8 @@
 
 1. W2 valid: *authentic*. 2. W2 valid in part: *tampered*, with the tiles. 3. W2 gone, W1 decodes
 with a valid tag: *content-preserved* if the frame still looks as it did, *tampered* where its
-fingerprint says otherwise, with the cells, else *foreign* (a copied mark). 4. Nothing decodes:
-*unmarked*, never authentic.
+fingerprint says otherwise, with the cells, else *foreign* (a copied mark): likelihood, not proof,
+and the reason says so. 4. Nothing decodes: *unmarked*, never authentic.
 """
 
 from __future__ import annotations
@@ -92,6 +92,10 @@ class InstanceVerdict:
         From the first record that verified: whose mark, key id, unix seconds.
     changed
         Keywords of header attributes that differ from what was signed.
+    header_seal
+        ``valid``: `changed` names every attribute that differs. ``absent`` or ``invalid``
+        (damaged, or of a key that is not known): only those that the pixels' record names were
+        compared, and the reason says so. "" where no header could be read.
     """
 
     path: str
@@ -103,6 +107,7 @@ class InstanceVerdict:
     changed: tuple[str, ...] = ()
     frames: tuple[FrameVerdict, ...] = field(default_factory=tuple)
     reason: str = ""
+    header_seal: Literal["", "valid", "absent", "invalid"] = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return one line of ``verify --json``."""
@@ -117,6 +122,7 @@ class InstanceVerdict:
             "signed_by": self.signed_by.hex() or None,
             "marked_at": when,
             "header": {"changed": list(self.changed)},
+            "header_seal": self.header_seal or None,
             "frames": [frame.to_json() for frame in self.frames],
         }
         return line | ({"reason": self.reason} if self.reason else {})

@@ -28,7 +28,7 @@ from verifying import (
 
 from dicom_node.config import parse
 from dicom_node.dimse import commands, query_commands
-from dicom_node.dimse.query_scu import QueryAssociation
+from dicom_node.dimse.query_scu import PacsLost, QueryAssociation
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
@@ -74,6 +74,7 @@ def _healthy(request):
     """Begin with a sound archive; end with nothing left in the service."""
     pacs, service = request.getfixturevalue("pacs"), request.getfixturevalue("service")
     pacs.abort_after, pacs.delay_s, pacs.matches, pacs.send = None, 0.0, None, None
+    pacs.ignores_cancel = False
     pacs.cancelled.clear()
     yield
     wait_for(lambda: not _left(service), 15, lambda: str(_left(service)))
@@ -240,6 +241,20 @@ def test_a_request_of_another_service_is_answered_as_unrecognized(service):
         assert commands.us(queries.inbox.popleft().elements, commands.STATUS) == 0x0211
 
 
+def test_answers_and_identifiers_without_end_cost_the_client_its_association(service):
+    answer = commands.StoreResponse(1, 0x0000).encode()
+    before = service.audit_events("queried")
+    with _raw(service) as assoc:
+        queries, context = assoc._assoc.queries, assoc._contexts[STUDY_FIND, verifying.EXPLICIT]
+        for _ in range(3):
+            queries.send_command(context, answer)
+        assert queries.read(10)
+        assert queries.over
+    with _raw(service) as assoc, pytest.raises(PacsLost):
+        list(assoc.request("find", STUDY_FIND, bytes(2 << 20), verifying.EXPLICIT))
+    assert service.audit_events("queried") == before
+
+
 # C-CANCEL
 
 
@@ -282,6 +297,65 @@ def test_a_move_to_a_destination_that_hangs_is_cancelled_within_a_second(service
     assert last.Status == 0xFE00
     assert last.NumberOfRemainingSuboperations == 2
     assert took_s < 1.0
+
+
+def _cancelled(assoc, answers, model, message_id, after_s=1.0):
+    """Call a request off and return its last answer, how long that and the release took."""
+    time.sleep(after_s)
+    started = time.monotonic()
+    assoc.send_c_cancel(message_id, query_model=model)
+    last = list(answers)[-1][0]
+    answered = time.monotonic()
+    assoc.release()
+    return last, answered - started, time.monotonic() - answered
+
+
+def test_a_client_that_called_a_hanging_move_off_is_let_go_at_once(service):
+    with client(service, STUDY_MOVE) as assoc:
+        asked = keys(StudyInstanceUID="1.2.3.2")
+        answers = assoc.send_c_move(asked, "HANGING", STUDY_MOVE, msg_id=4)
+        last, took_s, release_s = _cancelled(assoc, answers, STUDY_MOVE, 4, 3.0)
+    assert last.Status == 0xFE00
+    assert took_s < 1.0
+    assert release_s < 1.5
+
+
+@pytest.mark.parametrize("how", ["find", "verify now", "move"])
+def test_a_client_need_not_wait_for_a_pacs_that_hangs(tmp_path, marks, how):
+    text = verifying.config_text(tmp_path, marks.keys, _hanging_port(), move=[("AWAY", 1)])
+    one = Service(parse(text, "test")).start()
+    try:
+        model = STUDY_MOVE if how == "move" else STUDY_FIND
+        with client(one, model) as assoc:
+            asked = keys(StudyInstanceUID="1.2.3.1")
+            if how == "move":
+                answers = assoc.send_c_move(asked, "AWAY", STUDY_MOVE, msg_id=5)
+            else:
+                asked = verify_now(asked) if how == "verify now" else asked
+                answers = assoc.send_c_find(asked, STUDY_FIND, msg_id=5)
+            last, took_s, release_s = _cancelled(assoc, answers, model, 5)
+        assert last.Status == 0xFE00
+        assert took_s < 1.0
+        assert release_s < 1.5
+    finally:
+        one.end()
+
+
+@pytest.mark.parametrize("how", ["find", "get"])
+def test_a_client_need_not_wait_for_a_pacs_that_ignores_c_cancel(service, pacs, how):
+    pacs.delay_s, pacs.ignores_cancel = 4.0, True
+    model = STUDY_FIND if how == "find" else STUDY_GET
+    with client(service, model, storage=[CTImageStorage] if how == "get" else (),
+                on_store=lambda event: 0x0000) as assoc:  # fmt: skip
+        asked = keys(StudyInstanceUID="1.2.3.1")
+        if how == "find":
+            answers = assoc.send_c_find(asked, STUDY_FIND, msg_id=6)
+        else:
+            answers = assoc.send_c_get(asked, STUDY_GET, msg_id=6)
+        last, took_s, release_s = _cancelled(assoc, answers, model, 6)
+    assert last.Status == 0xFE00
+    assert took_s < 1.0
+    assert release_s < 1.5
 
 
 def test_a_client_hears_of_a_long_check_before_it_loses_patience(service, pacs, monkeypatch):

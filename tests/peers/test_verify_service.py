@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -28,8 +29,8 @@ from verifying import (
 from dicom_node.config import parse
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
-VERDICT, AT, AGE, VERIFIED, TAMPERED, UNMARKED, MISSING, DETAILS, PROGRESS = (
-    0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x21,
+VERDICT, AT, AGE, VERIFIED, TAMPERED, UNMARKED, MISSING, DETAILS, SUPERSEDED, PROGRESS = (
+    0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0x21,
 )  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def pacs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workstation(tmp_path_factory):
     """A move destination: DCMTK's storescp, bit for bit."""
-    one = harness.StoreSCP(tmp_path_factory.mktemp("workstation"))
+    one = harness.StoreSCP(tmp_path_factory.mktemp("workstation"), "-d")
     yield one
     one.child.kill()
 
@@ -203,6 +204,19 @@ def test_movescu_moves_to_a_configured_destination(service, dcmtk, workstation, 
         assert harness.data_set_bytes(path) == harness.data_set_bytes(marked)
 
 
+def test_a_move_destination_is_told_whose_move_it_is(service, workstation):
+    said_before = len(workstation.child.output)
+    with client(service, STUDY_MOVE, ae_title="PHYSICIST") as assoc:
+        asked = keys(StudyInstanceUID="1.2.3.2")
+        answers = list(assoc.send_c_move(asked, "WORKSTATION", STUDY_MOVE, msg_id=4711))
+    assert answers[-1][0].Status == 0xB000
+    said = [" ".join(line.split()) for line in workstation.child.output[said_before:].splitlines()]
+    originators = [line for line in said if "Move Originator" in line]
+    assert len(originators) == 8
+    assert originators[0].endswith("Move Originator AE Title : PHYSICIST")
+    assert originators[1].endswith("Move Originator ID : 4711")
+
+
 def test_an_unknown_destination_is_refused_with_a801(service, dcmtk):
     result = dcmtk("movescu", "-S", "-aec", "DICOMVERIFY", "-aem", "NOBODY", "-k",
                    "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=1.2.3.1", "127.0.0.1",
@@ -296,6 +310,24 @@ def test_a_stripped_instance_is_suspect_because_the_registry_knows_it(service, m
     assert (len(came), status.Status) == (0, 0xA702)
 
 
+def test_an_older_version_is_told_by_a_check_and_remembered(service, marks, pacs):
+    [(_, marked)] = marks.study(6, 1)
+    pacs.store(marked)
+    entry = verifying.entry_of(marked)
+    newer = dataclasses.replace(entry, marked_at=entry.marked_at + 60, delivered_digest=b"n" * 32)
+    service.register(entry, newer)
+    asked = keys(StudyInstanceUID="1.2.3.6")
+    for identifier in (verify_now(keys(StudyInstanceUID="1.2.3.6")), asked):
+        [match], _ = find(service, identifier)
+        said = block_of(match)
+        assert (said[VERDICT], said[SUPERSEDED]) == ("authentic", 1)
+        assert json.loads(said[DETAILS])["superseded"] == ["1.2.3.6.1.1"]
+    came, status, _ = get(service, asked)
+    assert (len(came), status.Status, status.NumberOfWarningSuboperations) == (1, 0xB000, 1)
+    came, status, _ = get(service, asked, "STRICT")
+    assert (len(came), status.Status) == (0, 0xA702)
+
+
 def test_orthanc_queries_and_retrieves_through_us(service, tmp_path, workstation):
     before = len(workstation.stored().get("1.2.3.1.1.1", ()))
     with verifying.contextlib.closing(_Second(tmp_path, service.port)) as second:
@@ -351,13 +383,96 @@ def test_files_are_gone_and_the_inner_scp_takes_nothing_unasked(service, marks):
     assert service.scratch() == []
 
 
+# Who may ask
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory, marks, pacs):
+    """A service for listed clients: KNOWN from anywhere, NEAR and FAR from an address each."""
+    folder = tmp_path_factory.mktemp("guarded")
+    text = verifying.config_text(
+        folder, marks.keys, pacs.port, admit="listed", retrieve="get",
+        clients=[("KNOWN", ""), ("NEAR", "restored", "127.0.0.0/8"),
+                 ("FAR", "restored", "192.0.2.7")],
+    )  # fmt: skip
+    pacs.store(*(marked for _, marked in marks.study(1)))
+    one = Service(parse(text, "test")).start()
+    yield one
+    one.end()
+
+
+@pytest.mark.parametrize(("title", "returncode"), [("KNOWN", 0), ("NEAR", 0)])
+def test_a_listed_client_is_admitted(guarded, dcmtk, title, returncode):
+    result = dcmtk("echoscu", "-aet", title, "-aec", "DICOMVERIFY", "127.0.0.1", guarded.port)
+    assert result.returncode == returncode, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("title", "why"), [("STRANGER", "not among"), ("FAR", "from another address")]
+)
+def test_who_is_not_listed_is_rejected_for_good_and_the_trail_says_so(guarded, dcmtk, title, why):
+    result = dcmtk("findscu", "-S", "-aet", title, "-aec", "DICOMVERIFY", "-k",
+                   "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=1.2.3.1", "127.0.0.1",
+                   guarded.port)  # fmt: skip
+    said = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "Rejected Permanent" in said
+    assert "Calling AE Title Not Recognized" in said
+    [event] = [e for e in guarded.audit_events("refused") if e["peer_ae"] == title]
+    assert (event["stage"], event["outcome"], event["peer_address"]) == (
+        "associate", "rejected", "127.0.0.1")  # fmt: skip
+    assert why in event["reason"]
+    assert not [e for e in guarded.audit_events("queried") if e["client_ae"] == title]
+
+
+def test_a_listed_client_without_a_policy_of_its_own_gets_what_others_get(guarded, marks):
+    for title, index in (("KNOWN", 1), ("NEAR", 0)):
+        came, status, _ = get(guarded, keys(StudyInstanceUID="1.2.3.1"), title)
+        assert (len(came), status.Status) == (4, 0x0000)
+        expected = {p.PixelData for pair in marks.study(1) for p in [pydicom.dcmread(pair[index])]}
+        assert {ds.PixelData for ds in came} == expected
+
+
+def test_openness_to_all_does_not_open_a_listed_title_to_all_addresses(tmp_path, marks, pacs):
+    text = verifying.config_text(tmp_path, marks.keys, pacs.port, retrieve="get",
+                                 clients=[("TRUSTED", "restored", "192.0.2.0/24")])  # fmt: skip
+    one = Service(parse(text, "test")).start()
+    try:
+        for title, admitted in (("ANYBODY", True), ("TRUSTED", False)):
+            ae = AE(title)
+            ae.add_requested_context(STUDY_FIND)
+            assoc = ae.associate("127.0.0.1", one.port, ae_title="DICOMVERIFY")
+            assert assoc.is_established is admitted
+            assoc.release()
+    finally:
+        one.end()
+
+
 # Through C-MOVE, from a PACS that has no C-GET
+
+
+def test_only_the_pacs_sends_to_the_fetch_port_where_its_address_is_known(
+    tmp_path, marks, pacs, dcmtk
+):
+    text = verifying.config_text(tmp_path, marks.keys, pacs.port, retrieve="move",
+                                 fetch_from="192.0.2.1")  # fmt: skip
+    one = Service(parse(text, "test")).start()
+    try:
+        sent = dcmtk("storescu", "-aet", "FORGER", "-aec", "DICOMFETCH", "127.0.0.1",
+                     one.config.verify.fetch_port, marks.study(1)[0][1])  # fmt: skip
+        assert sent.returncode != 0
+        assert "Calling AE Title Not Recognized" in sent.stdout + sent.stderr
+        [event] = one.audit_events("refused")
+        assert (event["stage"], event["peer_ae"]) == ("associate", "FORGER")
+    finally:
+        one.end()
 
 
 def test_a_pacs_without_c_get_moves_to_the_inner_scp(tmp_path, marks):
     pacs = QueryOrthanc(tmp_path, get=False)
     text = verifying.config_text(tmp_path, marks.keys, pacs.port, port=pacs.verify_port,
-                                 fetch_port=pacs.fetch_port, retrieve="move")  # fmt: skip
+                                 fetch_port=pacs.fetch_port, retrieve="move",
+                                 fetch_from="127.0.0.0/8")  # fmt: skip
     one = Service(parse(text, "test")).start()
     try:
         study = marks.study(1)

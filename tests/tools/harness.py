@@ -318,7 +318,8 @@ def data_set_bytes(path):
 class StoreSCP:
     """DCMTK's storescp: takes every class in every transfer syntax and writes it bit for bit."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *options):
+        self.options = options
         self.folder = folder / "storescp"
         self.folder.mkdir(parents=True)
         self.log = folder / "storescp.log"
@@ -326,7 +327,7 @@ class StoreSCP:
         self.restart()
 
     def restart(self):
-        options = ["+xa", "-pm", "+B", "+uf", "-od", self.folder]
+        options = ["+xa", "-pm", "+B", "+uf", "-od", self.folder, *self.options]
         self.child = Child([tool("storescp"), *options, self.port], self.log, {"TCP_NODELAY": "1"})
         wait_for(self._up, message=lambda: self.child.output)
 

@@ -27,7 +27,8 @@ from tampering_subjects import LATER, WHEN, rewritten, samples, with_header
 from dicom_node.config import WatermarkConfig
 from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import open_instance
-from dicom_node.keys import KeyRing
+from dicom_node.instance.seal import seal_file
+from dicom_node.keys import KeyRing, KeySet
 from dicom_node.marking import Marker
 from dicom_node.verify.study import checked_instance, study_check
 
@@ -38,13 +39,16 @@ FRAME = 0
 class Made:
     """A tampered file: `where` in frame `FRAME` it was changed, or which `frames` were.
 
-    `entries` is what the registry knows, where it takes the registry to tell.
+    `entries` is what the registry knows, where it takes the registry to tell: of this file that it
+    is `superseded`, or of another one that it is `missing`.
     """
 
     path: object
     where: object = None
     frames: tuple = ()
     entries: tuple = ()
+    superseded: tuple = ()
+    missing: tuple = ()
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,30 @@ def relabelled(subject, out):
 
     every = tuple(range(1, len(subject.values) + 1))
     return Made(with_header(subject.twin, out, change), frames=every)
+
+
+def slices_swapped(subject, out):
+    every = tuple(range(1, len(subject.values) + 1))
+    return Made(rewritten(subject.marked, out, samples(subject.sibling)), frames=every)
+
+
+def slice_repeated(subject, out):
+    """Give the next slice's place in the series to a second copy of this one."""
+    uid = pydicom.dcmread(subject.sibling, stop_before_pixels=True).SOPInstanceUID
+
+    def change(ds):
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = uid
+
+    every = tuple(range(1, len(subject.values) + 1))
+    return Made(with_header(subject.marked, out, change), frames=every)
+
+
+def slice_dropped(subject, out):
+    """Leave the next slice of the series out; the registry knows that it was delivered."""
+    out.write_bytes(subject.marked.read_bytes())
+    kept = subject.bench.entries[subject.marked]
+    gone = subject.bench.entries[subject.sibling]
+    return Made(out, entries=(kept, gone), missing=(gone.sop_instance_uid,))
 
 
 # -- header ---------------------------------------------------------------------------------------
@@ -277,6 +305,18 @@ def robust_mark_pasted(subject, out):
     return Made(rewritten(subject.source, out, pasted))
 
 
+def sealed_with_another_key(subject, out):
+    """Change the header and put a seal of one's own in the place of ours; the pixels stay."""
+
+    def change(ds):
+        ds.PatientID, ds.StudyDescription = "SOMEBODY-ELSE", "another study"
+
+    changed = with_header(subject.marked, out.with_name("changed.dcm"), change)
+    seal_file(changed, out, KeySet.from_master(bytes(32), "TEST-HOSPITAL", WHEN),
+              marked_at=int(LATER.timestamp()))  # fmt: skip
+    return Made(out)
+
+
 def signed_with_another_key(subject, out):
     """Paint a lesion, take our block off, and mark the result with a key ring of one's own."""
     plain = stripped_and_painted(subject, out.with_name("plain.dcm")).path
@@ -294,7 +334,7 @@ def older_version(subject, out):
     corrected = rewritten(subject.source, out.with_name("corrected.dcm"), values)
     older = subject.bench.delivered(subject.source, out, WHEN)
     newer = subject.bench.delivered(corrected, out.with_name("newer.dcm"), LATER)
-    return Made(out, entries=(older, newer))
+    return Made(out, entries=(older, newer), superseded=(newer.sop_instance_uid,))
 
 
 _ONLY_F = "W2 is gone; the fingerprint is all that is left, and sees what is large and plain"
@@ -318,6 +358,12 @@ KINDS = {
                             relabelled, changed=("SOPInstanceUID", "StudyInstanceUID",
                                                  "SeriesInstanceUID", "PatientID", "PatientName"),
                             says="another instance", free_names=True),
+    "slices swapped": Tampering("two slices of a series swapped", slices_swapped,
+                                changed=("SOPInstanceUID",), says="another instance"),
+    "slice repeated": Tampering("a slice repeated in the next one's place", slice_repeated,
+                                changed=("SOPInstanceUID",), says="another instance"),
+    "slice dropped": Tampering("a slice of a series dropped, with the registry", slice_dropped,
+                               ("authentic",)),
     "patient": Tampering("patient ID changed", _header(PatientID="SOMEBODY-ELSE"),
                          ("authentic",), ("PatientID",)),
     "laterality": Tampering("laterality changed", _header(Laterality="L", ImageLaterality="L"),
@@ -341,6 +387,9 @@ KINDS = {
     "another key": Tampering("changed, and marked with another key", signed_with_another_key,
                              ("tampered", "unmarked", "foreign"), free_names=True,
                              says="signed by a key this ring does not have"),
+    "another seal": Tampering("header changed, and sealed with another key",
+                              sealed_with_another_key, ("authentic",), ("PatientID",),
+                              says="signed by a key this ring does not have"),
     "older": Tampering("a replayed older version, with the registry", older_version,
                        ("authentic",)),
     "stripped": Tampering("every private tag stripped", stripped, ("authentic",)),
@@ -394,7 +443,8 @@ def judged(kind, made, verdict):
         named = named and bad == made.frames
     if made.entries:
         check = study_check("", [checked_instance(made.path, verdict)], made.entries)
-        named = named and check.superseded == (verdict.sop_instance_uid,) and not check.sound
+        named = named and check.superseded == made.superseded and check.missing == made.missing
+        named = named and not check.sound
     outcome = Outcome(
         verdict.verdict, verdict.verdict in kind.verdicts, named=named, changed=verdict.changed,
         words=[each for each in reasons if each],

@@ -83,23 +83,20 @@ class Bench:
         self.engine = open_engine("onnx")
         self._marker = Marker(WatermarkConfig(), self.ring, self.engine)
         self._fingerprints = {}
+        self.entries = {}
 
     def mark(self, source, out, when=WHEN):
-        """Mark, and remember the fingerprints; return where the result is."""
-        outcome = self._marked(source, out, when)
-        for frame in outcome.facts.frames:
+        """Mark, and remember what the registry does; return where the result is."""
+        entry = self.entries[out] = self.delivered(source, out, when)
+        for frame in entry.frames:
             if frame.message and frame.fingerprint:
                 self._fingerprints.setdefault(frame.message, []).append(frame.fingerprint)
         return out
 
-    def _marked(self, source, out, when):
-        outcome = self._marker.mark(source, out, marked_at=when)
-        assert outcome.action == "marked", outcome.reason
-        return outcome
-
     def delivered(self, source, out, when):
         """Mark, and return what the registry keeps once it is delivered."""
-        outcome = self._marked(source, out, when)
+        outcome = self._marker.mark(source, out, marked_at=when)
+        assert outcome.action == "marked", outcome.reason
         at = when.timestamp()
         return MarkedInstance(
             outcome.sop_instance_uid, outcome.series_instance_uid, outcome.study_instance_uid,
@@ -120,7 +117,10 @@ class Bench:
 
 @dataclass
 class Subject:
-    """One object: as it was, as it left the node, and the same of another picture of its size."""
+    """One object: as it was, as it left the node, and the same of another picture of its size.
+
+    `twin` is another patient's, `sibling` the next instance of the same series.
+    """
 
     name: str
     folder: Path
@@ -129,6 +129,7 @@ class Subject:
     marked: Path
     twin_source: Path
     twin: Path
+    sibling: Path
 
     @property
     def loop(self):
@@ -187,10 +188,14 @@ def subject(name, bench, data):
 
     # A loop's twin moves: every frame is another view of the picture.
     moved = np.stack([np.roll(picture, 3 * k, axis=1) for k in range(len(values))])
+    def next_one(ds):
+        ds.SOPInstanceUID = generate_uid(entropy_srcs=[name, "sibling"])
+
     twin_source = rewritten(source, folder / "twin-source.dcm", moved, another)
+    sibling = rewritten(source, folder / "sibling-source.dcm", moved[:, ::-1], next_one)
     return Subject(
         name, folder, bench, source, bench.mark(source, folder / "marked.dcm"), twin_source,
-        bench.mark(twin_source, folder / "twin.dcm"),
+        bench.mark(twin_source, folder / "twin.dcm"), bench.mark(sibling, folder / "sibling.dcm"),
     )  # fmt: skip
 
 

@@ -32,8 +32,8 @@ def named(kind):
     """Say what has to be named."""
     if kind.says.startswith("speak of"):
         return "the number of frames"
-    if kind.words.startswith("a replayed"):
-        return "superseded"
+    if kind.words.endswith("with the registry"):
+        return "missing" if "dropped" in kind.words else "superseded"
     words = {
         "signed by a key this ring does not have": "a stranger's key",
         "were marked as frame": "the frames", "another instance": "another instance's pixels",

@@ -5,7 +5,8 @@
 ``files``   CT instances a second that two workers verify from local files (512 x 512, real tissue)
 ``find``    milliseconds a C-FIND response takes longer through us than from the PACS itself
 ``study``   seconds from the C-GET of a study of 500 slices to the last of its verdicts
-``memory``  resident memory of service and workers while 20,000 instances are fetched and checked
+``memory``  resident memory of service and workers while 20,000 instances are fetched and checked;
+            exit 1 where it grows (``--leak-kib`` keeps so much of each on purpose, to see it do so)
 
 CPU seconds are the processes' own (`/proc`), wall seconds are those of a machine that may be busy:
 both are printed.
@@ -154,22 +155,34 @@ def measure_study(folder, marks, slices=500, size=512):
         pacs.child.end()
 
 
-def measure_memory(folder, marks, instances=20_000, slices=250):
+def growth_mib(seen):
+    """Return how much more memory the last tenth of some readings takes than the second."""
+    tenth = max(1, len(seen) // 10)
+    return max(seen[-tenth:]) - max(seen[tenth : 2 * tenth])
+
+
+def is_flat(seen, instances):
+    """Say whether memory stayed flat: less than 2 KiB an instance, beside 16 MiB for caches."""
+    return growth_mib(seen) < 16 + 2 * instances / 1024
+
+
+def measure_memory(folder, marks, instances=20_000, slices=250, leak_kib=0):
     pacs = QueryOrthanc(folder)
     try:
         pacs.store(*(marked for _, marked in marks.study(4, slices, size=64)))
-        seen = []
+        seen, kept = [], []
         with _inspector(folder, marks, pacs) as inspector:
             for done in range(0, instances, slices):
                 check = inspector.check(Wanted("1.2.3.4"), checked_by="speed")
                 assert len(check.instances) == slices
+                kept += [os.urandom(1024 * leak_kib) for _ in check.instances if leak_kib]
                 seen.append(rss_mib(family(inspector.pool)))
                 print(f"  {done + slices:6} instances  {seen[-1]:.0f} MiB", file=sys.stderr)
-        tenth = max(1, len(seen) // 10)
-        growth = max(seen[-tenth:]) - max(seen[tenth : 2 * tenth])
         yield (f"memory over {instances} instances",
-               f"{growth:+.0f} MiB from 2nd to last tenth",
+               f"{growth_mib(seen):+.0f} MiB from 2nd to last tenth",
                f"{max(seen):.0f} MiB at most, service and {_WORKERS} workers")  # fmt: skip
+        if not is_flat(seen, instances):
+            raise SystemExit("memory is not flat")
     finally:
         pacs.child.end()
 
@@ -182,6 +195,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("which", nargs="*", choices=[*MEASURES], default=list(MEASURES))
     parser.add_argument("--instances", type=int, default=20_000, help="of memory")
+    parser.add_argument("--leak-kib", type=int, default=0, help="kept of each instance of memory")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     root = Path(tempfile.mkdtemp(prefix="verify-speed-"))
@@ -191,7 +205,8 @@ def main():
         for name in arguments.which:
             folder = root / name
             folder.mkdir()
-            more = {"instances": arguments.instances} if name == "memory" else {}
+            more = {"instances": arguments.instances, "leak_kib": arguments.leak_kib}
+            more = more if name == "memory" else {}
             for row in MEASURES[name](folder, marks, **more):
                 print("| " + " | ".join(row) + " |", flush=True)
     finally:

@@ -119,7 +119,10 @@ def tampered(path, out, *, row=40, column=60):
 
 
 def config_text(folder, keys, pacs_port, *, move=(), clients=(), **verify):
-    """Return a configuration of the service; `move` is ``[(ae_title, port)]``."""
+    """Return a configuration of the service.
+
+    `move` is ``[(ae_title, port)]``, `clients` ``[(ae_title, policy)]`` or with an address, too.
+    """
     settings = {"bind": "127.0.0.1", "port": free_port(), "fetch_port": free_port(), "workers": 1}
     settings |= verify
     lines = [
@@ -134,8 +137,9 @@ def config_text(folder, keys, pacs_port, *, move=(), clients=(), **verify):
         lines += ["[[move_destination]]", f'name = "{ae_title.lower()}"',
                   f'ae_title = "{ae_title}"', 'host = "127.0.0.1"', f"port = {port}"]  # fmt: skip
     lines += ["[verify]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
-    for ae_title, policy in clients:
+    for ae_title, policy, *address in clients:
         lines += ["[[verify.client]]", f'ae_title = "{ae_title}"', f'policy = "{policy}"']
+        lines += [f'address = "{each}"' for each in address]
     return "\n".join(lines) + "\n"
 
 
@@ -249,6 +253,8 @@ class FakePacs:
         Aborts C-GET or C-MOVE after so many instances.
     delay_s
         Waits before each instance or match.
+    ignores_cancel
+        Goes on after C-CANCEL, as many archives do.
     matches
         Answers a STUDY query with so many made-up studies instead.
     """
@@ -257,6 +263,7 @@ class FakePacs:
         self.files = [pydicom.dcmread(path) for path in files]
         self.abort_after = None
         self.delay_s = 0.0
+        self.ignores_cancel = False
         self.matches = None
         self.send = None
         self.cancelled = []
@@ -297,7 +304,7 @@ class FakePacs:
                 for f in files
             }.values()  # fmt: skip
         for values in found:
-            if event.is_cancelled:
+            if event.is_cancelled and not self.ignores_cancel:
                 self.cancelled.append("find")
                 yield 0xFE00, None
                 return
@@ -310,7 +317,7 @@ class FakePacs:
         files = self.send or [f for f in self.files if f.StudyInstanceUID == study]
         yield len(files)
         for index, ds in enumerate(files):
-            if event.is_cancelled:
+            if event.is_cancelled and not self.ignores_cancel:
                 self.cancelled.append("retrieve")
                 yield 0xFE00, None
                 return

@@ -107,6 +107,10 @@ def test_registry_and_audit_trail_lie_in_the_spool_unless_told_otherwise() -> No
         ('[verify]\nnightly_at = "25:00"', "verify.nightly_at"),
         ('[audit]\nsyslog = "host:514"', "audit.syslog"),
         ('[[verify.client]]\nae_title = "A"\npolicy = "originals"', "verify.client.0.policy"),
+        ('[[verify.client]]\nae_title = "A"\naddress = "10.1.2"', "verify.client.0.address"),
+        ('[verify]\nfetch_from = "pacs"', "verify.fetch_from"),
+        ('[verify]\nadmit = "listed"', "add a [[verify.client]]"),
+        ('[verify]\nadmit = "nobody"', "verify.admit"),
     ],
 )
 def test_mistakes_in_the_verification_settings_name_the_key(text: str, named: str) -> None:

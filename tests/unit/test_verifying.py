@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "VERIFYING.md"
 WHEN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
 SCRIPT = ROOT / "examples" / "check_signature.py"
+SHORT = ROOT / "examples" / "check_pixels.py"
 # A command, and what it prints if the page says so.
 STEPS = re.findall(r"```sh\n(.*?)```\n(?:\n```text\n(.*?)```)?", PAGE.read_text("utf-8"), re.DOTALL)
 
@@ -53,9 +54,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def check(public_key: Path, path: Path) -> subprocess.CompletedProcess[str]:
+def check(
+    public_key: Path, path: Path, script: Path = SCRIPT
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, SCRIPT, public_key, path], capture_output=True, text=True, timeout=60
+        [sys.executable, script, public_key, path], capture_output=True, text=True, timeout=60
     )
 
 
@@ -64,7 +67,7 @@ def test_every_command_of_the_page_runs_and_prints_what_the_page_says(place: Pat
         needed(tool, "the page is not checked")
     environment = os.environ | {"PATH": f"{place}/bin:{os.environ['PATH']}",
                                 "PYTHONPATH": str(ROOT)}  # fmt: skip
-    assert len(STEPS) == 8
+    assert len(STEPS) == 9
     for command, promised in STEPS:
         done = subprocess.run(
             ["bash", "-e", "-o", "pipefail", "-c", command], cwd=place, env=environment,
@@ -115,11 +118,15 @@ def test_a_public_key_alone_tells_what_the_page_says_it_tells(
     assert said in capsys.readouterr().out
 
 
-def test_the_script_shares_no_code_with_us() -> None:
-    text = SCRIPT.read_text("utf-8")
+@pytest.mark.parametrize(("script", "most"), [(SCRIPT, 89), (SHORT, 40)])
+def test_the_scripts_share_no_code_with_us_and_are_short(script: Path, most: int) -> None:
+    text = script.read_text("utf-8")
     assert not re.search(r"^\s*(from|import)\s+dicom_node", text, re.MULTILINE)
-    statements = [line for line in text.splitlines() if line.strip() and line[:1] not in ("#", '"')]
-    assert len(statements) < 90, "the page says eighty lines"
+    code = text.partition("# ruff")[2]
+    statements = [line for line in code.splitlines() if line.strip() and line[:1] not in ("#", '"')]
+    assert len(statements) < most, "the page says eighty, and thirty below the imports"
+    below = code[code.index("public_key, path") :].strip().splitlines()
+    assert script != SHORT or len(below) <= 30
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +200,43 @@ def test_the_script_and_the_node_agree_on_marked_pixels(
     done = check(tmp_path / "public.pem", out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all pixels" in done.stdout
+    short = check(tmp_path / "public.pem", out, SHORT)
+    assert short.returncode == 0, short.stdout + short.stderr
     ds = pydicom.dcmread(out)
     pixels = bytearray(ds.PixelData)
     pixels[-2] ^= 1
     ds.PixelData = bytes(pixels)
     ds.save_as(tmp_path / "changed.dcm")
-    done = check(tmp_path / "public.pem", tmp_path / "changed.dcm")
+    for script in (SCRIPT, SHORT):
+        done = check(tmp_path / "public.pem", tmp_path / "changed.dcm", script)
+        assert done.returncode == 1
+        assert f"pixels of frame {ds.get('NumberOfFrames', 1)}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("PatientID", "SOMEBODY-ELSE"), ("PatientID", None), ("SOPInstanceUID", "1.2.3"),
+     ("StudyInstanceUID", "1.2.3")],
+)  # fmt: skip
+def test_the_short_script_sees_pixels_under_another_name(
+    keyword: str, value: str | None, place: Path, tmp_path: Path
+) -> None:
+    ring = KeyRing.open(place / "keys")
+    (tmp_path / "public.pem").write_text(ring.export_public())
+    ds = pydicom.dcmread(place / "instance.dcm")
+    if value is None:
+        del ds[keyword]
+    else:
+        setattr(ds, keyword, value)
+    ds.save_as(tmp_path / "changed.dcm")
+    done = check(tmp_path / "public.pem", tmp_path / "changed.dcm", SHORT)
     assert done.returncode == 1
-    assert f"pixels of frame {ds.get('NumberOfFrames', 1)}" in done.stderr
+    assert done.stderr.startswith("changed: (00")
+
+
+def test_the_short_script_refuses_a_seal_of_another_key(place: Path, tmp_path: Path) -> None:
+    other = KeyRing.open(tmp_path / "keys", owner="SOMEBODY", create=True)
+    (tmp_path / "other.pem").write_text(other.export_public())
+    done = check(tmp_path / "other.pem", place / "instance.dcm", SHORT)
+    assert done.returncode == 1
+    assert "not signed with this key" in done.stderr

@@ -7,7 +7,7 @@ from pynetdicom.dimse_messages import C_STORE_RQ, C_STORE_RSP
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 
-from dicom_node.dimse import StoreRequest, StoreResponse
+from dicom_node.dimse import MoveOriginator, StoreRequest, StoreResponse
 from dicom_node.dimse.commands import decode_command, encode_command, uid
 
 UIDS = st.from_regex(r"1(\.(0|[1-9][0-9]{0,5})){1,6}", fullmatch=True)
@@ -37,6 +37,21 @@ def test_a_request_is_encoded_as_pynetdicom_encodes_it():
     message.primitive_to_message(primitive)
     ours = StoreRequest(7, "1.2.840.10008.5.1.4.1.1.2", "1.2.3.4").encode()
     assert ours == encode(message.command_set, True, True)
+
+
+def test_a_sub_operation_names_its_move_as_pynetdicom_does():
+    primitive = C_STORE()
+    primitive.MessageID, primitive.Priority = 7, 0
+    primitive.AffectedSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+    primitive.AffectedSOPInstanceUID = "1.2.3.4"
+    primitive.MoveOriginatorApplicationEntityTitle = "PHYSICIST"
+    primitive.MoveOriginatorMessageID = 4711
+    primitive.DataSet = BytesIO(b"\0\0")
+    message = C_STORE_RQ()
+    message.primitive_to_message(primitive)
+    request = StoreRequest(7, "1.2.840.10008.5.1.4.1.1.2", "1.2.3.4",
+                           MoveOriginator("PHYSICIST", 4711))  # fmt: skip
+    assert request.encode() == encode(message.command_set, True, True)
 
 
 def test_a_response_is_encoded_as_pynetdicom_encodes_it():

@@ -234,6 +234,37 @@ def test_a_changed_attribute_is_named_even_without_our_private_block(
     assert (verdict.verdict, verdict.changed) == ("authentic", (keyword,))
 
 
+def _strip(ds):
+    ds.remove_private_tags()
+
+
+def _damage(ds):
+    seal = ds.private_block(0x0071, "DICOM-NODE WATERMARK 1.0")[2]
+    seal.value = seal.value[:-20] + bytes([seal.value[-20] ^ 1]) + seal.value[-19:]
+
+
+@pytest.mark.parametrize(
+    ("harm", "state", "why"),
+    [(_strip, "absent", "the header seal is gone"), (_damage, "invalid", "seal is damaged")],
+)
+def test_a_header_that_nobody_vouches_for_is_not_passed_over_in_silence(
+    harm, state, why, bench, marked, tmp_path
+):
+    def change(ds):
+        harm(ds)
+        ds.StudyDescription = "ANOTHER STUDY"  # in the seal alone
+
+    verdict = bench.verdict(changed(marked, tmp_path / "x.dcm", change))
+    assert (verdict.verdict, verdict.changed) == ("authentic", ())
+    assert verdict.to_json()["header_seal"] == state
+    assert why in verdict.reason
+    assert verdict.reason.endswith("of the header only what the pixels' record names was checked")
+    public = KeyRing.from_public_pem(bench.ring.export_public())
+    verdict = check_instance(tmp_path / "x.dcm", public, bench.engine)
+    assert verdict.reason.endswith("of the header nothing was checked")
+    assert bench.verdict(marked).to_json()["header_seal"] == "valid"
+
+
 def test_another_sop_instance_uid_is_tampering_and_named(bench, marked, tmp_path):
     path = changed(
         marked, tmp_path / "x.dcm", lambda ds: setattr(ds, "SOPInstanceUID", generate_uid())

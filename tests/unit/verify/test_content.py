@@ -1,10 +1,19 @@
 """What is said of a picture whose integrity mark is gone: is the content still what it was?"""
 
+import html
+import json
+import re
+import subprocess
 from datetime import UTC, datetime
 
 import cv2
 import numpy as np
+import openjpeg.utils
+import pydicom
 import pytest
+from peer_tools import needed
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000
 
 from dicom_node.bench.frames import wrap_picture
 from dicom_node.config import WatermarkConfig
@@ -18,6 +27,8 @@ from dicom_node.registry.records import MarkedInstance
 from dicom_node.registry.registry import Registry
 from dicom_node.verify.check import check_instance
 from dicom_node.verify.content import fingerprints_at, fingerprints_in
+from dicom_node.verify.report import write_reports
+from dicom_node.verify.study import checked_instance, study_check
 from dicom_node.watermark import fingerprint
 
 WHEN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
@@ -67,7 +78,8 @@ def leak(tmp_path_factory, shared):
 def test_an_export_of_the_frame_has_its_content_preserved(leak):
     [frame] = leak.verdict(leak.picture, leak.known).frames
     assert (frame.verdict, frame.integrity) == ("content-preserved", "absent")
-    assert frame.reason == ""
+    assert "likelihood, not proof" in frame.reason
+    assert "a sixth of the picture's width" in frame.reason
 
 
 def test_a_lesion_painted_into_an_export_is_tampering_and_is_outlined(leak):
@@ -75,11 +87,47 @@ def test_a_lesion_painted_into_an_export_is_tampering_and_is_outlined(leak):
     [frame] = verdict.frames
     assert (verdict.verdict, frame.integrity, frame.robust.decoded) == ("tampered", "absent", True)
     assert "differs from its fingerprint in" in frame.reason
+    assert "likelihood, not proof" in frame.reason
+    assert "judged by likelihood, not proof" in verdict.reason
     row, column, radius = SPOT
     box = frame.tampered[0]
     assert box.row <= row <= box.row + box.rows
     assert box.column <= column <= box.column + box.columns
     assert max(box.rows, box.columns) <= 8 * radius
+
+
+def test_every_report_on_a_lossy_copy_says_what_may_hide_and_how_big(leak, tmp_path):
+    """A faint spot in the copy is not seen: nothing may read as if it could not be there."""
+    ds = pydicom.dcmread(leak.folder / "marked.dcm")
+    values = ds.pixel_array.copy()
+    values[SPOT[0] - 5 : SPOT[0] + 5, SPOT[1] - 5 : SPOT[1] + 5] += 15
+    code = openjpeg.utils.encode_array(values, bits_stored=ds.BitsStored, compression_ratios=[10])
+    ds.PixelData = encapsulate([code])
+    ds.file_meta.TransferSyntaxUID = JPEG2000
+    ds.save_as(leak.folder / "copy.dcm")
+    verdict = check_instance(leak.folder / "copy.dcm", leak.ring, leak.engine, known=leak.known)
+    assert verdict.verdict == "content-preserved", "or choose a fainter spot"
+    assert "judged by likelihood, not proof" in verdict.to_json()["reason"]
+    found = checked_instance(leak.folder / "copy.dcm", verdict)
+    check = study_check(found.study_instance_uid, [found])
+    assert not check.sound
+    written = write_reports(check, tmp_path, ring=leak.ring)
+    text = {path.suffix: path.read_bytes() for path in written}
+    said = json.loads(text[".json"])
+    page = re.sub(r"\s+", " ", html.unescape(text[".html"].decode()))
+    report = " ".join(_texts(pydicom.dcmread(next(p for p in written if p.suffix == ".dcm"))))
+    for told in (" ".join([*said["sentences"], *said["caveats"]]), page, report):
+        assert "by likelihood, not proof, the picture that was marked" in told
+        assert "smaller than about a sixth of the picture's width, or faint" in told
+    pdf = next(path for path in written if path.suffix == ".pdf")
+    printed = subprocess.run([needed("pdftotext"), pdf, "-"], capture_output=True, text=True)
+    assert "no proof" in " ".join(printed.stdout.split())
+
+
+def _texts(item):
+    yield str(item.get("TextValue", ""))
+    for inside in item.get("ContentSequence", ()):
+        yield from _texts(inside)
 
 
 def test_the_lesion_is_outlined_in_the_picture_as_it_lies(leak):
@@ -106,6 +154,7 @@ def test_without_a_fingerprint_the_verdict_says_that_the_content_was_not_compare
     assert frame.verdict == "content-preserved"
     assert frame.reason.startswith("content not compared: ")
     assert why in frame.reason
+    assert frame.reason.endswith("any local change may hide")
 
 
 def test_a_registry_that_cannot_be_reached_is_said_and_is_no_verdict(leak, tmp_path):
@@ -123,7 +172,8 @@ def test_of_several_frames_with_the_same_mark_it_is_enough_to_be_one(leak):
     shown = leak.picture / np.float32(255)
     others = [fingerprint.compute(np.roll(shown, 37 * k, 0), network) for k in range(1, 12)]
     [frame] = leak.verdict(leak.picture, lambda message: [*others, own]).frames
-    assert (frame.verdict, frame.reason) == ("content-preserved", "")
+    assert frame.verdict == "content-preserved"
+    assert frame.reason.startswith("no cell of its fingerprint differs")
     [frame] = leak.verdict(leak.picture, lambda message: others).frames
     assert frame.verdict == "tampered"
 

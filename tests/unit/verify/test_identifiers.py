@@ -75,6 +75,29 @@ def test_any_bytes_are_an_inquiry_or_refused(encoded, syntax):
     assert inquiry.level in identifiers.LEVELS
 
 
+def test_a_value_that_is_cut_short_is_refused():
+    whole = identifiers.encode(asked(StudyInstanceUID="1.2.3", PatientID="P77"), EXPLICIT)
+    for missing in [*range(1, 14), *range(15, 24)]:
+        with pytest.raises(IdentifierError):
+            identifiers.parse(whole[:-missing], EXPLICIT, patient_root=False, retrieve=False)
+
+
+@pytest.mark.parametrize("depth", [1, 5000])
+def test_sequences_without_end_are_refused(depth):
+    opened = b"\x40\x00\x75\x02SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    encoded = identifiers.encode(asked(), EXPLICIT) + opened * depth
+    with pytest.raises(IdentifierError):
+        identifiers.parse(encoded, EXPLICIT, patient_root=False, retrieve=False)
+
+
+def test_an_identifier_of_thousands_of_elements_is_refused():
+    numbers = (n.to_bytes(2, "little") for n in range(0x1000, 0x1300))
+    many = b"".join(b"\x11\x00" + number + b"LO\0\0" for number in numbers)
+    with pytest.raises(IdentifierError, match="more than 512 elements"):
+        identifiers.parse(identifiers.encode(asked(), EXPLICIT) + many, EXPLICIT,
+                          patient_root=False, retrieve=False)  # fmt: skip
+
+
 def test_a_list_is_allowed_at_the_level_that_is_retrieved_only():
     both = ["1.2.3", "1.2.4"]
     assert parse(asked(StudyInstanceUID=both), retrieve=True).studies == ("1.2.3", "1.2.4")

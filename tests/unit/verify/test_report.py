@@ -211,6 +211,38 @@ def test_a_changed_attribute_is_shown_with_the_digest_signed_and_the_value_now(
     assert line.original == "", "nobody noted what it was"
 
 
+def test_an_older_version_than_was_delivered_last_is_not_called_authentic(
+    bench: Bench, ct: Path, tmp_path: Path
+) -> None:
+    entry = bench.entry(ct)
+    newer = replace(entry, marked_at=entry.marked_at + 60, delivered_digest=b"n" * 32)
+    check = bench.check(ct, entries=(entry, newer))
+    facts = facts_of(check, bench.ring)
+    assert (facts.level, facts.headline) == ("superseded", "An older version")
+    assert "came back in an older version" in " ".join(facts.sentences)
+    assert facts.findings[0].finding == "Authentic, an older version"
+    made = pages(check, bench, tmp_path / "out")
+    assert "older version" in Reader(made["html"].read_text("utf-8")).text
+    assert json.loads(made["json"].read_bytes())["headline"] == "An older version"
+    report = made["dcm"]
+    texts = [str(item.get("TextValue", "")) for item in pydicom.dcmread(report).ContentSequence]
+    assert any("older version" in text for text in texts)
+
+
+def test_authentic_pixels_under_a_header_without_a_seal_are_a_finding(
+    bench: Bench, ct: Path, us: Path, tmp_path: Path
+) -> None:
+    bare = changed(ct, tmp_path / "x.dcm", lambda ds: ds.remove_private_tags())
+    facts = facts_of(bench.check(bare), bench.ring)
+    assert facts.headline == "Authentic pixels, header not sealed"
+    [finding] = facts.findings
+    assert finding.finding == "Authentic pixels, header not sealed"
+    assert "the header seal is gone" in finding.remarks[0]
+    text = page_of(bench.check(bare), bench.ring).text
+    assert "pixels are vouched for, most of the header is not" in " ".join(text.split())
+    assert facts_of(bench.check(us), bench.ring).findings == ()
+
+
 def test_a_value_that_was_noted_before_it_was_corrected_is_proven_by_its_digest(
     bench: Bench, ct: Path, tmp_path: Path
 ) -> None:

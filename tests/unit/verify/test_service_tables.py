@@ -20,7 +20,7 @@ def test_the_private_elements_of_answers_are_those_of_the_code():
         identifiers.VERDICT: "LO", identifiers.VERIFIED_AT: "DT", identifiers.AGE_S: "UL",
         identifiers.VERIFIED: "UL", identifiers.TAMPERED: "UL", identifiers.UNMARKED: "UL",
         identifiers.MISSING: "UL", identifiers.DETAILS: "UT", identifiers.VERIFY_NOW: "CS",
-        identifiers.PROGRESS: "LO",
+        identifiers.SUPERSEDED: "UL", identifiers.PROGRESS: "LO",
     }  # fmt: skip
     assert documented == known
 
