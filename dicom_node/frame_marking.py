@@ -44,7 +44,7 @@ _SPARES_DB = (0.1, 0.3, 0.6)
 # A weaker W1 is asked for only where its soft bits will agree by so much with the code word.
 _STILL_READS, _LOSS_A_DB = 0.72, 0.02
 # Hounsfield units and uptake are measured: both marks together change no sample by more than this
-# share of the window. W2 has 0.3 % of it, of narrow windows up to half: noisy tissue takes some steps.
+# share of the window. W2 has 0.3 % of it, of narrow windows up to half: noise takes some steps.
 _QUANTITATIVE, _LARGEST, _FOR_W2 = frozenset(("CT", "PT")), 0.02, 0.003
 _STEPS_FOR_W2 = 4
 # With fewer stored values in a grey level W2 with features takes 1.9 dB and more of a frame near
