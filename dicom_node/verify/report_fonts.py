@@ -44,7 +44,10 @@ def markup(text: str) -> str:
     """Return text as it stands in a reportlab paragraph: escaped, each letter in a font it has."""
     register_fonts()
     # Letters written in parts (a Hangul syllable as jamo) are drawn as one.
-    whole = as_seen(unicodedata.normalize("NFC", text))
+    whole = unicodedata.normalize("NFC", text)
+    seen = as_seen(whole)
+    if all(map(_font_of, seen)):
+        whole = seen  # else code points are named, and those of the text itself
     return "".join(_set_in(font, "".join(run)) for font, run in groupby(whole, _font_of))
 
 

@@ -128,5 +128,9 @@ def test_what_no_font_has_is_named_and_markup_is_text() -> None:
     assert markup("<b>山</b>") == '&lt;b&gt;<font name="Report-EastAsian">山</font>&lt;/b&gt;'
 
 
+def test_code_points_named_are_those_of_the_text_not_of_the_forms_drawn() -> None:
+    assert markup("\u0628\u0628\U00020bb7").startswith("\u0628\u0628")
+
+
 def test_a_syllable_written_in_parts_is_one_letter() -> None:
     assert markup("\u1112\u1169\u11bc") == markup("홍")
