@@ -14,7 +14,7 @@ SHELL := /bin/bash
 SOURCES := $(shell find dicom_node engines conf demo -type f ! -name '*.pyc' 2>/dev/null)
 PEERS := storescu storescp echoscu findscu movescu getscu dcmdump dcmconv dciodvfy Orthanc initdb rsyslogd \
     openssl chromium pdfinfo
-PEER_PACKAGES := dcmtk orthanc dicom3tools postgresql rsyslog rsyslog-gnutls openssl chromium poppler-utils
+PEER_PACKAGES := dcmtk orthanc dicom3tools postgresql rsyslog rsyslog-gnutls openssl chromium poppler-utils fonts-dejavu-core
 
 # Workers are the parallelism: spinning threads on shared cores cost a factor of six.
 export OMP_NUM_THREADS := 1

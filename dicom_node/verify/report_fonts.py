@@ -14,6 +14,8 @@ from xml.sax.saxutils import escape
 from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfbase.ttfonts import TTFError, TTFont
 
+from dicom_node.verify.report_bidi import as_seen
+
 PLAIN, BOLD, MONO = "Report", "Report-Bold", "Report-Mono"
 _EAST_ASIAN = "Report-EastAsian"
 # Of the system, with Greek, Cyrillic and much else; reportlab's own knows Latin.
@@ -43,6 +45,9 @@ def markup(text: str) -> str:
     register_fonts()
     # Letters written in parts (a Hangul syllable as jamo) are drawn as one.
     whole = unicodedata.normalize("NFC", text)
+    seen = as_seen(whole)
+    if all(map(_font_of, seen)):
+        whole = seen  # else code points are named, and those of the text itself
     return "".join(_set_in(font, "".join(run)) for font, run in groupby(whole, _font_of))
 
 
