@@ -85,8 +85,11 @@ class WatermarkConfig(_Section):
         "auto", description="tensorrt if there is a GPU, else onnx."
     )
     workers: int = Field(0, ge=0, le=256, description="Mark processes; 0 = one per core.")
-    uid_policy: Literal["keep"] = Field(
-        "keep", description="SOP Instance UID of a marked instance."
+    uid_policy: Literal["keep", "derive"] = Field(
+        "keep", description="SOP Instance UID of a marked instance; derive: a new one."
+    )
+    reference_wait_s: float = Field(
+        120.0, ge=0, description="derive: longest wait for an instance that is referred to."
     )
     image_type: Literal["keep", "derived"] = Field(
         "keep", description="Image Type value 1 of a marked instance."
@@ -94,6 +97,16 @@ class WatermarkConfig(_Section):
     max_pixels: int = Field(
         400_000_000, ge=1, description="Largest frame decoded, pixels; larger is unmarkable."
     )
+
+    @model_validator(mode="after")
+    def _references_follow(self) -> WatermarkConfig:
+        if self.uid_policy == "derive" and self.on_unmarkable == "forward-untouched":
+            raise ValueError(
+                "uid_policy = 'derive' and on_unmarkable = 'forward-untouched' exclude each other:"
+                " reports, presentation states and segmentations have to follow the new UIDs; use"
+                " on_unmarkable = 'forward-sealed'"
+            )
+        return self
 
     @field_validator("owner")
     @classmethod

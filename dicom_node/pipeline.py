@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from dicom_node.config import Config
-from dicom_node.errors import EngineError, KeyRingError, LeaseLost, NodeError, SpoolError, SpoolFull
+from dicom_node.errors import (
+    EngineError,
+    KeyRingError,
+    LeaseLost,
+    NodeError,
+    ReferencesPending,
+    SpoolError,
+    SpoolFull,
+)
 from dicom_node.logging import describe
 from dicom_node.spool import Job, Spool
 from dicom_node.supervisor import StopEvent
@@ -30,6 +38,7 @@ from dicom_node.supervisor import StopEvent
 if TYPE_CHECKING:
     from dicom_node.keys import KeyRing
     from dicom_node.marking import Marker, MarkOutcome
+    from dicom_node.naming import Names
 
 _log = structlog.get_logger(__name__)
 
@@ -123,6 +132,8 @@ class MarkWorker:
             self._settle(job, marker.mark(job.path, out, marked_at=marked_at), out)
         except LeaseLost:
             raise
+        except ReferencesPending as error:
+            self._spool.postpone(job, str(error), time.time() + error.retry_in_s)
         except MemoryError:
             self._retry(job, "not enough memory to mark it", limit=MEMORY_ATTEMPTS)
         except FileNotFoundError:
@@ -158,6 +169,7 @@ class MarkWorker:
             deliver_to=self._destinations,
             key_id=(job.key_id or self._key_id) if outcome.action != "untouched" else None,
             transfer_syntax_uid=outcome.transfer_syntax_uid if written else None,
+            sop_instance_uid=outcome.sop_instance_uid if written else "",
             study_instance_uid=outcome.study_instance_uid,
             series_instance_uid=outcome.series_instance_uid,
             facts=outcome.facts,
@@ -218,7 +230,7 @@ def run_marker(
             ring = KeyRing.open(config.keys.directory)
             worker = MarkWorker(
                 spool,
-                markers(config, ring),
+                markers(config, ring, names_of(config, ring, spool)),
                 current_key_id=ring.current.key_id,
                 destinations=destinations,
             )
@@ -226,7 +238,20 @@ def run_marker(
         worker.run(stop)
 
 
-def markers(config: Config, ring: KeyRing) -> Callable[[bytes | None], Marker]:
+def names_of(config: Config, ring: KeyRing, spool: Spool) -> Names | None:
+    """Return who says under which UIDs instances are sent; None where none has a new one."""
+    from dicom_node.naming import JournalNames
+
+    watermark = config.watermark
+    if watermark.uid_policy == "derive":
+        return JournalNames(spool, ring.uid_key, watermark.reference_wait_s)
+    # What was sent under a new UID keeps it, whatever the policy is now.
+    return JournalNames(spool, None, 0.0) if spool.has_new_uids else None
+
+
+def markers(
+    config: Config, ring: KeyRing, names: Names | None = None
+) -> Callable[[bytes | None], Marker]:
     """Return a function that gives the marker for a key id; the network is shared by all."""
     from dicom_node.inference import open_engine
     from dicom_node.keys import KeyRing
@@ -246,10 +271,12 @@ def markers(config: Config, ring: KeyRing) -> Callable[[bytes | None], Marker]:
         if keys.key_id not in made:
             # The newest of a ring signs: the ring as it was when that key was the newest.
             then = KeyRing(tuple(k for k in ring.all() if k.created <= keys.created))
-            made[keys.key_id] = Marker(config.watermark, then, engine)
+            made[keys.key_id] = Marker(config.watermark, then, engine, names=names)
         return made[keys.key_id]
 
-    marker_for(None).warm_up()
+    # A picture of its own, of which the journal need not know.
+    Marker(config.watermark, ring, engine).warm_up()
+    marker_for(None)
     return marker_for
 
 
