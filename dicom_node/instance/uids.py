@@ -116,7 +116,7 @@ def changed_references(
                 continue
             # pydicom reads the sequence anew, or it is shared: either way a copy is changed.
             element = copy.deepcopy(header[tag])
-            level = Dataset(_class_beside(header))
+            level = _with_class_of(header)
             level[tag] = element
             found = False
             for reference in list(_references(level, element)):
@@ -170,9 +170,12 @@ def _class_of(level: Dataset) -> str:
     return str(level.get("ReferencedSOPClassUID") or "").strip(" \0")
 
 
-def _class_beside(header: Dataset) -> dict[int, Item]:
-    """Return Referenced SOP Class UID of the main data set, where it has one."""
-    return {0x00081150: header.get_item(0x00081150)} if 0x00081150 in header else {}
+def _with_class_of(header: Dataset) -> Dataset:
+    """Return a data set with Referenced SOP Class UID of the main data set, where it has one."""
+    level = Dataset()
+    if "ReferencedSOPClassUID" in header:
+        level["ReferencedSOPClassUID"] = header["ReferencedSOPClassUID"]
+    return level
 
 
 @lru_cache(maxsize=1 << 10)

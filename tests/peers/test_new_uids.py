@@ -8,10 +8,7 @@ import pydicom
 import pytest
 import study_documents
 import verifying
-from harness import ct
 from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
-from pydicom.uid import generate_uid
 
 from dicom_node.config import load
 from dicom_node.instance.datafile import open_data_file

@@ -166,7 +166,8 @@ def test_every_reference_of_real_documents_can_be_rewritten_and_back(shared, tmp
             with closing(open_data_file(tmp_path / "a.dcm")) as data:
                 assert referenced_uids(data.read_header()) == back.keys(), path
             assert replaced(tmp_path / "a.dcm", tmp_path / "b.dcm", back.get)
-            original, restored = (pydicom.dcmread(p, force=True) for p in (path, tmp_path / "b.dcm"))
+            twice = tmp_path / "b.dcm"
+            original, restored = (pydicom.dcmread(p, force=True) for p in (path, twice))
             for element in original:
                 if element.VR == "SQ":
                     assert element.value == restored[element.tag].value, path
