@@ -9,22 +9,20 @@ Attributes), C.7.6.1.1.5 (lossy compression), C.7.6.3 (smallest and largest valu
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Literal
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 
-from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from dicom_node import __version__
+from dicom_node.instance.appending import append, append_item, code, put
 from dicom_node.instance.block import block_tags, remove_block
 from dicom_node.instance.datafile import DataFile
-from dicom_node.instance.encoding import Spec, data_set, item_bytes, raw_element
+from dicom_node.instance.encoding import Spec
 from dicom_node.instance.frames import Instance
-from dicom_node.instance.parsing import put_raw, text_in
+from dicom_node.instance.parsing import text_in
 from dicom_node.instance.rewrite import changed_tags
 from dicom_node.instance.signatures import (
     MAC_PARAMETERS,
@@ -32,96 +30,28 @@ from dicom_node.instance.signatures import (
     Signature,
     check_signatures,
 )
+from dicom_node.instance.source_image import name_source
 from dicom_node.instance.syntaxes import LOSSY_METHOD
-from dicom_node.instance.uids import SOURCE_IMAGES, changed_references
+from dicom_node.instance.uids import changed_references
 from dicom_node.instance.undo_block import original_transfer_syntax, undo, undo_block
 from dicom_node.instance.values import encoded_text, tag_of
+from dicom_node.instance.work import DERIVATION_CODE, SealedWork, Work
 from dicom_node.instance.writer import OutputFormat
 
 __all__ = [
-    "Derived", "SealedWork", "Work", "describe", "describe_sealed", "original_transfer_syntax",
-    "undo",
+    "DERIVATION_CODE", "Derived", "SealedWork", "Work", "describe", "describe_sealed",
+    "original_transfer_syntax", "undo",
 ]  # fmt: skip
 
 MANUFACTURER = "dicom-node project"
 MODEL = "dicom-node"
-DERIVATION_CODE = ("REVWM", "99DICOMNODE", "Reversible watermark embedded")
 _SIGNATURES = (MAC_PARAMETERS, SIGNATURES)
 _DESCRIPTION, _CODES, _EQUIPMENT = 0x00082111, 0x00089215, 0x0018A001
 _CONTENT = 0x0040A730
-# Objects with functional groups list by series what they refer to, as do those that do already.
-_LISTS_REFERENCES = (0x00081115, 0x52009229)
-_SOP_CLASS, _SOP_INSTANCE, _SERIES = 0x00080016, 0x00080018, 0x0020000E
-_PIXELS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
-_SOURCE_PURPOSE = ("121322", "DCM", "Source image for image processing operation")
+_SOP_INSTANCE = 0x00080018
 _ST_CHARACTERS = 1024
 # A longer sequence is not written a second time into Original Attributes: the undo block has it.
 _MOST_NOTED_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedWork:
-    """What was done to an instance whose pixels stay as they are.
-
-    Attributes
-    ----------
-    marked_at
-        Time zone aware.
-    key_id
-        Of the key set that signed.
-    sop_instance_uid
-        New UID of the instance (``uid_policy = "derive"``); "" to keep the source's.
-    references
-        New SOP Instance UIDs of instances it refers to, by their old ones.
-    """
-
-    marked_at: datetime
-    owner: str
-    key_id: bytes
-    station_name: str
-    sop_instance_uid: str = ""
-    references: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def time(self) -> str:
-        """`marked_at` as DICOM writes it (VR DT)."""
-        return self.marked_at.strftime("%Y%m%d%H%M%S.%f%z")
-
-    @property
-    def said(self) -> str:
-        """What Contributing Equipment says of it."""
-        done = ["references follow the new SOP Instance UIDs"] if self.references else []
-        done += ["SOP Instance UID replaced"] if self.sop_instance_uid else []
-        return f"header sealed, {', '.join(done)}; owner {self.owner}; key {self.key_id.hex()}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work(SealedWork):
-    """What was done to the pixels.
-
-    Attributes
-    ----------
-    largest_change
-        Largest absolute change of a stored value.
-    smallest, largest
-        Extremes of the marked stored values over all frames and samples.
-    marks
-        What was embedded, a few words.
-    """
-
-    largest_change: int
-    smallest: int
-    largest: int
-    marks: str = "robust and integrity watermark"
-    image_type: Literal["keep", "derived"] = "keep"
-
-    @property
-    def said(self) -> str:
-        """What Contributing Equipment says of it."""
-        return (
-            f"{self.marks}; owner {self.owner}; key {self.key_id.hex()}; "
-            f"largest change {self.largest_change} stored values"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +133,7 @@ def _follow(header: Dataset, data: DataFile, work: SealedWork) -> Collection[int
     for tag, element in followed.items():
         header[tag] = element
     if work.sop_instance_uid not in ("", data.text(_SOP_INSTANCE).strip(" \0")):
-        _set_uid(header, data, work.sop_instance_uid)
+        name_source(header, data, work.sop_instance_uid)
     return followed.keys()
 
 
@@ -246,9 +176,9 @@ def _append_equipment(
         (0x00181020, "LO", __version__),
         (0x0018A002, "DT", work.time),
         (0x0018A003, "ST", text[:_ST_CHARACTERS]),
-        (0x0040A170, "SQ", _code("109103", "DCM", "Modifying Equipment")),
+        (0x0040A170, "SQ", code("109103", "DCM", "Modifying Equipment")),
     )
-    _append(header, data, _EQUIPMENT, item)
+    append(header, data, _EQUIPMENT, item)
 
 
 def _append_derivation(header: Dataset, data: DataFile) -> None:
@@ -261,8 +191,8 @@ def _append_derivation(header: Dataset, data: DataFile) -> None:
         if value is None:
             header.DerivationDescription = text
         else:
-            _put(header, data, _DESCRIPTION, "ST", value)
-    _append(header, data, _CODES, _code(*DERIVATION_CODE))
+            put(header, data, _DESCRIPTION, "ST", value)
+    append(header, data, _CODES, code(*DERIVATION_CODE))
 
 
 def _append_original_attributes(
@@ -281,7 +211,7 @@ def _append_original_attributes(
     item.ModifyingSystem = f"{MODEL} {work.station_name}"[:64]
     item.ReasonForTheAttributeModification = "COERCE"
     item.ModifiedAttributesSequence = Sequence([before])
-    _append_item(header, "OriginalAttributesSequence", item)
+    append_item(header, "OriginalAttributesSequence", item)
 
 
 def _replaced(data: DataFile, header: Dataset, followed: Collection[int]) -> Iterator[int]:
@@ -308,7 +238,7 @@ def _is_noted(data: DataFile, tag: int, followed: Collection[int]) -> bool:
 def _set_derived(header: Dataset) -> None:
     """Set value 1 of Image Type, and of Frame Type in every functional group."""
     if header.get("ImageType"):
-        header.ImageType = ["DERIVED", *list(header.ImageType)[1:]]
+        header.ImageType = _derived_type(header.ImageType)
     for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         if keyword not in header:
             continue
@@ -316,37 +246,14 @@ def _set_derived(header: Dataset) -> None:
         for item in groups.value:
             for element in [e for e in item if e.VR == "SQ" and e.value]:
                 if element.value[0].get("FrameType"):
-                    kind = list(element.value[0].FrameType)
-                    element.value[0].FrameType = ["DERIVED", *kind[1:]]
+                    element.value[0].FrameType = _derived_type(element.value[0].FrameType)
         header[keyword] = groups
 
 
-def _set_uid(header: Dataset, data: DataFile, uid: str) -> None:
-    """Make it a new instance whose source is the one received (PS3.3 C.7.6.1.1.2, C.12.4.1)."""
-    header.SOPInstanceUID = uid
-    if not data.bulk.keys() & _PIXELS:
-        return  # no image, and no Source Image Sequence in its IOD
-    source: Spec = (
-        (0x00081150, "UI", data.text(_SOP_CLASS).strip(" \0")),
-        (0x00081155, "UI", data.text(_SOP_INSTANCE).strip(" \0")),
-    )
-    purpose: Spec = ((0x0040A170, "SQ", _code(*_SOURCE_PURPOSE)),)
-    _append(header, data, SOURCE_IMAGES, (*source, *purpose))
-    if any(tag_of(tag) in header for tag in _LISTS_REFERENCES):
-        _list_in_series(header, data, source)
-
-
-def _list_in_series(header: Dataset, data: DataFile, source: Spec) -> None:
-    """List the source among the referenced instances of its series (PS3.3 C.12.2)."""
-    series = data.text(_SERIES).strip(" \0")
-    listed = copy.deepcopy(list(header.get("ReferencedSeriesSequence") or ()))
-    own = next((item for item in listed if item.get("SeriesInstanceUID") == series), None)
-    if own is None:
-        own = Dataset()
-        own.SeriesInstanceUID = series
-        listed.append(own)
-    own.ReferencedInstanceSequence = [*own.get("ReferencedInstanceSequence", ()), data_set(source)]
-    header.ReferencedSeriesSequence = Sequence(listed)
+def _derived_type(kind: str | Iterable[str]) -> list[str]:
+    """Return Image Type or Frame Type with value 1 replaced; pydicom gives one value as itself."""
+    values = [kind] if isinstance(kind, str) else list(kind)
+    return ["DERIVED", *values[1:]]
 
 
 def _set_extremes(header: Dataset, instance: Instance, work: Work) -> None:
@@ -380,28 +287,3 @@ def _set_lossy(header: Dataset, instance: Instance) -> None:
         header.LossyImageCompressionRatio = f"{ratio * instance.frame_count / coded:.2f}"
     if "LossyImageCompressionMethod" not in header:
         header.LossyImageCompressionMethod = LOSSY_METHOD[instance.syntax.family]
-
-
-def _append(header: Dataset, data: DataFile, tag: int, item: Spec) -> None:
-    """Append an item to a sequence, which is made where there is none."""
-    value = None
-    if tag_of(tag) not in header:
-        value = item_bytes(item, implicit=data.implicit, little=data.little)
-    if value is None:
-        _append_item(header, keyword_for_tag(tag), data_set(item))
-    else:
-        _put(header, data, tag, "SQ", value)
-
-
-def _append_item(header: Dataset, keyword: str, item: Dataset) -> None:
-    """Append to a sequence without touching the one `header` shares with its source."""
-    old = list(header.get(keyword) or ())
-    setattr(header, keyword, Sequence([*old, item]))
-
-
-def _put(header: Dataset, data: DataFile, tag: int, vr: str, value: bytes) -> None:
-    put_raw(header, raw_element(tag, vr, value, implicit=data.implicit, little=data.little))
-
-
-def _code(value: str, scheme: str, meaning: str) -> Spec:
-    return (0x00080100, "SH", value), (0x00080102, "SH", scheme), (0x00080104, "LO", meaning)
