@@ -10,7 +10,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dicom_node.errors import ConfigError
 
@@ -98,15 +106,15 @@ class WatermarkConfig(_Section):
         400_000_000, ge=1, description="Largest frame decoded, pixels; larger is unmarkable."
     )
 
-    @model_validator(mode="after")
-    def _references_follow(self) -> WatermarkConfig:
-        if self.uid_policy == "derive" and self.on_unmarkable == "forward-untouched":
+    @field_validator("uid_policy")
+    @classmethod
+    def _references_follow(cls, value: str, info: ValidationInfo) -> str:
+        if value == "derive" and info.data.get("on_unmarkable") == "forward-untouched":
             raise ValueError(
-                "uid_policy = 'derive' and on_unmarkable = 'forward-untouched' exclude each other:"
-                " reports, presentation states and segmentations have to follow the new UIDs; use"
-                " on_unmarkable = 'forward-sealed'"
+                "reports, presentation states and segmentations have to follow the new UIDs, so"
+                " they cannot be forwarded untouched; use on_unmarkable = 'forward-sealed'"
             )
-        return self
+        return value
 
     @field_validator("owner")
     @classmethod

@@ -148,7 +148,9 @@ class Marker:
         if done.action != "marked" or not all(done.message):
             raise WatermarkError(f"a picture to try it on was not marked: {done.reason}")
 
-    def mark(self, source: Path, out: Path, *, marked_at: datetime) -> MarkOutcome:
+    def mark(
+        self, source: Path, out: Path, *, marked_at: datetime, released: bool = False
+    ) -> MarkOutcome:
         """Mark the instance at `source` and write it to `out`.
 
         The same source, time and keys give the same bytes.
@@ -157,6 +159,8 @@ class Marker:
         ----------
         marked_at
             Time zone aware; seconds count.
+        released
+            An administrator lets it go: ``on_unmarkable`` neither holds nor rejects it.
 
         Raises
         ------
@@ -170,7 +174,7 @@ class Marker:
                 source, max_pixels=self._settings.max_pixels, scratch=out.parent
             )
         except PixelError as error:
-            return self._unmarkable(source, out, str(error), marked_at)
+            return self._unmarkable(source, out, str(error), marked_at, released=released)
         with closing(instance):
             try:
                 known = self._known(instance)
@@ -184,7 +188,7 @@ class Marker:
                 return self._outcome(instance, "held", str(error))
             except (PixelError, WatermarkError) as error:
                 out.unlink(missing_ok=True)
-                return self._unmarkable(source, out, str(error), marked_at)
+                return self._unmarkable(source, out, str(error), marked_at, released=released)
 
     def _mark(self, instance: Instance, out: Path, marked_at: datetime) -> MarkOutcome:
         """Embed, write, read back."""
@@ -310,10 +314,12 @@ class Marker:
                 return f"carries our marks in some frames only; {_AS_RECEIVED}"
         return "carries our valid marks already" if valid else _sealed_before(sealed)
 
-    def _unmarkable(self, source: Path, out: Path, why: str, marked_at: datetime) -> MarkOutcome:
+    def _unmarkable(
+        self, source: Path, out: Path, why: str, marked_at: datetime, *, released: bool
+    ) -> MarkOutcome:
         """Follow ``on_unmarkable``; what cannot be sealed either is held."""
         policy = self._settings.on_unmarkable
-        if policy in ("hold", "reject"):
+        if policy in ("hold", "reject") and not released:
             return MarkOutcome("held" if policy == "hold" else "rejected", why)
         uids, facts = ("", "", "", "", ""), InstanceFacts()
         try:

@@ -60,7 +60,9 @@ _MIB = 1 << 20
 class Marking(Protocol):
     """What the pipeline needs of a `Marker`."""
 
-    def mark(self, source: Path, out: Path, *, marked_at: datetime) -> MarkOutcome:
+    def mark(
+        self, source: Path, out: Path, *, marked_at: datetime, released: bool = False
+    ) -> MarkOutcome:
         """Mark one instance."""
 
 
@@ -129,7 +131,9 @@ class MarkWorker:
             marker = self._marker_for(job.key_id)
             assert job.marked_at is not None, "claimed jobs have a time"
             marked_at = datetime.fromtimestamp(job.marked_at, UTC)
-            self._settle(job, marker.mark(job.path, out, marked_at=marked_at), out)
+            # What an administrator released is not held by the same rule again.
+            let_go: dict[str, bool] = {"released": True} if job.released else {}
+            self._settle(job, marker.mark(job.path, out, marked_at=marked_at, **let_go), out)
         except LeaseLost:
             raise
         except ReferencesPending as error:

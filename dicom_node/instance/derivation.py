@@ -22,7 +22,7 @@ from dicom_node.instance.block import block_tags, remove_block
 from dicom_node.instance.datafile import DataFile
 from dicom_node.instance.encoding import Spec
 from dicom_node.instance.frames import Instance
-from dicom_node.instance.parsing import text_in
+from dicom_node.instance.parsing import put_raw, text_in
 from dicom_node.instance.rewrite import changed_tags
 from dicom_node.instance.signatures import (
     MAC_PARAMETERS,
@@ -34,7 +34,7 @@ from dicom_node.instance.source_image import name_source
 from dicom_node.instance.syntaxes import LOSSY_METHOD
 from dicom_node.instance.uids import changed_references
 from dicom_node.instance.undo_block import original_transfer_syntax, undo, undo_block
-from dicom_node.instance.values import encoded_text, tag_of
+from dicom_node.instance.values import encoded_text, known_vr, tag_of
 from dicom_node.instance.work import DERIVATION_CODE, SealedWork, Work
 from dicom_node.instance.writer import OutputFormat
 
@@ -51,7 +51,7 @@ _CONTENT = 0x0040A730
 _SOP_INSTANCE = 0x00080018
 _ST_CHARACTERS = 1024
 # A longer sequence is not written a second time into Original Attributes: the undo block has it.
-_MOST_NOTED_BYTES = 1 << 20
+_MOST_NOTED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,10 @@ def _follow(header: Dataset, data: DataFile, work: SealedWork) -> Collection[int
     own = work.sop_instance_uid or data.text(_SOP_INSTANCE).strip(" \0")
     followed = changed_references(header, work.references.get, own=own)
     for tag, element in followed.items():
-        header[tag] = element
+        if isinstance(element, RawDataElement):
+            put_raw(header, element)
+        else:
+            header[tag] = element
     if work.sop_instance_uid not in ("", data.text(_SOP_INSTANCE).strip(" \0")):
         name_source(header, data, work.sop_instance_uid)
     return followed.keys()
@@ -221,7 +224,9 @@ def _replaced(data: DataFile, header: Dataset, followed: Collection[int]) -> Ite
         if tag_of(tag) in present and tag not in own and tag not in _SIGNATURES:
             if tag in (_DESCRIPTION, _CODES) or tag >> 16 == 0x7FE0:
                 continue
-            if before[tag].VR == "SQ" and not _is_noted(data, tag, followed):
+            item = before.get_item(tag_of(tag))
+            is_sequence = (item.VR or known_vr(tag)) == "SQ" or tag in followed
+            if is_sequence and not _is_noted(data, tag, followed):
                 continue
             yield tag
 

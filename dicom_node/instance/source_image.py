@@ -16,7 +16,7 @@ from pydicom.sequence import Sequence
 from dicom_node.instance.appending import append, code
 from dicom_node.instance.datafile import DataFile
 from dicom_node.instance.encoding import Spec, data_set
-from dicom_node.instance.uids import SOURCE_IMAGES
+from dicom_node.instance.nested_references import SOURCE_IMAGES
 from dicom_node.instance.values import tag_of
 from dicom_node.instance.work import DERIVATION_CODE
 

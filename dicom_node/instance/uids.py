@@ -13,30 +13,29 @@ from __future__ import annotations
 import copy
 import hmac
 import uuid
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
 
 from dicom_node.errors import PixelError
-from dicom_node.instance.values import known_vr
+from dicom_node.instance.elements import UNDEFINED
+from dicom_node.instance.nested import Irregular
+from dicom_node.instance.nested_references import (
+    LEFT_ALONE,
+    MARKS,
+    REFERENCED,
+    SOURCE_IMAGES,
+    NewUID,
+    ReferenceWalker,
+    is_stored,
+)
+from dicom_node.instance.values import known_vr, tag_of
 
-SOURCE_IMAGES = 0x00082112
-_REFERENCED = 0x00081155
-# What is said of the past keeps the UIDs of the past.
-_ORIGINAL_ATTRIBUTES = 0x04000561
-# Study, performed procedure step, patient, visit: their instances are in no archive.
-_NOT_STORED = frozenset((0x00081110, 0x00081111, 0x00081120, 0x00081125))
 _CONTEXT = b"dicom-node derived uid 1"
-# As they are encoded: a sequence without one refers to nothing, and need not be parsed.
-_MARKS = (b"\x08\x00\x55\x11", b"\x00\x08\x11\x55")
 
 Item = DataElement | RawDataElement
-NewUID = Callable[[str], str | None]
-"""New UID by old one; None for an instance that keeps its own."""
 
 
 class Reference(NamedTuple):
@@ -84,14 +83,19 @@ def referenced_uids(header: Dataset) -> frozenset[str]:
     """
     found: set[str] = set()
     for tag in _suspects(header):
-        with _read(header.get_item(tag)):
+        item = header.get_item(tag_of(tag))
+        walker = _walked(item)[0]
+        if walker is not None:
+            found |= walker.found
+            continue
+        with _read(item):
             found.update(reference.uid for reference in _references(header, header[tag]))
     return frozenset(found)
 
 
 def changed_references(
     header: Dataset, derived: NewUID, *, own: str = ""
-) -> dict[int, DataElement]:
+) -> dict[int, Item]:
     """Return the elements of `header` that refer to instances with a new UID, rewritten.
 
     Parameters
@@ -108,26 +112,56 @@ def changed_references(
     PixelError
         If a sequence cannot be read.
     """
-    changed: dict[int, DataElement] = {}
+    changed: dict[int, Item] = {}
     for tag in _suspects(header):
-        with _read(header.get_item(tag)):
-            before = [derived(reference.uid) for reference in _references(header, header[tag])]
-            if not any(before):
-                continue
-            # pydicom reads the sequence anew, or it is shared: either way a copy is changed.
-            element = copy.deepcopy(header[tag])
-            level = _with_class_of(header)
-            level[tag] = element
-            found = False
-            for reference in list(_references(level, element)):
-                new = derived(reference.uid)
-                if new in (None, reference.uid) or (reference.is_source and new == own):
-                    continue
-                reference.level.ReferencedSOPInstanceUID = new
-                found = True
-        if found:
-            changed[tag] = level[tag]
+        item: Item = header.get_item(tag_of(tag))
+        walker, value = _walked(item, derived, own)
+        if walker is not None and isinstance(item, RawDataElement):
+            if walker.changed:
+                length = UNDEFINED if item.length == UNDEFINED else len(value)
+                changed[tag] = item._replace(length=length, value=value)
+            continue
+        with _read(item):
+            element = _by_pydicom(header, header[tag], derived, own)
+        if element is not None:
+            changed[tag] = element
     return changed
+
+
+def _walked(
+    item: Item, derived: NewUID = lambda _: None, own: str = ""
+) -> tuple[ReferenceWalker | None, bytes]:
+    """Return the walker that has been through an encoded sequence; None: it is for pydicom."""
+    if not isinstance(item, RawDataElement) or not item.value:
+        return None, b""
+    if (item.VR or known_vr(int(item.tag))) != "SQ":
+        return None, b""
+    walker = ReferenceWalker(
+        item.value, little=item.is_little_endian, derived=derived, own=own
+    )
+    try:
+        return walker, walker.walk(int(item.tag), implicit=item.is_implicit_VR)
+    except Irregular:
+        return None, b""
+
+
+def _by_pydicom(
+    header: Dataset, before: DataElement, derived: NewUID, own: str
+) -> DataElement | None:
+    """Return an element of `header` rewritten; None if nothing in it has to be."""
+    if not any(derived(reference.uid) for reference in _references(header, before)):
+        return None
+    # pydicom reads the sequence anew, or it is shared: either way a copy is changed.
+    level = _with_class_of(header)
+    level[before.tag] = copy.deepcopy(before)
+    found = False
+    for reference in list(_references(level, level[before.tag])):
+        new = derived(reference.uid)
+        if new in (None, reference.uid) or (reference.is_source and new == own):
+            continue
+        reference.level.ReferencedSOPInstanceUID = new
+        found = True
+    return level[before.tag] if found else None
 
 
 def _suspects(header: Dataset) -> list[int]:
@@ -135,14 +169,14 @@ def _suspects(header: Dataset) -> list[int]:
     found = []
     for tag, item in header.items():
         number = int(tag)
-        if number == _ORIGINAL_ATTRIBUTES or number in _NOT_STORED:
+        if number in LEFT_ALONE:
             continue
         vr = item.VR or known_vr(number)
         nested = vr == "SQ" or (vr == "UN" and known_vr(number) == "SQ")
-        if not nested and number != _REFERENCED:
+        if not nested and number != REFERENCED:
             continue
         value = item.value
-        if nested and isinstance(value, bytes) and not any(mark in value for mark in _MARKS):
+        if nested and isinstance(value, bytes) and not any(mark in value for mark in MARKS):
             continue
         found.append(number)
     return sorted(found)
@@ -152,7 +186,7 @@ def _references(
     level: Dataset, element: DataElement, *, is_source: bool = False
 ) -> Iterator[Reference]:
     """Yield every reference in an element of `level`, however deep."""
-    if element.tag == _REFERENCED:
+    if element.tag == REFERENCED:
         uid = element.value
         if isinstance(uid, str) and uid.strip(" \0") and is_stored(_class_of(level)):
             yield Reference(level, uid.strip(" \0"), is_source)
@@ -176,19 +210,6 @@ def _with_class_of(header: Dataset) -> Dataset:
     if "ReferencedSOPClassUID" in header:
         level["ReferencedSOPClassUID"] = header["ReferencedSOPClassUID"]
     return level
-
-
-@lru_cache(maxsize=1 << 10)
-def is_stored(sop_class_uid: str) -> bool:
-    """Whether a reference of this SOP class may be to an instance that is sent with C-STORE.
-
-    References to studies, patients and procedure steps look the same, and are in nearly every
-    image. A class nobody knows may be a private Storage class.
-    """
-    uid = UID(sop_class_uid)
-    if not sop_class_uid or not uid.name or uid.name == sop_class_uid:
-        return True
-    return uid.type == "SOP Class" and "Storage" in uid.name and "Directory" not in uid.name
 
 
 class _read:  # noqa: N801 - reads as a word

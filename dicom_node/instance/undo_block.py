@@ -15,7 +15,9 @@ from pydicom.dataset import Dataset
 from dicom_node.errors import PixelError
 from dicom_node.instance.block import remove_block
 from dicom_node.instance.datafile import DataFile
-from dicom_node.instance.parsing import own_copy, parse_header
+from dicom_node.instance.elements import Scanner
+from dicom_node.instance.parsing import own_copy, parse_places
+from dicom_node.instance.source import MemorySource
 
 _MAGIC = b"DNU1"
 _IMPLICIT, _LITTLE, _PACKED = 1, 2, 4
@@ -70,8 +72,10 @@ def undo(header: Dataset, block: bytes) -> Dataset:
         if tag in restored:
             del restored[tag]
     implicit, little = bool(flags & _IMPLICIT), bool(flags & _LITTLE)
-    before = parse_header(originals, implicit=implicit, little=little)
-    return Dataset({**dict(restored.items()), **dict(before.items())})
+    source = MemorySource(originals)
+    places = list(Scanner(source, implicit=implicit, little=little).elements(0))
+    before = parse_places(source, places, implicit=implicit, little=little)
+    return Dataset({**dict(restored.items()), **before})
 
 
 def original_transfer_syntax(block: bytes) -> str:

@@ -79,8 +79,9 @@ class Journal:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             columns = {row["name"] for row in self._connection.execute(QUERIES["job_columns"])}
-            if columns and "result_instance_uid" not in columns:
-                self._connection.execute(QUERIES["migrate_2"])
+            for column in ("result_instance_uid", "released") if columns else ():
+                if column not in columns:
+                    self._connection.execute(QUERIES[f"add_{column}"])
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:

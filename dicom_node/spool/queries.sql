@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS job (
     result_digest       BLOB,
     result_syntax_uid   TEXT,
     result_instance_uid TEXT,
+    released            INTEGER NOT NULL DEFAULT 0,
     study_instance_uid  TEXT NOT NULL DEFAULT '',
     series_instance_uid TEXT NOT NULL DEFAULT '',
     updated_at          REAL NOT NULL
@@ -76,9 +77,13 @@ END;
 -- What the table of jobs has; nothing in a new journal.
 SELECT name FROM pragma_table_info('job');
 
--- migrate_2 --
--- Version 2 knew of no instance that is sent under another UID than it came with.
+-- add_result_instance_uid --
+-- Version 2 knew of no instance that is sent under another UID than it came with,
 ALTER TABLE job ADD COLUMN result_instance_uid TEXT;
+
+-- add_released --
+-- nor what an administrator had decided.
+ALTER TABLE job ADD COLUMN released INTEGER NOT NULL DEFAULT 0;
 
 -- assign_uid --
 -- Whoever says first under which UID an instance is sent is right for ever.
@@ -330,7 +335,7 @@ UPDATE delivery SET state = 'waiting', due_at = :now, reason = '', status = NULL
 
 -- release_job --
 -- A held or rejected job comes back: to its deliveries if it has any, else to the mark workers.
-UPDATE job SET reason = '', crashes = 0, due_at = :now, updated_at = :now,
+UPDATE job SET reason = '', crashes = 0, released = 1, due_at = :now, updated_at = :now,
        state = CASE WHEN EXISTS (SELECT 1 FROM delivery WHERE job_id = :id) THEN 'marked'
                     ELSE 'received' END
  WHERE id = :id AND state IN ('held', 'rejected') RETURNING state;

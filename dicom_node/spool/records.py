@@ -45,7 +45,7 @@ class Job:
     """One SOP instance on its way. Times are Unix seconds; `path` is the file as received.
 
     `result_instance_uid` is the SOP Instance UID it is sent under where that is another one than it
-    came with, else "".
+    came with, else "". `released`: an administrator has let it go, whatever the policy says.
     """
 
     id: int
@@ -77,6 +77,7 @@ class Job:
     series_instance_uid: str
     updated_at: float
     result_instance_uid: str = ""
+    released: bool = False
 
     @property
     def sent_instance_uid(self) -> str:

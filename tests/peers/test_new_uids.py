@@ -24,6 +24,7 @@ class Hospital:
 
     def __init__(self, folder, **watermark):
         self.orthanc = verifying.QueryOrthanc(folder)
+        self.workstation = harness.StoreSCP(folder)
         settings = {"uid_policy": "derive", "reference_wait_s": 20.0} | watermark
         self.node = harness.RunningNode(
             folder / "node", [{"port": self.orthanc.port, "ae_title": "ORTHANC"}],
@@ -33,6 +34,9 @@ class Hospital:
                   "fetch_port": self.orthanc.fetch_port}  # fmt: skip
         lines = ["[verify]", *(f"{key} = {json.dumps(value)}" for key, value in verify.items())]
         with self.node.config_path.open("a") as file:
+            lines += ["[[move_destination]]", 'name = "workstation"', 'ae_title = "WORKSTATION"',
+                      'host = "127.0.0.1"', f"port = {self.workstation.port}"]  # fmt: skip
+            lines += ["[[verify.client]]", 'ae_title = "TRUSTED"', 'policy = "restored"']
             file.write("\n".join(lines) + "\n")
         self.node.config = load(self.node.config_path)
         self.node.start()
@@ -65,6 +69,7 @@ class Hospital:
     def end(self):
         self.node.kill_all()
         self.orthanc.child.end()
+        self.workstation.child.kill()
 
 
 @pytest.fixture
@@ -189,3 +194,19 @@ def test_every_reference_of_a_study_resolves_in_the_pacs_whichever_comes_first(
     found = json.loads(audit.stdout.splitlines()[0])
     assert (audit.returncode, found["sound"], found["missing"]) == (0, True, []), audit.stdout
     assert len(found["instances"]) == 7
+
+    # Who may have originals is given a study whose references are the originals', too.
+    moved = harness.run_tool(
+        "movescu", "-S", "-aet", "TRUSTED", "-aec", "DICOMVERIFY", "-aem", "WORKSTATION",
+        "-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study_uid}",
+        "127.0.0.1", place.orthanc.verify_port,
+    )  # fmt: skip
+    assert moved.returncode == 0, moved.stderr
+    originals = {uid: path for uid, [path] in place.workstation.stored().items()}
+    of_study = {
+        uid: path for uid, path in by_source.items()
+        if pydicom.dcmread(path, stop_before_pixels=True).StudyInstanceUID == study_uid
+    }  # fmt: skip
+    assert originals.keys() == of_study.keys()
+    for uid, path in originals.items():
+        assert references(path) == references(of_study[uid])

@@ -309,7 +309,8 @@ def test_what_is_held_stops_nobody_and_keeps_its_uid_when_it_is_released(node, s
     node.mark(on_unmarkable="hold")
     assert references(node.sent[job]) >= {uid_of(palette)}
     node.spool.release(held)
-    node.mark()
+    node.mark(on_unmarkable="hold")
+    assert node.job(held).action == "sealed"
     assert uid_of(node.sent[held]) == uid_of(palette)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import closing
 from datetime import UTC, datetime
 
@@ -17,10 +18,14 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
+from dicom_node.errors import PixelError
+from dicom_node.instance import uids
 from dicom_node.instance.block import PrivateBlock, write_block
 from dicom_node.instance.datafile import open_data_file
 from dicom_node.instance.derivation import Work, describe, undo
 from dicom_node.instance.frames import open_instance
+from dicom_node.instance.nested import Irregular
+from dicom_node.instance.nested_references import ReferenceWalker
 from dicom_node.instance.rewrite import changed_tags, copy_with_header
 from dicom_node.instance.uids import changed_references, derive_uid, referenced_uids
 from dicom_node.instance.writer import FrameWriter
@@ -150,6 +155,42 @@ def test_a_sequence_that_is_written_as_unknown_is_read_as_what_it_is():
     assert referenced_uids(header) == {"1.2.9"}
     [changed] = changed_references(header, {"1.2.9": "2.25.1"}.get).values()
     assert changed.value[0].ReferencedSOPInstanceUID == "2.25.1"
+
+
+def test_what_is_read_from_bytes_is_what_pydicom_reads(shared):
+    compared = 0
+    for path in sorted((shared / "dicom").rglob("*")):
+        if not path.is_file() or path.stat().st_size > 4 << 20:
+            continue
+        try:
+            data = open_data_file(path)
+        except PixelError:
+            continue
+        with closing(data):
+            raw, header = data.read_header(), data.read_header()
+            for tag in uids._suspects(raw):
+                walker, _ = uids._walked(raw.get_item(BaseTag(tag)))
+                if walker is None:
+                    continue
+                try:
+                    seen = {r.uid for r in uids._references(header, header[BaseTag(tag)])}
+                except Exception:  # noqa: BLE001 - pydicom reads no malformed values, bytes do
+                    continue
+                assert walker.found == seen, path
+                names = {uid: derive_uid(uid, KEY) for uid in sorted(seen)[::2]}
+                mine = changed_references(data.read_header(), names.get, own="1.2").get(tag)
+                its = uids._by_pydicom(header, header[BaseTag(tag)], names.get, "1.2")
+                assert (mine is None) == (its is None)
+                if mine is not None:
+                    assert Dataset({BaseTag(tag): mine})[BaseTag(tag)].value == its.value, path
+                    compared += 1
+    assert compared > 40
+
+
+@given(st.binary(max_size=200), st.booleans(), st.booleans())
+def test_no_bytes_make_the_walker_fail_otherwise_than_by_leaving_them(value, implicit, little):
+    with contextlib.suppress(Irregular):
+        assert isinstance(ReferenceWalker(value, little=little).walk(1, implicit=implicit), bytes)
 
 
 def test_every_reference_of_real_documents_can_be_rewritten_and_back(shared, tmp_path):
