@@ -245,6 +245,11 @@ def check_header(header: Dataset, data: DataFile, ring: Ring) -> SealCheck:
     return SealCheck(True, True, tuple(names), key_id, marked_at, owner, bool(covered))
 
 
+def covers_pixels(sealed: bytes) -> bool:
+    """Whether a header seal says that the pixel data is under it, as it is coded."""
+    return len(sealed) >= _HEAD.size and bool(_HEAD.unpack_from(sealed)[1])
+
+
 def attribute_digests(header: Dataset, mac_key: bytes) -> tuple[bytes, ...]:
     """Return a 4-byte keyed digest for each line of `IDENTIFYING_KEYWORDS` (PixelError)."""
     own = {int(tag): item for tag, item in header.items()}

@@ -10,11 +10,13 @@ import pytest
 from harness import ct
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.uid import RLELossless
 
 from dicom_node.config import SpoolConfig, WatermarkConfig
 from dicom_node.dimse import encode_file_meta
 from dicom_node.inference import open_engine
 from dicom_node.instance.datafile import open_data_file
+from dicom_node.instance.transcode import decompress
 from dicom_node.instance.uids import derive_uid, referenced_uids
 from dicom_node.keys import KeyRing
 from dicom_node.marking import Marker, restore
@@ -330,6 +332,21 @@ def test_what_turns_out_to_hold_no_marks_is_sealed_under_the_uid_that_others_wer
     assert check_instance(sent, node.ring, node.engine).verdict == "authentic"
     assert restore(sent, tmp_path / "back.dcm", node.ring).exact
     assert harness.data_set_bytes(tmp_path / "back.dcm") == harness.data_set_bytes(path)
+
+
+def test_a_seal_that_covers_coded_pixels_is_not_broken_by_recoding_them(node, tmp_path, report):
+    ds = ct("1.2.1", size=16)
+    ds.PixelData = bytes([0, 0, 255, 15] * 128)
+    path = harness.save(ds, tmp_path / "plain.dcm")
+    ds = pydicom.dcmread(path)
+    ds.compress(RLELossless, generate_instance_uid=False)
+    ds.save_as(path)
+    node.spool.assign_uid("1.2.1", "2.25.1")
+    image_job = node.receive(path)
+    node.mark()
+    assert (node.job(image_job).action, uid_of(node.sent[image_job])) == ("sealed", "2.25.1")
+    said = decompress(node.sent[image_job], tmp_path / "out.dcm", max_pixels=1 << 20)
+    assert said == "the header seal covers the pixel data as it is coded"
 
 
 def test_what_comes_back_from_the_pacs_is_passed_on_and_gets_no_third_uid(node, image, report):
