@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 
 import harness
 import pydicom
@@ -210,3 +211,30 @@ def test_every_reference_of_a_study_resolves_in_the_pacs_whichever_comes_first(
     assert originals.keys() == of_study.keys()
     for uid, path in originals.items():
         assert references(path) == references(of_study[uid])
+
+
+def test_a_worker_that_is_killed_never_leaves_a_reference_to_another_uid(hospital, study, tmp_path):
+    images, documents = study
+    place = hospital()
+    node = place.node
+    place.send(*documents[:2], *images, *documents[2:])
+    for round_ in range(4):
+        harness.wait_for(lambda: "mark-0" in node.processes(), 60, lambda: node.output[-2000:])
+        harness.wait_for(
+            lambda: any(job.state == "marking" for job in node.jobs()) or node.tally().keys()
+            <= {"delivered", "held"}, 60,
+        )  # fmt: skip
+        time.sleep(0.05 * round_)
+        if worker := node.processes().get("mark-0"):
+            harness.kill(worker)
+    jobs = node.settled(120)
+    for job in jobs:
+        if job.state == "held":
+            assert "ended its worker" in job.reason
+            assert node.cli("queue", "release", job.id).returncode == 0
+    assert {job.state for job in node.settled(120)} == {"delivered"}
+    stored = place.stored(tmp_path / "stored")
+    sources = [source for path in stored.values() if (source := source_of(path))]
+    assert sorted(sources) == sorted(uid_of(path) for path in images)
+    for uid, path in stored.items():
+        assert references(path) <= stored.keys(), uid
