@@ -93,9 +93,7 @@ def referenced_uids(header: Dataset) -> frozenset[str]:
     return frozenset(found)
 
 
-def changed_references(
-    header: Dataset, derived: NewUID, *, own: str = ""
-) -> dict[int, Item]:
+def changed_references(header: Dataset, derived: NewUID, *, own: str = "") -> dict[int, Item]:
     """Return the elements of `header` that refer to instances with a new UID, rewritten.
 
     Parameters
@@ -136,9 +134,7 @@ def _walked(
         return None, b""
     if (item.VR or known_vr(int(item.tag))) != "SQ":
         return None, b""
-    walker = ReferenceWalker(
-        item.value, little=item.is_little_endian, derived=derived, own=own
-    )
+    walker = ReferenceWalker(item.value, little=item.is_little_endian, derived=derived, own=own)
     try:
         return walker, walker.walk(int(item.tag), implicit=item.is_implicit_VR)
     except Irregular:

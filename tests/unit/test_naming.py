@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import RLELossless
 
+from dicom_node.cli.main import main
 from dicom_node.config import SpoolConfig, WatermarkConfig
 from dicom_node.dimse import encode_file_meta
 from dicom_node.inference import open_engine
@@ -454,3 +455,19 @@ def test_files_marked_by_one_command_follow_each_other(engine, tmp_path, image, 
     names.all_tried()
     found = names.references({"1.2.1", "1.2.2", "1.2.3"}, since=None)
     assert found == {"1.2.1": derive_uid("1.2.1", ring.uid_key)}
+
+
+def test_mark_lets_a_report_follow_whatever_the_files_are_called(tmp_path, image, report):
+    ring = KeyRing.open(tmp_path / "keys", owner="TEST-HOSPITAL", create=True)
+    (tmp_path / "in").mkdir()
+    report("1.2.1", "1.2.9").rename(tmp_path / "in" / "a.dcm")
+    image("1.2.1").rename(tmp_path / "in" / "b.dcm")
+    conf = tmp_path / "node.toml"
+    conf.write_text(
+        f'[watermark]\nowner = "TEST-HOSPITAL"\nengine = "onnx"\nuid_policy = "derive"\n'
+        f'[keys]\ndirectory = "{tmp_path}/keys"\n[spool]\ndirectory = "{tmp_path}/spool"\n'
+    )
+    out = tmp_path / "out"
+    assert main(["mark", str(tmp_path / "in"), "--out", str(out), "--config", str(conf)]) == 0
+    assert uid_of(out / "b.dcm") == derive_uid("1.2.1", ring.uid_key)
+    assert references(out / "a.dcm") == {uid_of(out / "b.dcm"), "1.2.9"}
