@@ -10,7 +10,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dicom_node.errors import ConfigError
 
@@ -101,8 +109,11 @@ class WatermarkConfig(_Section):
     max_wait_ms: float = Field(
         1.0, ge=0, le=1000, description="Longest wait for others to share a batch, milliseconds."
     )
-    uid_policy: Literal["keep"] = Field(
-        "keep", description="SOP Instance UID of a marked instance."
+    uid_policy: Literal["keep", "derive"] = Field(
+        "keep", description="SOP Instance UID of a marked instance; derive: a new one."
+    )
+    reference_wait_s: float = Field(
+        120.0, ge=0, description="derive: longest wait for an instance that is referred to."
     )
     image_type: Literal["keep", "derived"] = Field(
         "keep", description="Image Type value 1 of a marked instance."
@@ -116,6 +127,16 @@ class WatermarkConfig(_Section):
         if self.inference == "cpu" and self.engine == "tensorrt":
             raise ValueError('inference = "cpu" is not engine = "tensorrt"; set inference = "auto"')
         return self
+
+    @field_validator("uid_policy")
+    @classmethod
+    def _references_follow(cls, value: str, info: ValidationInfo) -> str:
+        if value == "derive" and info.data.get("on_unmarkable") == "forward-untouched":
+            raise ValueError(
+                "reports, presentation states and segmentations have to follow the new UIDs, so"
+                " they cannot be forwarded untouched; use on_unmarkable = 'forward-sealed'"
+            )
+        return value
 
     @field_validator("owner")
     @classmethod

@@ -14,6 +14,7 @@
     - CapacityError
     - ReadBackError
   x EngineError         0x0110
+  x ReferencesPending   (never answered: the job waits)
   x ForwardError        (never answered: the job is retried or held)
     - AssociationRejected
     - AssociationLost
@@ -94,6 +95,14 @@ class ReadBackError(WatermarkError):
 
 class EngineError(NodeError):
     """A network is missing, altered, or of another shape than its card says."""
+
+
+class ReferencesPending(NodeError):
+    """It refers to instances of which nobody can say yet under which UID they are sent."""
+
+    def __init__(self, reason: str, retry_in_s: float) -> None:
+        super().__init__(reason)
+        self.retry_in_s = retry_in_s
 
 
 class ForwardError(NodeError):

@@ -115,14 +115,19 @@ class FrameMarker:
     def mark(
         self, instance: Instance, display: Display, frame: StoredFrame, index: int,
         attribute_digests: tuple[bytes, ...], marked_at: datetime, stages: dict[str, float],
+        *, sop_instance_uid: str = "",
     ) -> FrameMarks:  # fmt: skip
-        """Put both marks into frame `index` (from 0); CPU seconds are added to `stages`."""
+        """Put both marks into frame `index` (from 0); CPU seconds are added to `stages`.
+
+        They are bound to `sop_instance_uid`, ``""`` for the instance's own.
+        """
         with timed(stages, "w1"):
             cover = display.image(frame, index)
         with timed(stages, "fingerprint"):
             features = fingerprint.compute(cover, self._fingerprinter)
         record = FrameRecord(
-            owner=self._keys.owner, sop_instance_uid=instance.sop_instance_uid,
+            owner=self._keys.owner,
+            sop_instance_uid=sop_instance_uid or instance.sop_instance_uid,
             frame_number=index + 1, frame_count=instance.frame_count,
             marked_at=int(marked_at.timestamp()), original_digest=_NO_DIGEST,
             attribute_digests=attribute_digests, features=features,

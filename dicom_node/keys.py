@@ -86,6 +86,11 @@ class KeySet:
         """Key that whitens W1's code words, 32 bytes (KeyRingError if public only)."""
         return _derive(self._secret(), b"w1 robust")
 
+    @cached_property
+    def uid_key(self) -> bytes:
+        """Key of new SOP Instance UIDs, 32 bytes (KeyRingError if public only)."""
+        return _derive(self._secret(), b"sop instance uids")
+
     def sign(self, message: bytes) -> bytes:
         """Return the 64-byte Ed25519 signature of `message` (KeyRingError if public only)."""
         self._secret()
@@ -178,6 +183,11 @@ class KeyRing:
     def current(self) -> KeySet:
         """The newest key set: the one that marks."""
         return self._sets[0]
+
+    @property
+    def uid_key(self) -> bytes:
+        """Key of new SOP Instance UIDs: the oldest set's, so that a rotation changes none."""
+        return self._sets[-1].uid_key
 
     def get(self, key_id: bytes) -> KeySet | None:
         """Return the key set named `key_id`, or None."""

@@ -20,6 +20,7 @@ from dicom_node.inference.remote import RemoteEngine
 from dicom_node.inference.service import folder_of
 from dicom_node.keys import KeyRing
 from dicom_node.marking import Marker, MarkOutcome
+from dicom_node.naming import Names
 
 _log = structlog.get_logger(__name__)
 
@@ -31,6 +32,8 @@ class Markers:
     ----------
     ring
         The newest of it marks what nobody marked before.
+    names
+        Who says under which UIDs instances are sent; None: under their own.
     index, inference
         Which worker this is, and how many inference processes there are. With none, the worker
         runs the networks itself, on what ``watermark.engine`` says.
@@ -42,9 +45,10 @@ class Markers:
     """
 
     def __init__(
-        self, config: Config, ring: KeyRing, *, index: int = 0, inference: int = 0
-    ) -> None:
-        self._settings, self._ring = config.watermark, ring
+        self, config: Config, ring: KeyRing, names: Names | None = None, *, index: int = 0,
+        inference: int = 0,
+    ) -> None:  # fmt: skip
+        self._settings, self._ring, self._names = config.watermark, ring, names
         self._remote: RemoteEngine | None = None
         self._own = open_engine("onnx" if inference else config.watermark.engine)
         if inference:
@@ -53,7 +57,9 @@ class Markers:
             self._remote = RemoteEngine(folders, self._own, read_card())
         self._made: dict[tuple[bytes, bool], Marker] = {}
         # Whoever answers, the loops over samples are compiled, and our own engine works.
-        self.on_our_own(None).warm_up()
+        # A picture of its own, of which the journal need not know.
+        Marker(self._settings, ring, self._own).warm_up()
+        self.on_our_own(None)
 
     def __call__(self, key_id: bytes | None) -> Marker | OneBackend:
         """Return the marker that signs with `key_id` (None: the current key).
@@ -86,7 +92,7 @@ class Markers:
         if which not in self._made:
             # The newest of a ring signs: the ring as it was when that key was the newest.
             then = KeyRing(tuple(k for k in self._ring.all() if k.created <= keys.created))
-            self._made[which] = Marker(self._settings, then, engine)
+            self._made[which] = Marker(self._settings, then, engine, names=self._names)
         return self._made[which]
 
 
@@ -98,12 +104,14 @@ class OneBackend:
     own: Marker
     engine: RemoteEngine
 
-    def mark(self, source: Path, out: Path, *, marked_at: datetime) -> MarkOutcome:
+    def mark(
+        self, source: Path, out: Path, *, marked_at: datetime, released: bool = False
+    ) -> MarkOutcome:
         """Mark one instance, see `Marker.mark`."""
         losses = self.engine.losses
-        outcome = self.shared.mark(source, out, marked_at=marked_at)
+        outcome = self.shared.mark(source, out, marked_at=marked_at, released=released)
         if self.engine.losses == losses:
             return outcome
         _log.info("marked_anew", reason="the inference process was lost over it")
         out.unlink(missing_ok=True)
-        return self.own.mark(source, out, marked_at=marked_at)
+        return self.own.mark(source, out, marked_at=marked_at, released=released)

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from dicom_node.config import Config
-from dicom_node.errors import EngineError, KeyRingError, LeaseLost, NodeError, SpoolError, SpoolFull
+from dicom_node.errors import (
+    EngineError,
+    KeyRingError,
+    LeaseLost,
+    NodeError,
+    ReferencesPending,
+    SpoolError,
+    SpoolFull,
+)
 from dicom_node.logging import describe
 from dicom_node.spool import Job, Spool
 from dicom_node.spool.files import dataset_digest
@@ -29,7 +37,9 @@ from dicom_node.supervisor import StopEvent
 
 # Decoders and networks are loaded only by a worker that marks.
 if TYPE_CHECKING:
+    from dicom_node.keys import KeyRing
     from dicom_node.marking import MarkOutcome
+    from dicom_node.naming import Names
 
 _log = structlog.get_logger(__name__)
 
@@ -51,7 +61,9 @@ _MIB = 1 << 20
 class Marking(Protocol):
     """What the pipeline needs of a `Marker`."""
 
-    def mark(self, source: Path, out: Path, *, marked_at: datetime) -> MarkOutcome:
+    def mark(
+        self, source: Path, out: Path, *, marked_at: datetime, released: bool = False
+    ) -> MarkOutcome:
         """Mark one instance."""
 
 
@@ -124,13 +136,18 @@ class MarkWorker:
             marker = self._marker_for(job.key_id)
             assert job.marked_at is not None, "claimed jobs have a time"
             marked_at = datetime.fromtimestamp(job.marked_at, UTC)
-            outcome = marker.mark(job.path, out, marked_at=marked_at)
+            # What an administrator released is not held by the same rule again.
+            let_go: dict[str, bool] = {"released": True} if job.released else {}
+            outcome = marker.mark(job.path, out, marked_at=marked_at, **let_go)
             if self._otherwise is not None and not self._is_as_before(job, outcome, out):
                 out.unlink()
-                outcome = self._otherwise(job.key_id).mark(job.path, out, marked_at=marked_at)
+                own = self._otherwise(job.key_id)
+                outcome = own.mark(job.path, out, marked_at=marked_at, **let_go)
             self._settle(job, outcome, out)
         except LeaseLost:
             raise
+        except ReferencesPending as error:
+            self._spool.postpone(job, str(error), time.time() + error.retry_in_s)
         except MemoryError:
             self._retry(job, "not enough memory to mark it", limit=MEMORY_ATTEMPTS)
         except FileNotFoundError:
@@ -174,6 +191,7 @@ class MarkWorker:
             deliver_to=self._destinations,
             key_id=(job.key_id or self._key_id) if outcome.action != "untouched" else None,
             transfer_syntax_uid=outcome.transfer_syntax_uid if written else None,
+            sop_instance_uid=outcome.sop_instance_uid if written else "",
             study_instance_uid=outcome.study_instance_uid,
             series_instance_uid=outcome.series_instance_uid,
             facts=outcome.facts,
@@ -239,7 +257,8 @@ def run_marker(
             from dicom_node.markers import Markers
 
             ring = KeyRing.open(config.keys.directory)
-            markers = Markers(config, ring, index=index, inference=inference)
+            names = names_of(config, ring, spool)
+            markers = Markers(config, ring, names, index=index, inference=inference)
             worker = MarkWorker(
                 spool,
                 markers,
@@ -249,6 +268,17 @@ def run_marker(
             )
         on_ready()
         worker.run(stop)
+
+
+def names_of(config: Config, ring: KeyRing, spool: Spool) -> Names | None:
+    """Return who says under which UIDs instances are sent; None where none has a new one."""
+    from dicom_node.naming import JournalNames
+
+    watermark = config.watermark
+    if watermark.uid_policy == "derive":
+        return JournalNames(spool, ring.uid_key, watermark.reference_wait_s)
+    # What was sent under a new UID keeps it, whatever the policy is now.
+    return JournalNames(spool, None, 0.0) if spool.has_new_uids else None
 
 
 def retry_delay_s(attempts: int) -> float:

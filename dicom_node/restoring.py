@@ -14,8 +14,10 @@ from dicom_node.errors import EngineError, NodeError, WatermarkError
 from dicom_node.inference.catalogue import patterns_for
 from dicom_node.instance import derivation, seal
 from dicom_node.instance.block import PrivateBlock, read_block
+from dicom_node.instance.datafile import DataFile, open_data_file
 from dicom_node.instance.frames import Instance, open_instance
 from dicom_node.instance.model import StoredFrame
+from dicom_node.instance.rewrite import write_header
 from dicom_node.instance.writer import FrameWriter
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.planes import (
@@ -94,6 +96,9 @@ def restore(source: Path, out: Path, ring: KeyRing) -> RestoreOutcome:
     NodeError
         The source cannot be read.
     """
+    sealed = _restore_sealed(source, out, ring)
+    if sealed is not None:
+        return sealed
     opened = open_instance(source, max_pixels=MAX_PIXELS, scratch=out.parent)
     with closing(opened) as instance:
         block = read_block(instance.header)
@@ -106,6 +111,23 @@ def restore(source: Path, out: Path, ring: KeyRing) -> RestoreOutcome:
                     return RestoreOutcome(False, f"frame {index + 1}: {error}")
             writer.finish(header, out)
     return RestoreOutcome(not reason, reason)
+
+
+def _restore_sealed(source: Path, out: Path, ring: KeyRing) -> RestoreOutcome | None:
+    """Take back what was changed in the header of a sealed instance; None if it is no such one."""
+    with closing(open_data_file(source, scratch=out.parent)) as data:
+        block = read_block(data)
+        if block is None or not block.undo or not block.seal:
+            return None
+        sealed = seal.check_header(data.read_header(), data, ring)
+        if not sealed.covers_pixels:
+            return None
+        if not sealed.intact:
+            return RestoreOutcome(False, "was changed after it was sealed, or by another key")
+        header, reason = _original_header(data, block, ring)
+        if not reason:
+            write_header(data, header, out)
+        return RestoreOutcome(not reason, reason)
 
 
 def _restored(
@@ -131,10 +153,10 @@ def _restored(
 
 
 def _original_header(
-    instance: Instance, block: PrivateBlock | None, ring: KeyRing
+    data: Instance | DataFile, block: PrivateBlock | None, ring: KeyRing
 ) -> tuple[Dataset, str]:
     """Return the header without our changes, and why that was not possible ("" if it was)."""
-    header = instance.read_header()
+    header = data.read_header()
     if block is None or not block.undo:
         return header, "pixels exact; our private block is gone, so header changes stay"
     for keys in ring.all():

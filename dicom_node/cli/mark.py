@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,11 @@ from dicom_node.cli.common import (
     refuse_overwriting,
     walk,
 )
-from dicom_node.errors import NodeError
+from dicom_node.errors import NodeError, ReferencesPending
 
 if TYPE_CHECKING:
     from dicom_node.marking import Marker
+    from dicom_node.naming import BatchNames
 
 
 def register(subparsers: Subparsers) -> None:
@@ -49,27 +51,44 @@ def run(arguments: argparse.Namespace) -> int:
     from dicom_node.inference import open_engine
     from dicom_node.keys import KeyRing
     from dicom_node.marking import Marker
+    from dicom_node.naming import BatchNames
 
     config = config_of(arguments)
     inputs = walk(arguments.paths)
     refuse_overwriting(inputs, arguments.out)
     ring = KeyRing.open(config.keys.directory)
     engine = open_engine(config.watermark.engine)
-    marker = Marker(config.watermark, ring, engine, measure=True)
+    names = BatchNames(ring.uid_key) if config.watermark.uid_policy == "derive" else None
+    marker = Marker(config.watermark, ring, engine, measure=True, names=names)
     code = EXIT_OK
     with progress(len(inputs), "marking") as advance:
-        for item in inputs:
-            result = _mark(marker, item, arguments.out)
+        for result in _results(marker, names, inputs, arguments.out):
             if result["out"] is None:
                 code = EXIT_FAILED
             if arguments.json:
                 print_json(result)
             elif result["out"] is None:
-                complain(item.path, f"{result['action']}: {result['reason']}")
+                complain(Path(result["path"]), f"{result['action']}: {result['reason']}")
             else:
                 print(_line(result), flush=True)
             advance()
     return code
+
+
+def _results(
+    marker: Marker, names: BatchNames | None, inputs: Sequence[Input], out_folder: Path
+) -> Iterator[dict[str, Any]]:
+    """Mark every file; what refers to others comes when it is known what became of those."""
+    waiting = []
+    for item in inputs:
+        try:
+            yield _mark(marker, item, out_folder)
+        except ReferencesPending:
+            waiting.append(item)
+    if names is not None:
+        names.all_tried()
+    for item in waiting:
+        yield _mark(marker, item, out_folder)
 
 
 def _mark(marker: Marker, item: Input, out_folder: Path) -> dict[str, Any]:
@@ -78,6 +97,8 @@ def _mark(marker: Marker, item: Input, out_folder: Path) -> dict[str, Any]:
     try:
         out = item.under(out_folder)
         outcome = marker.mark(item.path, out, marked_at=datetime.now(UTC).replace(microsecond=0))
+    except ReferencesPending:
+        raise
     except (NodeError, OSError) as error:
         return result | {"action": "held", "reason": str(error)} | nothing
     written = outcome.action not in ("held", "rejected")

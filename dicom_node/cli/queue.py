@@ -191,6 +191,7 @@ def to_json(job: Job, deliveries: list[Delivery]) -> dict[str, Any]:
         "calling_ae": job.calling_ae,
         "sop_class_uid": job.sop_class_uid,
         "sop_instance_uid": job.sop_instance_uid,
+        "sent_instance_uid": job.sent_instance_uid if job.action else None,
         "study_instance_uid": job.study_instance_uid,
         "series_instance_uid": job.series_instance_uid,
         "transfer_syntax_uid": job.transfer_syntax_uid,

@@ -109,6 +109,12 @@ def remove_block(header: Dataset) -> None:
         del header[tag]
 
 
+def without_block(header: Dataset) -> Dataset:
+    """Take our block out of `header` and return it."""
+    remove_block(header)
+    return header
+
+
 def block_tags(header: Dataset) -> Iterator[int]:
     """Yield the tags of our block in `header`, its creator's first."""
     base = _base(header)

@@ -9,24 +9,20 @@ Attributes), C.7.6.1.1.5 (lossy compression), C.7.6.3 (smallest and largest valu
 from __future__ import annotations
 
 import copy
-import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal
 
-from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from dicom_node import __version__
-from dicom_node.errors import PixelError
+from dicom_node.instance.appending import append, append_item, code, put
 from dicom_node.instance.block import block_tags, remove_block
 from dicom_node.instance.datafile import DataFile
-from dicom_node.instance.encoding import Spec, data_set, item_bytes, raw_element
+from dicom_node.instance.encoding import Spec
 from dicom_node.instance.frames import Instance
-from dicom_node.instance.parsing import own_copy, parse_header, put_raw, text_in
+from dicom_node.instance.parsing import put_raw, text_in
 from dicom_node.instance.rewrite import changed_tags
 from dicom_node.instance.signatures import (
     MAC_PARAMETERS,
@@ -34,58 +30,28 @@ from dicom_node.instance.signatures import (
     Signature,
     check_signatures,
 )
+from dicom_node.instance.source_image import name_source
 from dicom_node.instance.syntaxes import LOSSY_METHOD
-from dicom_node.instance.values import encoded_text, tag_of
+from dicom_node.instance.uids import changed_references
+from dicom_node.instance.undo_block import original_transfer_syntax, undo, undo_block
+from dicom_node.instance.values import encoded_text, known_vr, tag_of
+from dicom_node.instance.work import DERIVATION_CODE, SealedWork, Work
 from dicom_node.instance.writer import OutputFormat
 
-__all__ = ["Derived", "Work", "describe", "original_transfer_syntax", "undo"]
+__all__ = [
+    "DERIVATION_CODE", "Derived", "SealedWork", "Work", "describe", "describe_sealed",
+    "original_transfer_syntax", "undo",
+]  # fmt: skip
 
 MANUFACTURER = "dicom-node project"
 MODEL = "dicom-node"
-DERIVATION_CODE = ("REVWM", "99DICOMNODE", "Reversible watermark embedded")
 _SIGNATURES = (MAC_PARAMETERS, SIGNATURES)
 _DESCRIPTION, _CODES, _EQUIPMENT = 0x00082111, 0x00089215, 0x0018A001
-_SOURCES = 0x00082112
-_SOURCE_PURPOSE = ("121322", "DCM", "Source image for image processing operation")
-_MAGIC = b"DNU1"
+_CONTENT = 0x0040A730
+_SOP_INSTANCE = 0x00080018
 _ST_CHARACTERS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What was done to the pixels.
-
-    Attributes
-    ----------
-    marked_at
-        Time zone aware.
-    key_id
-        Of the key set that signed.
-    largest_change
-        Largest absolute change of a stored value.
-    smallest, largest
-        Extremes of the marked stored values over all frames and samples.
-    marks
-        What was embedded, a few words.
-    sop_instance_uid
-        New UID of the marked instance (``uid_policy = "derive"``); "" to keep the source's.
-    """
-
-    marked_at: datetime
-    owner: str
-    key_id: bytes
-    station_name: str
-    largest_change: int
-    smallest: int
-    largest: int
-    marks: str = "robust and integrity watermark"
-    image_type: Literal["keep", "derived"] = "keep"
-    sop_instance_uid: str = ""
-
-    @property
-    def time(self) -> str:
-        """`marked_at` as DICOM writes it (VR DT)."""
-        return self.marked_at.strftime("%Y%m%d%H%M%S.%f%z")
+# A longer sequence is not written a second time into Original Attributes: the undo block has it.
+_MOST_NOTED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,104 +85,89 @@ def describe(instance: Instance, output: OutputFormat, work: Work) -> Derived:
     PixelError
         If the header cannot be parsed.
     """
-    header = instance.read_header()
-    remove_block(header)
-    present = header.keys()
-    signatures = check_signatures(instance.data)
-    signed = [tag for tag in map(tag_of, _SIGNATURES) if tag in present]
-    for tag in signed:
-        del header[tag]
+    data = instance.data
+    header, signatures = _unsigned(data)
     output.apply(header)
     if work.image_type == "derived":
         _set_derived(header)
-    if work.sop_instance_uid not in ("", instance.sop_instance_uid):
-        _set_uid(header, instance, work.sop_instance_uid)
+    followed = _follow(header, data, work)
     _set_extremes(header, instance, work)
     _set_lossy(header, instance)
-    _append_derivation(header, instance.data)
-    _append_original_attributes(header, instance, work)
-    _append_equipment(header, instance.data, work, signatures, signed_before=bool(signed))
-    changed = list(changed_tags(instance.read_header(), header))
-    return Derived(_as_stored(instance, header, changed), _undo_block(instance, changed))
+    _append_derivation(header, data)
+    return _described(header, data, work, signatures, followed)
 
 
-def undo(header: Dataset, block: bytes) -> Dataset:
-    """Return `header` as it was before `describe`, our private block removed.
+def describe_sealed(data: DataFile, work: SealedWork) -> Derived:
+    """Describe an instance that is sealed, and whose UID or references are others now.
 
     Parameters
     ----------
-    header
-        Of a marked instance; elements we did not touch are taken over as they are now.
-    block
-        `Derived.undo` of that instance, decrypted.
+    data
+        The source; its pixel data stays as it is.
 
     Raises
     ------
     PixelError
-        If the block is malformed.
+        If the header cannot be parsed.
     """
-    added, _, implicit, little, originals = _parsed(block)
-    restored = own_copy(header)
-    remove_block(restored)
-    for tag in added:
-        if tag in restored:
-            del restored[tag]
-    before = parse_header(originals, implicit=implicit, little=little)
-    return Dataset({**dict(restored.items()), **dict(before.items())})
+    header, signatures = _unsigned(data)
+    followed = _follow(header, data, work)
+    return _described(header, data, work, signatures, followed)
 
 
-def original_transfer_syntax(block: bytes) -> str:
-    """Return the transfer syntax UID the instance was received in (PixelError)."""
-    return _parsed(block)[1]
+def _unsigned(data: DataFile) -> tuple[Dataset, list[Signature]]:
+    """Return the header without our private block and without signatures, and what these were."""
+    header = data.read_header()
+    remove_block(header)
+    signatures = check_signatures(data)
+    for tag in map(tag_of, _SIGNATURES):
+        if tag in header:
+            del header[tag]
+    return header, signatures
 
 
-def _as_stored(instance: Instance, header: Dataset, changed: list[int]) -> Dataset:
+def _follow(header: Dataset, data: DataFile, work: SealedWork) -> Collection[int]:
+    """Let UID and references be the new ones; return the tags of changed sequences."""
+    own = work.sop_instance_uid or data.text(_SOP_INSTANCE).strip(" \0")
+    followed = changed_references(header, work.references.get, own=own)
+    for tag, element in followed.items():
+        if isinstance(element, RawDataElement):
+            put_raw(header, element)
+        else:
+            header[tag] = element
+    if work.sop_instance_uid not in ("", data.text(_SOP_INSTANCE).strip(" \0")):
+        name_source(header, data, work.sop_instance_uid)
+    return followed.keys()
+
+
+def _described(
+    header: Dataset, data: DataFile, work: SealedWork, signatures: list[Signature],
+    followed: Collection[int],
+) -> Derived:  # fmt: skip
+    """Add what every change leaves behind, and note what takes it back."""
+    signed_before = any(tag in data.elements for tag in _SIGNATURES)
+    _append_original_attributes(header, data, work, followed)
+    _append_equipment(header, data, work, signatures, signed_before=signed_before)
+    changed = list(changed_tags(data.read_header(), header))
+    return Derived(_as_stored(data, header, changed), undo_block(data, changed))
+
+
+def _as_stored(data: DataFile, header: Dataset, changed: list[int]) -> Dataset:
     """Return `header` with the source's own bytes for whatever was only looked at.
 
     pydicom parses a value when it is read, and would write it in another form (leading spaces).
     """
-    kept = {int(tag): item for tag, item in instance.read_header().items()}
+    kept = {int(tag): item for tag, item in data.read_header().items()}
     for tag in changed:
         kept.pop(tag, None)
     return Dataset({tag: kept.get(int(tag), item) for tag, item in header.items()})
 
 
-def _undo_block(instance: Instance, changed: list[int]) -> bytes:
-    """Encode tags added, and the original bytes of elements replaced or removed."""
-    data = instance.data
-    added, places = [], []
-    for tag in changed:
-        if tag in data.elements:
-            places.append(data.elements[tag])
-        else:
-            added.append(tag)
-    originals = b"".join(data.source.read(p.start, p.end - p.start) for p in places)
-    syntax = instance.transfer_syntax_uid.encode("ascii")
-    flags = data.implicit | data.little << 1
-    head = _MAGIC + struct.pack("<BBH", flags, len(syntax), len(added)) + syntax
-    return head + struct.pack(f"<{len(added)}I", *added) + originals
-
-
-def _parsed(block: bytes) -> tuple[list[int], str, bool, bool, bytes]:
-    try:
-        if block[:4] != _MAGIC:
-            raise PixelError("the undo block is of another format")
-        flags, length, count = struct.unpack_from("<BBH", block, 4)
-        syntax = block[8 : 8 + length].decode("ascii")
-        added = list(struct.unpack_from(f"<{count}I", block, 8 + length))
-    except (struct.error, UnicodeDecodeError) as error:
-        raise PixelError("the undo block is malformed") from error
-    return added, syntax, bool(flags & 1), bool(flags & 2), block[8 + length + 4 * count :]
-
-
 def _append_equipment(
-    header: Dataset, data: DataFile, work: Work, signatures: list[Signature], *,
+    header: Dataset, data: DataFile, work: SealedWork, signatures: list[Signature], *,
     signed_before: bool,
 ) -> None:  # fmt: skip
-    text = (
-        f"{work.marks}; owner {work.owner}; key {work.key_id.hex()}; "
-        f"largest change {work.largest_change} stored values; reversible"
-    )
+    text = f"{work.said}; reversible"
     if signatures:
         text += f"; digital signatures: {', '.join(map(str, signatures))}"
     if signed_before:
@@ -228,9 +179,9 @@ def _append_equipment(
         (0x00181020, "LO", __version__),
         (0x0018A002, "DT", work.time),
         (0x0018A003, "ST", text[:_ST_CHARACTERS]),
-        (0x0040A170, "SQ", _code("109103", "DCM", "Modifying Equipment")),
+        (0x0040A170, "SQ", code("109103", "DCM", "Modifying Equipment")),
     )
-    _append(header, data, _EQUIPMENT, item)
+    append(header, data, _EQUIPMENT, item)
 
 
 def _append_derivation(header: Dataset, data: DataFile) -> None:
@@ -243,41 +194,56 @@ def _append_derivation(header: Dataset, data: DataFile) -> None:
         if value is None:
             header.DerivationDescription = text
         else:
-            _put(header, data, _DESCRIPTION, "ST", value)
-    _append(header, data, _CODES, _code(*DERIVATION_CODE))
+            put(header, data, _DESCRIPTION, "ST", value)
+    append(header, data, _CODES, code(*DERIVATION_CODE))
 
 
-def _append_original_attributes(header: Dataset, instance: Instance, work: Work) -> None:
+def _append_original_attributes(
+    header: Dataset, data: DataFile, work: SealedWork, followed: Collection[int]
+) -> None:
     """Record the values that were replaced so far; the undo block has them as bytes, too."""
-    replaced = list(_replaced(instance, header))
+    replaced = list(_replaced(data, header, followed))
     if not replaced:
         return
     before = Dataset()
     for tag in replaced:
-        before[tag] = instance.header[tag]
+        before[tag] = data.header[tag_of(tag)]
     item = Dataset()
     item.SourceOfPreviousValues = ""
     item.AttributeModificationDateTime = work.time
     item.ModifyingSystem = f"{MODEL} {work.station_name}"[:64]
     item.ReasonForTheAttributeModification = "COERCE"
     item.ModifiedAttributesSequence = Sequence([before])
-    _append_item(header, "OriginalAttributesSequence", item)
+    append_item(header, "OriginalAttributesSequence", item)
 
 
-def _replaced(instance: Instance, header: Dataset) -> Iterator[int]:
-    before = instance.read_header()
+def _replaced(data: DataFile, header: Dataset, followed: Collection[int]) -> Iterator[int]:
+    before = data.read_header()
     own, present = set(block_tags(before)), before.keys()
     for tag in changed_tags(before, header):
         if tag_of(tag) in present and tag not in own and tag not in _SIGNATURES:
-            if tag in (_DESCRIPTION, _CODES) or tag >> 16 == 0x7FE0 or before[tag].VR == "SQ":
+            if tag in (_DESCRIPTION, _CODES) or tag >> 16 == 0x7FE0:
+                continue
+            item = before.get_item(tag_of(tag))
+            is_sequence = (item.VR or known_vr(tag)) == "SQ" or tag in followed
+            if is_sequence and not _is_noted(data, tag, followed):
                 continue
             yield tag
+
+
+def _is_noted(data: DataFile, tag: int, followed: Collection[int]) -> bool:
+    """Whether a sequence is told of: not one that only grew, nor one that fills a header.
+
+    Nor a report's content: who looks for it takes what stands there for the report's own.
+    """
+    place = data.elements[tag]
+    return tag in followed and tag != _CONTENT and place.end - place.start <= _MOST_NOTED_BYTES
 
 
 def _set_derived(header: Dataset) -> None:
     """Set value 1 of Image Type, and of Frame Type in every functional group."""
     if header.get("ImageType"):
-        header.ImageType = ["DERIVED", *list(header.ImageType)[1:]]
+        header.ImageType = _derived_type(header.ImageType)
     for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         if keyword not in header:
             continue
@@ -285,20 +251,14 @@ def _set_derived(header: Dataset) -> None:
         for item in groups.value:
             for element in [e for e in item if e.VR == "SQ" and e.value]:
                 if element.value[0].get("FrameType"):
-                    kind = list(element.value[0].FrameType)
-                    element.value[0].FrameType = ["DERIVED", *kind[1:]]
+                    element.value[0].FrameType = _derived_type(element.value[0].FrameType)
         header[keyword] = groups
 
 
-def _set_uid(header: Dataset, instance: Instance, uid: str) -> None:
-    """Make it a new instance whose source is the one received (PS3.3 C.7.6.1.1.2, C.12.4.1)."""
-    source: Spec = (
-        (0x00081150, "UI", instance.sop_class_uid),
-        (0x00081155, "UI", instance.sop_instance_uid),
-        (0x0040A170, "SQ", _code(*_SOURCE_PURPOSE)),
-    )
-    header.SOPInstanceUID = uid
-    _append(header, instance.data, _SOURCES, source)
+def _derived_type(kind: str | Iterable[str]) -> list[str]:
+    """Return Image Type or Frame Type with value 1 replaced; pydicom gives one value as itself."""
+    values = [kind] if isinstance(kind, str) else list(kind)
+    return ["DERIVED", *values[1:]]
 
 
 def _set_extremes(header: Dataset, instance: Instance, work: Work) -> None:
@@ -332,28 +292,3 @@ def _set_lossy(header: Dataset, instance: Instance) -> None:
         header.LossyImageCompressionRatio = f"{ratio * instance.frame_count / coded:.2f}"
     if "LossyImageCompressionMethod" not in header:
         header.LossyImageCompressionMethod = LOSSY_METHOD[instance.syntax.family]
-
-
-def _append(header: Dataset, data: DataFile, tag: int, item: Spec) -> None:
-    """Append an item to a sequence, which is made where there is none."""
-    value = None
-    if tag_of(tag) not in header:
-        value = item_bytes(item, implicit=data.implicit, little=data.little)
-    if value is None:
-        _append_item(header, keyword_for_tag(tag), data_set(item))
-    else:
-        _put(header, data, tag, "SQ", value)
-
-
-def _append_item(header: Dataset, keyword: str, item: Dataset) -> None:
-    """Append to a sequence without touching the one `header` shares with its source."""
-    old = list(header.get(keyword) or ())
-    setattr(header, keyword, Sequence([*old, item]))
-
-
-def _put(header: Dataset, data: DataFile, tag: int, vr: str, value: bytes) -> None:
-    put_raw(header, raw_element(tag, vr, value, implicit=data.implicit, little=data.little))
-
-
-def _code(value: str, scheme: str, meaning: str) -> Spec:
-    return (0x00080100, "SH", value), (0x00080102, "SH", scheme), (0x00080104, "LO", meaning)

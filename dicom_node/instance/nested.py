@@ -22,11 +22,11 @@ from dicom_node.instance.values import known_vr
 Leaf = Callable[[int, str | None, bytes, bool], bytes]
 
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
-_LITTLE = (struct.Struct("<HHI"), struct.Struct("<HH2sH"), struct.Struct("<I"))
-_BIG = (struct.Struct(">HHI"), struct.Struct(">HH2sH"), struct.Struct(">I"))
+LITTLE = (struct.Struct("<HHI"), struct.Struct("<HH2sH"), struct.Struct("<I"))
+BIG = (struct.Struct(">HHI"), struct.Struct(">HH2sH"), struct.Struct(">I"))
 _COUNT = struct.Struct("<IcI")
 _SIZE = struct.Struct("<I")
-_MAX_DEPTH = 64
+MAX_DEPTH = 64
 
 
 class Irregular(Exception):
@@ -55,7 +55,7 @@ class Walker:
         self._little = little
         self._leaf = leaf
         self._is_content = is_content
-        self._item, self._explicit, self._long = _LITTLE if little else _BIG
+        self._item, self._explicit, self._long = LITTLE if little else BIG
 
     def sequence(self, tag: int, *, implicit: bool) -> bytes:
         """Return the canonical bytes of the whole value as sequence `tag`.
@@ -77,7 +77,7 @@ class Walker:
         self, tag: int, at: int, end: int, implicit: bool, depth: int, *, delimited: bool = False
     ) -> tuple[bytes, int]:
         """Return the sequence's bytes, and where it ends."""
-        if depth > _MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise Irregular
         count, parts = 0, [b""]
         while at < end or delimited:

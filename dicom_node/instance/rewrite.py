@@ -64,15 +64,20 @@ def copy_with_header(source: Path, changes: HeaderChanges, out: Path) -> str:
                     del header[tag]
             else:
                 header[tag] = element
-
-        def copy_pixels(sink: Sink) -> None:
-            if data.pixel is not None:
-                _copy(data, data.pixel.start, data.pixel.end, sink)
-
-        write_file(data, header, data.transfer_syntax_uid, copy_pixels, out)
+        write_header(data, header, out)
     finally:
         data.close()
     return data.transfer_syntax_uid
+
+
+def write_header(data: DataFile, header: Dataset, out: Path) -> None:
+    """Write `data` with `header` instead of its own, its pixel data byte for byte (PixelError)."""
+
+    def copy_pixels(sink: Sink) -> None:
+        if data.pixel is not None:
+            _copy(data, data.pixel.start, data.pixel.end, sink)
+
+    write_file(data, header, data.transfer_syntax_uid, copy_pixels, out)
 
 
 def write_file(

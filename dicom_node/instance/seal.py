@@ -19,7 +19,6 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.dataset import Dataset
-from pydicom.tag import BaseTag
 
 from dicom_node.errors import PixelError, WatermarkError
 from dicom_node.instance.block import PrivateBlock, read_block, seal_tag, write_block, write_seal
@@ -32,7 +31,7 @@ from dicom_node.instance.canonical import (
 from dicom_node.instance.datafile import DataFile, open_data_file
 from dicom_node.instance.elements import PIXEL_DATA, tag_text
 from dicom_node.instance.parsing import text_in
-from dicom_node.instance.rewrite import Item, changed_tags, copy_with_header
+from dicom_node.instance.rewrite import Item, write_header
 from dicom_node.instance.values import tag_of
 
 _MAGIC = b"DNS1"
@@ -194,13 +193,12 @@ def seal_file(source: Path, out: Path, keys: Signer, *, marked_at: int) -> str:
     """
     data = open_data_file(source, scratch=out.parent)
     try:
-        before = data.read_header()
         header = data.read_header()
         seal(header, data, keys, marked_at=marked_at, cover_pixels=True)
-        changes = {tag: header.get(BaseTag(tag)) for tag in changed_tags(before, header)}
+        write_header(data, header, out)
     finally:
         data.close()
-    return copy_with_header(source, changes, out)
+    return data.transfer_syntax_uid
 
 
 def check_seal(path: Path, ring: Ring) -> SealCheck:
@@ -245,6 +243,11 @@ def check_header(header: Dataset, data: DataFile, ring: Ring) -> SealCheck:
     if not names and now_total != total:
         names = ["(unknown)"]
     return SealCheck(True, True, tuple(names), key_id, marked_at, owner, bool(covered))
+
+
+def covers_pixels(sealed: bytes) -> bool:
+    """Whether a header seal says that the pixel data is under it, as it is coded."""
+    return len(sealed) >= _HEAD.size and bool(_HEAD.unpack_from(sealed)[1])
 
 
 def attribute_digests(header: Dataset, mac_key: bytes) -> tuple[bytes, ...]:

@@ -57,6 +57,25 @@ class ByteSource:
         self._stream.close()
 
 
+class MemorySource(ByteSource):
+    """Bytes at hand, read as if they were a file's."""
+
+    def __init__(self, data: bytes) -> None:
+        self._window, self._window_at, self.size = data, 0, len(data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes at `offset`."""
+        return self._window[offset : offset + length]
+
+    def window(self, offset: int, length: int) -> tuple[bytes, int]:
+        """Return all of it."""
+        del offset, length
+        return self._window, 0
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def open_source(path: Path) -> ByteSource:
     """Open a file for random access (PixelError if it cannot be read)."""
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from dicom_node.errors import PixelError
 from dicom_node.instance.block import read_block
 from dicom_node.instance.frames import Instance, open_instance
+from dicom_node.instance.seal import covers_pixels
 from dicom_node.instance.syntaxes import EXPLICIT_LE
 from dicom_node.instance.writer import FrameWriter, OutputFormat
 
@@ -49,6 +50,6 @@ def _objection(instance: Instance) -> str:
     if instance.syntax.loss == "always" and instance.header.get("LossyImageCompression") != "01":
         return "the header does not say that it was lossy compressed"
     block = read_block(instance.header)
-    if block is not None and block.seal and not block.undo:
+    if block is not None and covers_pixels(block.seal):
         return "the header seal covers the pixel data as it is coded"
     return ""

@@ -12,7 +12,8 @@ who                    calls
 =====================  ==================================================================
 Storage SCP            ``check_room()``, ``receive(...) -> Receipt``
 mark worker            ``claim() -> Job | None``, ``work_path(job)``, ``renew(job)``, then one of
-                       ``finish`` / ``hold`` / ``reject`` / ``retry`` / ``unclaim``;
+                       ``finish`` / ``hold`` / ``reject`` / ``retry`` / ``postpone`` / ``unclaim``;
+                       ``fate_of(uid)``, ``assign_uid(uid, sent_as)``;
                        ``wait_for_job(timeout_s)``; ``make_room()`` where no space was left
 forwarder              ``claim_delivery(destination) -> list[Delivery]``, ``renew_delivery``, then
                        one of ``delivered`` / ``retry_delivery`` / ``hold_delivery`` /
@@ -37,6 +38,7 @@ from dicom_node.spool.records import (
     DELIVERY_STATES,
     JOB_STATES,
     Delivery,
+    Fate,
     Job,
     Receipt,
     Recovery,
@@ -47,6 +49,7 @@ __all__ = [
     "DELIVERY_STATES",
     "JOB_STATES",
     "Delivery",
+    "Fate",
     "Job",
     "OutboxRow",
     "Receipt",

@@ -94,6 +94,8 @@ class SpoolBase:
             action=row["action"],
             result=self._files.marked(result) if result else None,
             result_digest=row["result_digest"],
+            result_instance_uid=row["result_instance_uid"] or "",
+            released=bool(row["released"]),
             study_instance_uid=row["study_instance_uid"],
             series_instance_uid=row["series_instance_uid"],
             updated_at=row["updated_at"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dicom_node.errors import SpoolFull
@@ -14,6 +14,8 @@ from dicom_node.spool.records import Receipt
 from dicom_node.spool.reserve import RESERVE_MIB
 
 _STATVFS_S = 1.0
+# So much of one instance may be written before the disk is asked again.
+_LOOK_BYTES = 16 << 20
 _MIB = 1 << 20
 
 
@@ -28,6 +30,15 @@ class Intake(Outbox):
 
         Cheap enough for every C-STORE: the disk is asked once a second, the backlog is one row.
         """
+        self._check_free(size)
+        if not self._reserve.keep(self._files.scratch):
+            raise SpoolFull(
+                f"{self._files.root}: too full to hold {RESERVE_MIB} MiB in reserve;"
+                f" {2 * RESERVE_MIB} MiB have to be free"
+            )
+        self._check_backlog()
+
+    def _check_free(self, size: int) -> None:
         now = time.monotonic()
         if now - self._free_asked > _STATVFS_S:
             self._free_bytes = free_bytes(self._files.root)
@@ -37,12 +48,6 @@ class Intake(Outbox):
                 f"{self._files.root}: {self._free_bytes // _MIB} MiB free,"
                 f" spool.min_free_mib = {self.settings.min_free_mib}"
             )
-        if not self._reserve.keep(self._files.scratch):
-            raise SpoolFull(
-                f"{self._files.root}: too full to hold {RESERVE_MIB} MiB in reserve;"
-                f" {2 * RESERVE_MIB} MiB have to be free"
-            )
-        self._check_backlog()
 
     def _check_backlog(self) -> None:
         if self.backlog() >= self.settings.max_backlog:
@@ -59,6 +64,16 @@ class Intake(Outbox):
         self._free_bytes = free_bytes(self._files.root)
         if self._free_bytes < size:
             raise SpoolFull(f"{self._files.root}: no space left for the result")
+
+    def _while_there_is_room(self, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
+        """Pass chunks on; nobody knows before the last one how much there will be."""
+        since = 0
+        for chunk in chunks:
+            since += memoryview(chunk).nbytes
+            if since >= _LOOK_BYTES:
+                since, self._free_asked = 0, -1e9
+                self._check_free(0)
+            yield chunk
 
     def backlog(self) -> int:
         """Return how many accepted instances are still on disk for somebody."""
@@ -108,7 +123,10 @@ class Intake(Outbox):
         whole = isinstance(dataset, bytes | bytearray | memoryview)
         self.check_room(memoryview(dataset).nbytes if whole else 0)  # type: ignore[arg-type]
         name = self._files.new_name()
-        size, digest = self._files.store(name, header, dataset)
+        chunks: Buffer | Iterable[Buffer] = dataset
+        if not whole:
+            chunks = self._while_there_is_room(dataset)  # type: ignore[arg-type]
+        size, digest = self._files.store(name, header, chunks)
         values = {
             "name": name,
             "size": size,

@@ -15,7 +15,7 @@ from dicom_node.errors import SpoolError, SpoolFull
 from dicom_node.spool.files import free_bytes
 
 BUSY_TIMEOUT_S = 30.0
-SCHEMA_VERSION = 2  # 1 had no outbox
+SCHEMA_VERSION = 3  # 1 had no outbox, 2 no new UIDs
 _NO_ROOM_PERHAPS = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 _LAST_BYTES = 1 << 16
 
@@ -63,15 +63,30 @@ class Journal:
         [version] = self._connection.execute("PRAGMA user_version").fetchone()
         if version == SCHEMA_VERSION:
             return
-        if version not in (0, 1):
+        if version not in (0, 1, 2):
             raise SpoolError(
                 f"{self.path}: journal version {version}, this release reads {SCHEMA_VERSION};"
                 " empty the spool with the release that wrote it"
             )
+        self._add_columns()
         self._connection.executescript(
             f"BEGIN IMMEDIATE; {QUERIES['schema']} {QUERIES['outbox_schema']}"
             f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
+
+    def _add_columns(self) -> None:
+        """Bring the table of an earlier release up to date; of several processes, one does."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            columns = {row["name"] for row in self._connection.execute(QUERIES["job_columns"])}
+            for column in ("result_instance_uid", "released") if columns else ():
+                if column not in columns:
+                    self._connection.execute(QUERIES[f"add_{column}"])
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
 
     def close(self) -> None:
         """Close the connection; unfinished transactions are rolled back."""

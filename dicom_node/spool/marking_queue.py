@@ -11,7 +11,7 @@ from dicom_node.errors import LeaseLost
 from dicom_node.facts import InstanceFacts
 from dicom_node.spool.base import MARK, forward_channel
 from dicom_node.spool.outbox import REGISTER, Kind, tell
-from dicom_node.spool.records import Job
+from dicom_node.spool.records import Fate, Job
 from dicom_node.spool.recovery import RecoverableSpool
 from dicom_node.spool.reserve import on_a_full_disk
 
@@ -93,6 +93,7 @@ class MarkingQueue(RecoverableSpool):
         reason: str = "",
         key_id: bytes | None = None,
         transfer_syntax_uid: str | None = None,
+        sop_instance_uid: str = "",
         study_instance_uid: str = "",
         series_instance_uid: str = "",
         facts: InstanceFacts | None = None,
@@ -110,6 +111,8 @@ class MarkingQueue(RecoverableSpool):
             left where it is.
         transfer_syntax_uid
             Of the result; None as received.
+        sop_instance_uid
+            Of the result; "" as received.
         facts
             For the registry.
 
@@ -138,6 +141,9 @@ class MarkingQueue(RecoverableSpool):
                 result_size=size if name else None,
                 result_digest=digest,
                 result_syntax_uid=transfer_syntax_uid,
+                result_instance_uid=(
+                    sop_instance_uid if sop_instance_uid not in ("", job.sop_instance_uid) else None
+                ),
                 study_instance_uid=study_instance_uid,
                 series_instance_uid=series_instance_uid,
                 facts=facts,
@@ -192,6 +198,31 @@ class MarkingQueue(RecoverableSpool):
         """Give a claimed job back untouched (a drain): due at once, the attempt does not count."""
         self._leave(job, "received", job.reason, refund=1)
         self._ring(MARK)
+
+    def postpone(self, job: Job, reason: str, due_at: float) -> None:
+        """Give a claimed job back because it has to wait for others; the attempt does not count."""
+        self._leave(job, "received", reason, due_at=due_at, refund=1)
+
+    @on_a_full_disk
+    def assign_uid(self, sop_instance_uid: str, sent_as: str) -> str:
+        """Say under which UID an instance is sent; return what was said first, for all time."""
+        # On disk before whatever depends on it: the journal keeps its order.
+        with self._journal.transaction(durable=False) as journal:
+            known = self.fate_of(sop_instance_uid).sent_as
+            if known is None:
+                journal.rows("assign_uid", uid=sop_instance_uid, sent_as=sent_as, now=self._clock())
+        return sent_as if known is None else known
+
+    def fate_of(self, sop_instance_uid: str) -> Fate:
+        """Return what is known of the UID an instance is sent under."""
+        row = self._journal.row("uid_sent_as", uid=sop_instance_uid)
+        assert row is not None, "a SELECT without FROM"
+        return Fate(row["sent_as"], bool(row["pending"]))
+
+    @property
+    def has_new_uids(self) -> bool:
+        """Whether any instance was sent under another UID than it came with."""
+        return self._journal.row("any_new_uid") is not None
 
     @on_a_full_disk
     def _leave(

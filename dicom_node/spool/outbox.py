@@ -35,6 +35,10 @@ class OutboxRow:
         ``dropped``.
     at
         When, Unix seconds.
+    sop_instance_uid
+        As the destinations know it.
+    received_sop_instance_uid
+        As it came; "" in a row of a release that knew only this one.
     destination, status
         Of a delivery; "" and None where it is the job itself.
     """
@@ -59,6 +63,7 @@ class OutboxRow:
     destination: str = ""
     status: int | None = None
     facts: InstanceFacts = field(default_factory=InstanceFacts)
+    received_sop_instance_uid: str = ""
 
 
 def tell(
@@ -83,7 +88,8 @@ def encode(
         "format": FORMAT,
         "job": job["id"],
         "sop_class_uid": job["sop_class_uid"],
-        "sop_instance_uid": job["sop_instance_uid"],
+        "sop_instance_uid": job["result_instance_uid"] or job["sop_instance_uid"],
+        "received_sop_instance_uid": job["sop_instance_uid"],
         "study_instance_uid": job["study_instance_uid"],
         "series_instance_uid": job["series_instance_uid"],
         "transfer_syntax_uid": job["result_syntax_uid"] or job["transfer_syntax_uid"],
@@ -133,6 +139,7 @@ def decode(row: sqlite3.Row, spool: str) -> OutboxRow:
         destination=body["destination"],
         status=body["status"],
         facts=facts,
+        received_sop_instance_uid=body.get("received_sop_instance_uid", ""),
     )
 
 

@@ -31,12 +31,22 @@ CREATE TABLE IF NOT EXISTS job (
     result_size         INTEGER,
     result_digest       BLOB,
     result_syntax_uid   TEXT,
+    result_instance_uid TEXT,
+    released            INTEGER NOT NULL DEFAULT 0,
     study_instance_uid  TEXT NOT NULL DEFAULT '',
     series_instance_uid TEXT NOT NULL DEFAULT '',
     updated_at          REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS job_by_state ON job (state, due_at);
 CREATE INDEX IF NOT EXISTS job_by_uid ON job (sop_instance_uid);
+CREATE INDEX IF NOT EXISTS job_by_result_uid ON job (result_instance_uid)
+    WHERE result_instance_uid IS NOT NULL;
+CREATE TABLE IF NOT EXISTS sent_as (
+    uid     TEXT PRIMARY KEY,
+    sent_as TEXT NOT NULL,
+    at      REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sent_as_another ON sent_as (sent_as) WHERE sent_as <> uid;
 CREATE TABLE IF NOT EXISTS delivery (
     id          INTEGER PRIMARY KEY,
     job_id      INTEGER NOT NULL REFERENCES job (id),
@@ -62,6 +72,36 @@ CREATE TRIGGER IF NOT EXISTS job_moved AFTER UPDATE OF state ON job WHEN new.sta
     UPDATE tally SET jobs = jobs - 1 WHERE state = old.state;
     UPDATE tally SET jobs = jobs + 1 WHERE state = new.state;
 END;
+
+-- job_columns --
+-- What the table of jobs has; nothing in a new journal.
+SELECT name FROM pragma_table_info('job');
+
+-- add_result_instance_uid --
+-- Version 2 knew of no instance that is sent under another UID than it came with,
+ALTER TABLE job ADD COLUMN result_instance_uid TEXT;
+
+-- add_released --
+-- nor what an administrator had decided.
+ALTER TABLE job ADD COLUMN released INTEGER NOT NULL DEFAULT 0;
+
+-- assign_uid --
+-- Whoever says first under which UID an instance is sent is right for ever.
+INSERT OR IGNORE INTO sent_as (uid, sent_as, at) VALUES (:uid, :sent_as, :now);
+
+-- uid_sent_as --
+-- The UID an instance is sent under: as was said, as it is if it is a new UID of ours already, or
+-- as it was sent before anybody said. NULL: nobody knows yet; pending: a mark worker will.
+SELECT coalesce((SELECT sent_as FROM sent_as WHERE uid = :uid),
+                (SELECT sent_as FROM sent_as WHERE sent_as = :uid AND sent_as <> uid LIMIT 1),
+                (SELECT sop_instance_uid FROM job
+                  WHERE sop_instance_uid = :uid AND action <> '' LIMIT 1)) AS sent_as,
+       EXISTS (SELECT 1 FROM job WHERE sop_instance_uid = :uid
+                  AND state IN ('received', 'marking')) AS pending;
+
+-- any_new_uid --
+-- Was any instance sent under another UID than it came with?
+SELECT 1 FROM sent_as WHERE sent_as <> uid LIMIT 1;
 
 -- tally --
 -- How many jobs are in each state.
@@ -147,6 +187,7 @@ UPDATE job SET state = :state, reason = :reason, due_at = :due_at, attempts = at
 UPDATE job SET state = 'marked', action = :action, reason = :reason, key_id = :key_id,
                result_name = :result_name, result_size = :result_size,
                result_digest = :result_digest, result_syntax_uid = :result_syntax_uid,
+               result_instance_uid = :result_instance_uid,
                study_instance_uid = :study_instance_uid,
                series_instance_uid = :series_instance_uid,
                differs_from_repeat = coalesce((SELECT first.result_digest <> :result_digest
@@ -189,13 +230,15 @@ RETURNING id;
 -- delivery --
 -- One delivery with what a forwarder needs of its job.
 SELECT d.*, j.name, j.size, j.result_name, j.result_size, j.result_syntax_uid, j.sop_class_uid,
-       j.sop_instance_uid, j.transfer_syntax_uid, j.calling_ae
+       coalesce(j.result_instance_uid, j.sop_instance_uid) AS sop_instance_uid,
+       j.transfer_syntax_uid, j.calling_ae
   FROM delivery AS d JOIN job AS j ON j.id = d.job_id WHERE d.id = :id;
 
 -- deliveries_of --
 -- Every delivery of one job.
 SELECT d.*, j.name, j.size, j.result_name, j.result_size, j.result_syntax_uid, j.sop_class_uid,
-       j.sop_instance_uid, j.transfer_syntax_uid, j.calling_ae
+       coalesce(j.result_instance_uid, j.sop_instance_uid) AS sop_instance_uid,
+       j.transfer_syntax_uid, j.calling_ae
   FROM delivery AS d JOIN job AS j ON j.id = d.job_id WHERE d.job_id = :job_id ORDER BY d.id;
 
 -- waiting_contexts --
@@ -257,7 +300,8 @@ SELECT * FROM job WHERE id = :id;
 SELECT * FROM job
  WHERE (:state IS NULL OR state = :state)
    AND (:destination IS NULL OR id IN (SELECT job_id FROM delivery WHERE destination = :destination))
-   AND (:sop_instance_uid IS NULL OR sop_instance_uid = :sop_instance_uid)
+   AND (:sop_instance_uid IS NULL OR sop_instance_uid = :sop_instance_uid
+        OR result_instance_uid = :sop_instance_uid)
  ORDER BY id LIMIT :limit;
 
 -- open_jobs --
@@ -291,7 +335,7 @@ UPDATE delivery SET state = 'waiting', due_at = :now, reason = '', status = NULL
 
 -- release_job --
 -- A held or rejected job comes back: to its deliveries if it has any, else to the mark workers.
-UPDATE job SET reason = '', crashes = 0, due_at = :now, updated_at = :now,
+UPDATE job SET reason = '', crashes = 0, released = 1, due_at = :now, updated_at = :now,
        state = CASE WHEN EXISTS (SELECT 1 FROM delivery WHERE job_id = :id) THEN 'marked'
                     ELSE 'received' END
  WHERE id = :id AND state IN ('held', 'rejected') RETURNING state;

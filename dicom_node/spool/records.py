@@ -42,7 +42,11 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One SOP instance on its way. Times are Unix seconds; `path` is the file as received."""
+    """One SOP instance on its way. Times are Unix seconds; `path` is the file as received.
+
+    `result_instance_uid` is the SOP Instance UID it is sent under where that is another one than it
+    came with, else "". `released`: an administrator has let it go, whatever the policy says.
+    """
 
     id: int
     state: str
@@ -72,6 +76,25 @@ class Job:
     study_instance_uid: str
     series_instance_uid: str
     updated_at: float
+    result_instance_uid: str = ""
+    released: bool = False
+
+    @property
+    def sent_instance_uid(self) -> str:
+        """The SOP Instance UID that destinations know it by."""
+        return self.result_instance_uid or self.sop_instance_uid
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What is known of an instance that another one refers to.
+
+    `sent_as` is the SOP Instance UID it is sent under, None as long as nobody knows; `pending` says
+    that it is here and will be known once a mark worker has looked at it.
+    """
+
+    sent_as: str | None
+    pending: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,8 +250,9 @@ class _Retrieval:
     def _restored(self, arrival: Arrival, one: CheckedInstance) -> Path | None:
         """Return the original; None where there is one and it cannot be had exactly."""
         carries = any(frame.integrity != "absent" for frame in one.verdict.frames)
-        if not carries and one.verdict.verdict in ("authentic", "unmarked"):
-            return arrival.path  # never had marks in its pixels: it is what was received
+        as_received = arrival.original is None and not carries
+        if as_received and one.verdict.verdict in ("authentic", "unmarked"):
+            return arrival.path  # neither its pixels nor its references were changed
         checked = arrival.checked
         self._events.append(
             Restored(

@@ -308,6 +308,14 @@ def send_bytes(node, data_set, *, sop_class, sop_instance_uid, syntax):
         assoc.release()
 
 
+def dciodvfy_errors(path):
+    """Return dciodvfy's errors, without what only says where in the file they are."""
+    done = run_tool("dciodvfy", path)
+    lines = (done.stdout + done.stderr).splitlines()
+    found = [re.sub(r"\s+", " ", line).strip() for line in lines if line.startswith("Error")]
+    return {re.sub(r"Item \d+", "Item", line) for line in found}
+
+
 def data_set_bytes(path):
     """Return what follows the File Meta Information of a file."""
     with path.open("rb") as file:

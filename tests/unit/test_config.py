@@ -58,6 +58,11 @@ def test_the_default_is_conf_in_the_working_folder_else_what_ships(
         ("[node]\nae_title = 'SEVENTEEN-LETTERS'", ["node.ae_title", "1 to 16"]),
         ("[node]\nbind = 'everywhere'", ["node.bind", "everywhere"]),
         ("[watermark]\non_unmarkable = 'ignore'", ["watermark.on_unmarkable", "forward-sealed"]),
+        (
+            "[watermark]\nuid_policy = 'derive'\non_unmarkable = 'forward-untouched'",
+            ["watermark.uid_policy = 'derive'", "use on_unmarkable = 'forward-sealed'"],
+        ),
+        ("[watermark]\nreference_wait_s = -1", ["watermark.reference_wait_s = -1"]),
         ("[watermark]\nowner = ''", ["watermark.owner"]),
         ("[[destination]]\nname = 'a/b'\nae_title='A'\nhost='h'\nport=1", ["destination.0.name"]),
         ("[[destination]]\nname = 'p'", ["destination.0.ae_title", "is missing; add it"]),

@@ -146,6 +146,16 @@ def test_the_same_source_time_and_key_give_the_same_bytes(
     assert len({hashlib.sha256(out.read_bytes()).digest() for out in outs}) == 1
 
 
+@pytest.mark.parametrize("policy", ["hold", "reject"])
+def test_what_an_administrator_releases_is_sealed_whatever_the_policy_says(
+    policy, shared, ring, engine, tmp_path
+):
+    marker, source, out = seals(policy, ring, engine), object_of(shared, "SR"), tmp_path / "out.dcm"
+    assert marker.mark(source, out, marked_at=WHEN).action in ("held", "rejected")
+    assert marker.mark(source, out, marked_at=WHEN, released=True).action == "sealed"
+    assert check_instance(out, ring, engine).verdict == "authentic"
+
+
 @pytest.mark.parametrize("name", ["CT small", "US RGB", "SR", "3 x 3 pixels"])
 def test_what_was_marked_before_is_passed_on_untouched(name, shared, marker, tmp_path):
     once, twice = tmp_path / "once.dcm", tmp_path / "twice.dcm"

@@ -171,7 +171,7 @@ def test_queue_show_tells_everything(
 ) -> None:
     assert main(["queue", "show", "1", "--json", "--config", str(conf)]) == 0
     [line] = json_lines(capsys)
-    assert line["sop_instance_uid"] == "1.2.0"
+    assert (line["sop_instance_uid"], line["sent_instance_uid"]) == ("1.2.0", None)
     assert main(["queue", "show", "1", "--config", str(conf)]) == 0
     assert "1.2.0" in capsys.readouterr().out
 

@@ -218,3 +218,72 @@ def test_dciodvfy_finds_no_error_that_the_original_did_not_have(
         assert errors(tmp_path / "out.dcm") <= errors(source), row["path"]
         checked += 1
     assert checked > 20
+
+
+def test_an_image_type_of_one_value_stays_one(make, tmp_path, ring):
+    _, after = marked_like(
+        make(noise(32, 32), extra={"ImageType": ["ORIGINAL"]}), tmp_path / "o.dcm", ring.current,
+        image_type="derived",
+    )  # fmt: skip
+    assert after.header.ImageType == "DERIVED"
+
+
+ENHANCED = ("ct_enhanced/pydicom-data__eCT_Supplemental.dcm",
+            "mr_enhanced_noise_pixels/dicom2nifti__IM-0001-9600-0001.dcm")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENHANCED)
+def test_derived_is_said_of_every_frame_of_an_enhanced_object(name, shared, tmp_path, ring):
+    before, after = marked_like(
+        shared / "dicom" / name, tmp_path / "o.dcm", ring.current, image_type="derived"
+    )
+
+    def types(header):
+        found = [header.ImageType]
+        groups = [*header.SharedFunctionalGroupsSequence, *header.PerFrameFunctionalGroupsSequence]
+        for group in groups:
+            for element in group:
+                if element.VR == "SQ" and "FrameType" in element.value[0]:
+                    found.append(element.value[0].FrameType)
+        return [list(kind) for kind in found]
+
+    was, is_now = types(before.header), types(after.header)
+    assert len(was) > 1
+    assert is_now == [["DERIVED", *kind[1:]] for kind in was]
+    if is_now[0] != was[0]:
+        [item] = after.header.OriginalAttributesSequence
+        assert list(item.ModifiedAttributesSequence[0].ImageType) == was[0]
+
+
+@pytest.mark.parametrize("of_frames", [False, True])
+def test_an_enhanced_object_with_a_new_uid_names_its_source_in_its_functional_groups(
+    of_frames, shared, tmp_path, ring
+):
+    import pydicom
+
+    ds = pydicom.dcmread(shared / "dicom" / ENHANCED[0])
+    for frame in ds.PerFrameFunctionalGroupsSequence if of_frames else ():
+        frame.DerivationImageSequence = Sequence([Dataset()])
+    ds.save_as(tmp_path / "source.dcm")
+    _, after = marked_like(
+        tmp_path / "source.dcm", tmp_path / "o.dcm", ring.current, sop_instance_uid="2.25.7"
+    )
+    header = after.header
+    groups = header.SharedFunctionalGroupsSequence
+    if of_frames:
+        assert "DerivationImageSequence" not in groups[0]
+        groups = header.PerFrameFunctionalGroupsSequence
+        assert len(groups) == after.frame_count
+    for group in groups:
+        item = group.DerivationImageSequence[-1]
+        [source] = item.SourceImageSequence
+        assert source.ReferencedSOPInstanceUID == ds.SOPInstanceUID
+        assert source.PurposeOfReferenceCodeSequence[0].CodeValue == "121322"
+        assert item.DerivationCodeSequence[0].CodeValue == "REVWM"
+    [study] = header.SourceImageEvidenceSequence
+    assert study.StudyInstanceUID == ds.StudyInstanceUID
+    [listed] = study.ReferencedSeriesSequence
+    assert listed.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == ds.SOPInstanceUID
+    [series] = header.ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == ds.SeriesInstanceUID
+    assert series.ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == ds.SOPInstanceUID

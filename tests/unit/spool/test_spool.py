@@ -159,6 +159,31 @@ def test_too_little_free_disk_refuses_before_anything_is_written(settings: Spool
         assert spool.jobs() == []
 
 
+def test_an_instance_that_is_too_large_is_refused_before_it_takes_the_last_of_the_disk(
+    settings: SpoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tight = settings.model_copy(update={"min_free_mib": 100})
+    written = 0
+
+    def free(_: Path) -> int:
+        return (200 << 20) - written
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal written
+        for _ in range(1000):
+            written += 4 << 20
+            yield bytes(4 << 20)
+
+    monkeypatch.setattr("dicom_node.spool.intake.free_bytes", free)
+    with Spool(tight) as spool:
+        with pytest.raises(SpoolFull, match=r"spool\.min_free_mib"):
+            send(spool, chunks())
+        assert written < 130 << 20
+        assert spool.jobs() == []
+        assert not list(settings.directory.rglob("*.dcm"))
+        assert [path.name for path in spool._files.scratch.iterdir()] == ["alive"]
+
+
 def test_backlog_refuses_at_its_limit_and_opens_again(settings: SpoolConfig) -> None:
     with Spool(settings.model_copy(update={"max_backlog": 2})) as spool:
         send(spool, b"1", "1")
