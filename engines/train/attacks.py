@@ -1,6 +1,6 @@
 """What happens to a picture between embed and extract: real attacks, on 8-bit pictures.
 
-`WEAK` is what R1 was trained against, and stays as it was; :mod:`families` is for W1.
+`WEAK` is what R2 is trained against, and stays as it was; :mod:`families` is for W1.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def any_size(p: Picture, rng: np.random.Generator) -> Picture:
     return cv2.resize(p, size, interpolation=cv2.INTER_AREA if f < 1 else cv2.INTER_CUBIC)
 
 
-# What R1 learns from: more of all that D1 does not read, beside what it does.
+# What R2 learns from: more of all that D1 does not read, beside what it does.
 WEAK: tuple[tuple[Attack, float], ...] = (
     (plain, 1.2), (strong_jpeg, 3.0), (jpeg_2000, 1.5), (webp, 0.6), (gaussian_blur, 0.9),
     (mean_filter, 0.5), (median_filter, 0.8), (any_size, 1.2), (gamma, 0.8), (equalise, 1.0),

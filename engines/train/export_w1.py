@@ -2,8 +2,8 @@
 
     python export_w1.py run/best.pt --out ..
 
-Refuses to write networks whose ONNX Runtime outputs differ from torch's. R1 reads the patterns it
-was trained with, so new ones leave it behind: train_r1.py and export_r1.py follow.
+Refuses to write networks whose ONNX Runtime outputs differ from torch's. R2 reads the patterns it
+was trained with, so new ones leave it behind: mark_frames.py, train_r2.py and export_r2.py follow.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOOP = {"step": [2.0], "softness": [3.5]}
 
 
 class Whitener(nn.Module):
-    """D1 or R1 up to the correlators, its convolutions folded: the same sums, a third of the time.
+    """D1 up to the correlators, its convolutions folded: the same sums, a third of the time.
 
     Eight channels at full width leave half of a 512-bit register empty, one channel nearly all of
     it. Here two neighbouring columns share a sample of 16 channels, and the last layer makes a
@@ -66,12 +66,10 @@ class Whitener(nn.Module):
     def forward(self, frame: Tensor) -> Tensor:
         return self.decoder.normalised(frame, self.refine)
 
-    def refine(self, x: Tensor, inner: Tensor | None = None) -> Tensor:
+    def refine(self, x: Tensor) -> Tensor:
         own = self.decoder
         y = F.relu(F.conv2d(x, self.first, own.first.bias.repeat(2), stride=(1, 2), padding=2))
         y = F.relu(F.conv2d(y, self.second, own.second.bias.repeat(2), padding=1))
-        if inner is not None:  # R1's gates, of two columns each as the samples here
-            y = (y.unflatten(1, (2, -1)) * inner[:, None]).flatten(1, 2)
         y = F.conv2d(y, self.last, own.last.bias.repeat(16), stride=(4, 2), padding=(2, 1))
         return F.pixel_shuffle(y, 4)
 

@@ -1,4 +1,4 @@
-"""The networks of W1: decoder D1, encoder E1, reader R1 and the carrier patterns they share.
+"""The networks of W1: decoder D1, encoder E1 and the carrier patterns they share.
 
 Everything works on a *display frame* resampled to ``n x n`` (n = 128): values 0..1, shape
 ``(batch, 1, n, n)``. Code words are rows of -1/+1, shape ``(batch, K)``.
@@ -74,73 +74,6 @@ class Decoder(nn.Module):
         whitened = self.normalised(x).float()
         with torch.autocast(x.device.type, enabled=False):  # sums over 16,384 samples
             return (whitened @ patterns.t()) / norms
-
-
-def enlarging(source: int, target: int) -> Tensor:
-    """Return bilinear interpolation as a matrix, ``(target, source)``."""
-    each = torch.eye(source)[None]
-    return F.interpolate(each, target, mode="linear", align_corners=False)[0].t().contiguous()
-
-
-class Gates(nn.Module):
-    """What R1 makes of each place: how far to trust it, and which of its features to use there.
-
-    Noise fills flat and dark areas, which carry nothing, and whitening would raise it to the power
-    of the rest. From means, texture and finest detail of 8 x 8 samples, and their averages over
-    the whole picture, a small network weighs the result and the features between convolutions.
-    """
-
-    def __init__(self, features: int, hidden: int = 16) -> None:
-        super().__init__()
-        self.look = nn.Conv2d(3, hidden, 3, padding=1)
-        self.around = nn.Conv2d(hidden, hidden, 3, padding=1)
-        self.whole = nn.Linear(hidden, hidden)
-        self.gates = nn.Conv2d(hidden, 1 + features, 3, padding=1)
-        nn.init.zeros_(self.gates.weight)  # all gates start at 1
-        nn.init.zeros_(self.gates.bias)
-        # Products with these enlarge in a tenth of the time ONNX Runtime resizes in.
-        for name, size in (("rows", N), ("columns", N), ("pairs", N // 2)):
-            matrix = enlarging(N // 8, size)
-            self.register_buffer(name, matrix if name == "rows" else matrix.t(), persistent=False)
-
-    def forward(self, x: Tensor, detail: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a weight for each sample and one for each feature of two neighbouring samples.
-
-        ``(batch, 1, n, n)`` and ``(batch, features, n, n / 2)``.
-        """
-        texture = torch.log(F.avg_pool2d(variance, 8) + 1e-5) * 0.25 + 1.5
-        finest = torch.log(F.avg_pool2d(detail * detail, 8) + 1e-2) * 0.4
-        seen = F.relu(self.look(torch.cat([F.avg_pool2d(x, 8), texture, finest], 1)))
-        seen = F.relu(self.around(seen) + self.whole(seen.mean((2, 3)))[:, :, None, None])
-        gates = self.rows @ (2 * torch.sigmoid(self.gates(seen)))
-        return gates[:, :1] @ self.columns, gates[:, 1:] @ self.pairs
-
-
-class Reader(Decoder):
-    """R1: D1's layers again, weighed by place, for what D1 does not read.
-
-    Only read with: the encoder looks through D1, so a mark does not depend on R1. It has D1's
-    patterns.
-    """
-
-    def __init__(self, code_bits: int, width: int = 8) -> None:
-        super().__init__(code_bits, width)
-        self.places = Gates(width)
-
-    def whiten(self, x: Tensor, refine: Callable[..., Tensor] | None = None) -> Tensor:
-        mean = F.avg_pool2d(x, 7, 1, 3, count_include_pad=False)
-        power = F.avg_pool2d(x * x, 7, 1, 3, count_include_pad=False)
-        variance = (power - mean * mean).clamp_min(0.0)
-        local = (x - mean) / ((variance + 1e-7).sqrt() + 0.008)
-        detail = (x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)) * 40
-        weight, inner = self.places(x, detail, variance)
-        seen = torch.cat([local, detail.clamp(-3, 3)], 1)
-        refined = refine(seen, inner) if refine else self.refine(seen, inner)
-        return torch.tanh(refined + 0.5 * local) * weight
-
-    def refine(self, x: Tensor, inner: Tensor | None = None) -> Tensor:
-        features = F.relu(self.second(F.relu(self.first(x))))
-        return self.last(features if inner is None else features * inner.repeat_interleave(2, 3))
 
 
 class Strength(nn.Module):

@@ -58,7 +58,7 @@ class Places(nn.Module):
         return F.interpolate(gates, scale_factor=_CELL, mode="bilinear", align_corners=False)
 
 
-class Reader2(nn.Module):
+class Reader(nn.Module):
     """R2: picture ``(batch, 1, 256, 256)`` to what the patterns are looked for in."""
 
     def __init__(self, patterns: Tensor, width: int = 40, hidden: int = 24) -> None:
@@ -75,6 +75,7 @@ class Reader2(nn.Module):
         self.gain = 2.0
 
     def whiten(self, x: Tensor) -> Tensor:
+        """Return what the patterns are looked for in, ``(batch, 1, n, n)``: places weighed."""
         four = F.pixel_unshuffle(x, 2)  # (batch, 4, n, n)
         one = four.mean(1, keepdim=True)
         mean = smoothed(one, 7)
@@ -97,4 +98,6 @@ class Reader2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return soft bits ``(batch, K)``; the sign is the bit, the size how sure it is."""
-        return self.normalised(x) @ self.patterns.t() / self.patterns.norm(dim=1)
+        whitened = self.normalised(x).float()
+        with torch.autocast(x.device.type, enabled=False):  # sums over 16,384 samples
+            return whitened @ self.patterns.t() / self.patterns.norm(dim=1)

@@ -104,7 +104,8 @@ class W1:
 
 @dataclass(frozen=True)
 class ReaderModel:
-    code_bits: int
+    width: int
+    hidden: int
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,14 @@ class ReaderRun:
     seed: int
     steps: int
     batch: int
+    average: float
     save_every: int
+    validate_every: int
 
 
 @dataclass(frozen=True)
 class ReaderRates:
-    gates: float
-    layers: float
+    network: float
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,8 @@ class ReaderLoss:
 
 
 @dataclass(frozen=True)
-class R1:
-    """The reader: ``train_r1.py``."""
+class R2:
+    """The reader: ``train_r2.py``."""
 
     model: ReaderModel
     run: ReaderRun

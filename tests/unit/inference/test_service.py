@@ -184,7 +184,7 @@ def test_the_model_is_told_by_its_checksums_and_its_shape() -> None:
     others = {wire.identity_of(card).model for card in changed}
     assert len(others) == len(changed)
     assert WHO.model not in others
-    reader = CARD.__class__(**{**vars(CARD), "files": {**CARD.files, "r1.onnx": "0" * 64}})
+    reader = CARD.__class__(**{**vars(CARD), "files": {**CARD.files, "r2.onnx": "0" * 64}})
     assert wire.identity_of(reader).model == WHO.model, "no process runs the reader"
 
 

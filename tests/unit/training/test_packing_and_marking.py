@@ -7,6 +7,7 @@ from pathlib import Path
 
 import compare_engines
 import frames
+import mark_frames
 import numpy as np
 import pack as packing
 import pytest
@@ -78,3 +79,49 @@ def test_pairs_for_steganalysis_are_marked_frames_and_their_covers(
         assert (np.mean(apart**2, (1, 2)) < 255**2 / 10**4).all()  # 40 dB and more
         assert pairs["test"].sum() == 2
         assert not set(pairs["groups"][pairs["test"]]) & set(pairs["groups"][~pairs["test"]])
+
+
+def run_mark_frames(out: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict:
+    monkeypatch.setattr(sys, "argv", ["mark_frames.py", "--out", str(out), *options])
+    mark_frames.main()
+    with np.load(out) as data:
+        return dict(data)
+
+
+def test_training_pictures_are_marked_at_every_strength_and_read(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run_mark_frames(tmp_path / "marked.npz", monkeypatch, "--pack", str(pack))
+    assert 20 <= len(made["pictures"]) <= 25  # five a frame, less what cannot carry
+    assert made["pictures"].shape[1:] == (256, 256)
+    assert made["psnr_db"].min() < 42.5
+    assert made["psnr_db"].max() > 47
+    assert (np.sign(soft_bits(made["pictures"])) == made["words"]).mean() > 0.93
+
+
+@pytest.mark.parametrize("psnr_db", mark_frames.STRENGTHS_DB)
+def test_a_frame_is_marked_as_strongly_as_is_asked_for(pack: Path, psnr_db: float) -> None:
+    watermark = mark_frames.RobustWatermark(mark_frames.open_engine("onnx"))
+    for frame in frames.read_pack(pack).val:
+        key = mark_frames.Key(b"k" * 32)
+        mark = mark_frames.mark_at(watermark, frame.astype(np.int32), key, psnr_db)
+        mse = np.mean((mark.marked.astype(float) - frame) ** 2)
+        assert abs(10 * np.log10(255**2 / mse) - psnr_db) < 1
+
+
+def test_pictures_to_look_at_are_unaugmented_and_marked_at_one_strength(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run_mark_frames(tmp_path / "test.npz", monkeypatch, "--pack", str(pack), "--test")
+    val = frames.read_pack(pack).val
+    assert made["pictures"].shape == val.shape
+    assert (made["psnr_db"] == mark_frames.LOOKED_AT_DB).all()
+    mse = np.mean((made["pictures"].astype(float) - val) ** 2, (1, 2))
+    assert (np.abs(10 * np.log10(255**2 / mse) - 44.5) < 1).all()
+    assert (np.sign(soft_bits(made["pictures"])) == made["words"]).mean() > 0.93
+
+
+def soft_bits(pictures: np.ndarray) -> np.ndarray:
+    """Return D1's soft bits of 8-bit pictures."""
+    seen = np.stack([frames.seen(p) for p in pictures])[:, None]
+    return mark_frames.open_engine("onnx").decode(seen)

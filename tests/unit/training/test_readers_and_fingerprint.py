@@ -1,8 +1,9 @@
-"""R1 and f go on exactly where they stopped; exporters write what the node opens."""
+"""R2 and f go on exactly where they stopped; exporters write what the node opens."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tomllib
 from collections.abc import Callable
@@ -15,16 +16,19 @@ import pytest
 torch = pytest.importorskip("torch", reason="no torch: `make train-test` runs these")
 pytest.importorskip("onnx", reason="no onnx: `make train-test` runs these")
 
-import export_r1  # noqa: E402
+import export_r2  # noqa: E402
 import export_w1  # noqa: E402
 import fingerprint  # noqa: E402
 import recipe as recipes  # noqa: E402
 import running  # noqa: E402
 import shipped  # noqa: E402
-import train_r1  # noqa: E402
+import train_r2  # noqa: E402
+from frames import seen  # noqa: E402
+from readers import Reader  # noqa: E402
 
 from dicom_node.inference import open_engine  # noqa: E402
 from dicom_node.inference.catalogue import read_card  # noqa: E402
+from dicom_node.inference.reader import WeakReader  # noqa: E402
 
 pytestmark = pytest.mark.training
 
@@ -47,24 +51,34 @@ def marked(real_frames: np.ndarray, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
-def test_r1_goes_on_exactly_where_it_stopped_and_keeps_the_patterns(
+def train_reader(recipe: recipes.R2, marked: Path, out: Path, **given: Any) -> dict[str, Any]:
+    """Train as the command does, and return the last checkpoint."""
+    args = {"marked": marked, "test": marked, "patterns": ENGINES / "patterns.npy", "out": out,
+            "device": "cpu", "stop": None, "resume": False, **given}  # fmt: skip
+    train_r2.train(recipe, argparse.Namespace(**args))
+    return running.load(out / "last.pt")
+
+
+def test_r2_goes_on_exactly_where_it_stopped_and_keeps_the_patterns(
     marked: Path, tmp_path: Path, differences: Differences
 ) -> None:
-    recipe = short("r1", recipes.R1)
-
-    def run(folder: str, **given: Any) -> dict[str, Any]:
-        args = {"marked": marked, "start": ENGINES, "out": tmp_path / folder, "device": "cpu",
-                "stop": None, "resume": False, **given}  # fmt: skip
-        train_r1.train(recipe, argparse.Namespace(**args))
-        return running.load(tmp_path / folder / "last.pt")
-
-    at_once = run("once")
-    half = run("twice", stop=2)
+    recipe = short("r2", recipes.R2, validate_every=2)
+    at_once = train_reader(recipe, marked, tmp_path / "once")
+    half = train_reader(recipe, marked, tmp_path / "twice", stop=2)
     assert differences(at_once, half)
-    assert differences(at_once, run("twice", resume=True, start=None)) == []
-    start = shipped.checkpoint(ENGINES)["decoder"]
-    assert torch.equal(at_once["reader"]["patterns"], start["patterns"])
-    assert not torch.equal(at_once["reader"]["first.weight"], start["first.weight"])
+    resumed = train_reader(recipe, marked, tmp_path / "twice", resume=True)
+    assert differences(at_once, resumed) == []
+    assert recipes.build(at_once["recipe"], recipes.R2, "last.pt") == recipe
+    patterns = np.load(ENGINES / "patterns.npy")
+    for weights in (at_once["reader"], at_once["latest"]):
+        assert np.array_equal(weights["patterns"].numpy(), patterns.reshape(len(patterns), -1))
+        assert weights["last.weight"].abs().max() > 0  # where it started
+    rows = [json.loads(row) for row in (tmp_path / "once/log.jsonl").read_text("utf-8").split("\n")
+            if row]  # fmt: skip
+    told = [row for row in rows if row.get("validated")]
+    assert [row["step"] for row in told] == [2, 4]
+    for row in told:
+        assert list(row["agreement_and_above_06"]) == list(train_r2.LOOKED_AT)
 
 
 def test_the_fingerprint_goes_on_exactly_where_it_stopped(
@@ -122,19 +136,29 @@ def test_the_node_opens_what_is_exported_and_the_card_tells_the_recipe(
     assert recipes.build(told, recipes.W1, "card.toml") == recipe
 
 
-def test_a_reader_is_exported_for_its_own_patterns_only(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_reader_is_exported_for_its_own_patterns_only_and_the_node_opens_it(
+    exported: Path, real_frames: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = train_r1.Reader(160)
-    own = running.load(tmp_path / "best.pt")
-    reader.load_state_dict(own["decoder"], strict=False)
-    state = {"reader": reader.state_dict(), "recipe": {"model": {"code_bits": 160}}}
-    command = ["export_r1.py", str(tmp_path / "r1.pt"), "--out", str(exported)]
+    torch.manual_seed(1)
+    patterns = torch.from_numpy(np.load(exported / "patterns.npy")).flatten(1)
+    reader = Reader(patterns, 6, 5)
+    for layer in (reader.last, reader.places.gates):  # they start at nothing
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    state = {"reader": reader.state_dict(), "recipe": {"model": {"width": 6, "hidden": 5}}}
+    command = ["export_r2.py", str(tmp_path / "r2.pt"), "--out", str(exported)]
     monkeypatch.setattr(sys, "argv", command)
-    torch.save(state, tmp_path / "r1.pt")
-    export_r1.main()
-    assert read_card(exported).path("r1.onnx").is_file()
+    torch.save(state, tmp_path / "r2.pt")
+    export_r2.main()
+    opened = WeakReader(read_card(exported).path("r2.onnx"), 128)
+    pictures = np.stack([seen(frame, opened.side) for frame in real_frames])[:, None]
+    with torch.no_grad():
+        want = reader.normalised(torch.from_numpy(pictures)).numpy()
+    assert np.abs(opened.whiten(pictures) - want).max() < 1e-3 * np.abs(want).max()
+    export_r2.main()
+    assert (exported / "card.toml").read_text("utf-8").count("r2.onnx") == 1
     state["reader"]["patterns"] = state["reader"]["patterns"].roll(1, 1)
-    torch.save(state, tmp_path / "r1.pt")
+    torch.save(state, tmp_path / "r2.pt")
+    before = (exported / "r2.onnx").read_bytes()
     with pytest.raises(SystemExit, match="other patterns"):
-        export_r1.main()
+        export_r2.main()
+    assert (exported / "r2.onnx").read_bytes() == before

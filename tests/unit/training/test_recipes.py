@@ -10,7 +10,7 @@ import pytest
 import recipe
 
 FOLDER = Path(recipe.__file__).with_name("recipes")
-KINDS = {"w1_cpu": recipe.W1, "w1_gpu": recipe.W1, "r1": recipe.R1, "f": recipe.Fingerprint}
+KINDS = {"w1_cpu": recipe.W1, "w1_gpu": recipe.W1, "r2": recipe.R2, "f": recipe.Fingerprint}
 
 
 def test_every_model_has_a_recipe_and_every_recipe_is_read() -> None:
@@ -68,6 +68,6 @@ def test_the_gpu_recipe_differs_only_where_it_says_why() -> None:
 
 
 def test_recipes_cannot_be_changed() -> None:
-    read = recipe.read(FOLDER / "r1.toml", recipe.R1)
+    read = recipe.read(FOLDER / "r2.toml", recipe.R2)
     with pytest.raises(dataclasses.FrozenInstanceError):
         read.run.steps = 1  # type: ignore[misc]
