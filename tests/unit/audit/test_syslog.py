@@ -180,9 +180,11 @@ def test_what_is_recorded_while_the_collector_is_away_is_sent_later(node, server
         trail.record([event(k)])
     assert time.monotonic() - began < 10
     second = server(first.port)
-    harness.wait_for(lambda: len(set(instances(second.received))) >= 39, 30)
-    # What was under way when it went may come twice; nothing is missing, nothing out of order.
-    assert list(dict.fromkeys(instances(second.received))) == list(range(1, 40))
+    harness.wait_for(lambda: len(set(instances(second.received)) - {0}) >= 39, 30)
+    # What was under way when it went may come twice, the first one too, if its acknowledgement was
+    # not seen in time; nothing is missing, nothing out of order.
+    came = list(dict.fromkeys(instances(second.received)))
+    assert came in (list(range(1, 40)), list(range(40)))
 
 
 def test_the_next_start_goes_on_where_the_last_one_ended(node, server, certificate):
