@@ -59,7 +59,7 @@ _STEP_DB = 0.1
 _ROUNDS_DOWN = 0.4  # of a stored value: less than a half, whatever the fixed-point scale rounds to
 # Where the carrier is cut, in its standard deviations; where the largest change is bound also the
 # largest level of the strength grid, and both for a second attempt.
-CREST, FLAT, FLATTEST = 1.6, (0.8, 1), (0.6, 1)
+CREST, FLAT, FLATTEST = 1.6, (0.8, 2), (0.6, 1)
 # More contrast or brightness saturates what lies outside: such cells keep so much strength.
 SAFE, UNSAFE = (0.2, 0.78), 0.3
 SECOND_SOFTNESS = 2.2
