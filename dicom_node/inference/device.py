@@ -2,8 +2,9 @@
 
 The residual that is added is rebuilt from the integers of the record alone, by the arithmetic of
 `watermark.synthesis`, to the last bit; how those integers were chosen is rounded as the device
-likes. The graphs have no weights and go with any model of this shape. They run in ONNX Runtime
-and compile in TensorRT; no GPU has run them, and the node does not call them yet (docs/DESIGN.md).
+likes, and by rules that the caller hands in (`watermark.robust`: strengths, crest, softness). The
+graphs have no weights and go with any model of this shape. They run in ONNX Runtime and compile in
+TensorRT; no GPU has run them, and the node does not call them yet (docs/DESIGN.md).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 Int32 = NDArray[np.int32]
+Flags = NDArray[np.bool_]
 
 CHOOSE, PUT_ON = "choose.onnx", "put_on.onnx"
 MOST_SHIFT = 29  # of the residual's scale; the carrier's is at most `MOST_CARRIER_SHIFT`
@@ -47,6 +49,11 @@ class Covers(NamedTuple):
         As the networks see them, ``(batch, side, side)``.
     words
         Code words -1/+1, ``(batch, K)``.
+    strengths
+        As they are to be recorded, ``(batch, grid, grid)`` in 0..7: the strength network's, after
+        the caller's rule.
+    crest
+        Where the carrier is cut, in its standard deviations, ``(batch,)``.
     polarity
         -1 where display falls as stored rises, else 1, ``(batch,)``.
     low, high
@@ -62,6 +69,8 @@ class Covers(NamedTuple):
     host: Int32
     small: Float32
     words: Float32
+    strengths: Int32
+    crest: Float32
     polarity: Float32
     low: Int32
     high: Int32
@@ -75,8 +84,8 @@ class Choices(NamedTuple):
 
     Attributes
     ----------
-    amplitudes, strengths
-        ``(batch, K)`` in -31..31, ``(batch, grid, grid)`` in 0..7.
+    amplitudes
+        ``(batch, K)`` in -31..31.
     carrier_scale
         Gain and shift, ``(batch, 2)``.
     size, share
@@ -86,7 +95,6 @@ class Choices(NamedTuple):
     """
 
     amplitudes: Int32
-    strengths: Int32
     carrier_scale: Int32
     size: Float32
     share: Float32
@@ -110,7 +118,7 @@ class DeviceMarking:
     Parameters
     ----------
     engine
-        Runs D1 and the strength network; its loop has one turn.
+        Runs D1; its loop has one turn.
     provider
         Of ONNX Runtime, that runs the graphs; None: the CPU, on one thread.
 
@@ -135,21 +143,27 @@ class DeviceMarking:
     def _patterns(self) -> Float32:
         return self._engine.patterns.astype(np.float32)
 
-    def choose(self, covers: Covers) -> Choices:
-        """Let E1 choose, and look through D1 at what comes of it."""
+    def choose(self, covers: Covers, *, softness: float | None = None) -> Choices:
+        """Let E1 choose, and look through D1 at what comes of it.
+
+        Parameters
+        ----------
+        softness
+            Instead of the loop's own: see `RobustEngine.encode`.
+        """
         engine, count = self._engine, len(covers.host)
         rows, columns = covers.host.shape[1:]
         blur_rows, blur_columns = blurs(engine.side, covers.blur)
         blurred = (blur_rows @ covers.small @ blur_columns)[:, None].astype(np.float32)
         before = engine.decode(blurred)
-        [step], [softness] = engine.loop
+        [step], [own] = engine.loop
         shrink_rows = shrink(rows, engine.side, min(rows, columns))
         shrink_columns = shrink(columns, engine.side, min(rows, columns))
         asked = {
             "patterns": self._patterns, "words": covers.words, "soft": before,
-            "raw_strengths": engine.strengths(covers.small[:, None]),
+            "strengths": covers.strengths, "crest": _column(covers.crest),
             "polarity": _column(covers.polarity), "step": np.full((count, 1), step, np.float32),
-            "softness": np.full((count, 1), softness, np.float32),
+            "softness": np.full((count, 1), softness or own, np.float32),
             "most_rms": _column(covers.most_rms), "local_rms": _column(covers.local_rms),
             "small": covers.small, "display": covers.display, "host": covers.host,
             "low": _plane(covers.low), "high": _plane(covers.high),
@@ -158,17 +172,17 @@ class DeviceMarking:
             **_places(engine, rows, columns),
         }  # fmt: skip
         found = self._choose.run(None, asked)
-        amplitudes, strengths, gain, divisor, size, share, tried, picture = found
+        amplitudes, gain, divisor, size, share, tried, picture = found
         after = engine.decode(picture)
         shift = np.rint(np.log2(divisor[:, 0, 0])).astype(np.int32)
         return Choices(
-            amplitudes, strengths, np.stack([gain[:, 0, 0], shift], axis=1),
+            amplitudes, np.stack([gain[:, 0, 0], shift], axis=1),
             size[:, 0], share[:, 0], tried[:, 0], before * covers.words, after * covers.words,
         )  # fmt: skip
 
     def put_on(
         self, host: Int32, residuals: Residuals, low: Int32, high: Int32, padding: Int32
-    ) -> tuple[Int32, NDArray[np.bool_]]:
+    ) -> tuple[Int32, list[Flags]]:
         """Add each residual where it may be: `watermark.synthesis.apply`, to the last bit.
 
         Parameters
@@ -181,7 +195,8 @@ class DeviceMarking:
         Returns
         -------
         marked, exceptions
-            Of the host's shape; the second says where the inverse rule alone would be wrong.
+            Of the host's shape; and of each frame a flag for every doubtful pixel, as a record
+            keeps them, none where no pixel is an exception.
 
         Raises
         ------
@@ -205,8 +220,9 @@ class DeviceMarking:
             "pad_low": _plane(padding[:, 0]), "pad_high": _plane(padding[:, 1]),
             **_places(self._engine, rows, columns),
         }  # fmt: skip
-        marked, exceptions = self._put_on.run(None, asked)
-        return marked, exceptions
+        marked, doubtful, stayed = self._put_on.run(None, asked)
+        flags = [stays[doubts] for stays, doubts in zip(stayed, doubtful, strict=True)]
+        return marked, [each if each.any() else each[:0] for each in flags]
 
 
 def compile_graphs(capability: str, where: Path | None = None) -> dict[str, Compiled]:
@@ -245,11 +261,11 @@ def profiles_of(file: str) -> dict[str, Shapes]:
             **shared, **dict.fromkeys(numbers, plane), "amplitudes": of("batch", 160),
             "strengths": of("batch", 16, 16),
         }  # fmt: skip
-    names = ("polarity", "step", "softness", "most_rms", "local_rms")
+    names = ("polarity", "step", "softness", "crest", "most_rms", "local_rms")
     return {
         **shared, **dict.fromkeys(names, row), "low": plane, "high": plane,
         "words": of("batch", 160), "soft": of("batch", 160),
-        "raw_strengths": of("batch", 16, 16), "small": of("batch", 128, 128),
+        "strengths": of("batch", 16, 16), "small": of("batch", 128, 128),
         "display": of("batch", "side", "side"), "shrink_rows": of(128, "side"),
         "shrink_columns": of("side", 128),
     }  # fmt: skip

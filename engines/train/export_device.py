@@ -3,10 +3,12 @@
     python export_device.py --out ../device
 
 choose.onnx is E1's loop (one turn), the carrier, its residual on the frame, and the picture D1
-looks at next. put_on.onnx rebuilds the residual from the integers a record keeps and adds it: all
-of it in whole numbers, the very ones of dicom_node/watermark/synthesis.py. Products of amplitudes
-and patterns are taken in float32, where sums of whole numbers below 2**24 are exact in any order;
-everything larger is int32. ONNX has no arithmetic shift: what is divided is made positive first.
+looks at next. How strong a cell may be, how soft the loop is and where the carrier is cut are the
+node's to say: inputs. put_on.onnx rebuilds the residual from the integers a record keeps and adds
+it: all of it in whole numbers, the very ones of dicom_node/watermark/synthesis.py. Products of
+amplitudes and patterns are taken in float32, where sums of whole numbers below 2**24 are exact in
+any order; everything larger is int32. ONNX has no arithmetic shift: what is divided is made
+positive first.
 
 Both take any number of frames of one size. Needs numpy and onnx, nothing else.
 """
@@ -23,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET, IR = 17, 8
 SIDE, BITS, CELLS = 128, 160, 16
-AMPLITUDE, LIMIT, CREST = 31, 1023, 2.6
+AMPLITUDE, LIMIT = 31, 1023
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT32
 FRAME = ("batch", "rows", "columns")
 
@@ -128,8 +130,8 @@ def choose() -> Graph:
     g.takes("patterns", FLOAT, BITS, SIDE * SIDE)
     g.takes("words", FLOAT, "batch", BITS)
     g.takes("soft", FLOAT, "batch", BITS)
-    g.takes("raw_strengths", FLOAT, "batch", CELLS, CELLS)
-    for name in ("polarity", "step", "softness", "most_rms", "local_rms"):
+    g.takes("strengths", INT, "batch", CELLS, CELLS)
+    for name in ("polarity", "step", "softness", "crest", "most_rms", "local_rms"):
         g.takes(name, FLOAT, *one)
     g.takes("small", FLOAT, "batch", SIDE, SIDE)
     g.takes("display", FLOAT, *FRAME)
@@ -142,19 +144,17 @@ def choose() -> Graph:
     g.takes("blur_rows", FLOAT, SIDE, SIDE)
     g.takes("blur_columns", FLOAT, SIDE, SIDE)
 
-    strengths = cut(g, g("Round", "raw_strengths"), g.of(0, np.float32), g.of(7, np.float32))
-    whole_strengths = g("Cast", strengths, to=INT)
     amplitudes = whole_amplitudes(g)
     carrier = carrier_of(g, amplitudes)
     gain, divisor = carrier_scale(g, carrier)
-    shape = g("Cast", shape_of(g, carrier, gain, divisor, whole_strengths), to=FLOAT)
+    shape = g("Cast", shape_of(g, carrier, gain, divisor, "strengths"), to=FLOAT)
 
     black, white = g.of(0, np.float32), g.of(1, np.float32)
     inside = g("And", g("GreaterOrEqual", "host", "low"), g("LessOrEqual", "host", "high"))
     shows = g("And", g("Greater", "display", black), g("Less", "display", white))
     seen = g("Mul", shape, g("Cast", g("And", inside, shows), to=FLOAT))
     size = g("Sqrt", mean(g, g("Mul", seen, seen)))
-    share = mean(g, g("Cast", g("Greater", strengths, g.of(0, np.float32)), to=FLOAT))
+    share = mean(g, g("Cast", g("Greater", "strengths", g.of(0)), to=FLOAT))
     tried = g("Min", "most_rms", g("Mul", "local_rms", g("Sqrt", share)))
     each = g("Div", g("Mul", tried, "polarity"), g("Max", size, g.of(1e-6, np.float32)))
     shown = g("MatMul", g("MatMul", "shrink_rows", seen), "shrink_columns")
@@ -163,7 +163,6 @@ def choose() -> Graph:
     picture = g("MatMul", g("MatMul", "blur_rows", picture), "blur_columns")
 
     g.gives("amplitudes", g("Cast", amplitudes, to=INT), INT, "batch", BITS)
-    g.gives("strengths", whole_strengths, INT, "batch", CELLS, CELLS)
     g.gives("carrier_gain", gain, INT, "batch", 1, 1)
     g.gives("carrier_divisor", divisor, INT, "batch", 1, 1)
     for name, value in (("size", size), ("share", share), ("tried", tried)):
@@ -190,7 +189,7 @@ def whole_amplitudes(g: Graph) -> str:
 
 
 def carrier_scale(g: Graph, carrier: str) -> tuple[str, str]:
-    """Fixed-point gain and divisor that cut the carrier at CREST deviations: (batch, 1, 1) each.
+    """Fixed-point gain and divisor that cut the carrier at `crest` deviations: (batch, 1, 1) each.
 
     Which of two neighbours is taken may hang on a rounding; whichever it is, it is recorded.
     """
@@ -199,7 +198,7 @@ def carrier_scale(g: Graph, carrier: str) -> tuple[str, str]:
     near = g("Mul", flat, g.of(1 / 1024, np.float32))
     deviation = g("Sqrt", g("ReduceMean", g("Mul", near, near), axes=[1], keepdims=1))
     deviation = g("Max", g("Mul", deviation, g.of(1024, np.float32)), g.of(1, np.float32))
-    factor = g("Div", g.of(LIMIT / CREST, np.float32), deviation)
+    factor = g("Div", g.of(LIMIT, np.float32), g("Mul", "crest", deviation))
     # The most of the powers up to 2**19 that leaves the gain below 4096.
     powers = 2.0 ** np.arange(20)
     fits = g("Less", g("Mul", factor, g.of([powers], np.float32)), g.of(4095.49, np.float32))
@@ -225,7 +224,6 @@ def put_on() -> Graph:
     shape = shape_of(g, carrier, "carrier_gain", "carrier_divisor", "strengths")
     delta = rounded(g, g("Mul", shape, "gain"), "divisor", 29)
     size = g("Abs", delta)
-    after, before = g("Add", "host", delta), g("Sub", "host", delta)
 
     def outside(value: str) -> str:
         return g("Or", g("Less", value, "pad_low"), g("Greater", value, "pad_high"))
@@ -234,11 +232,19 @@ def put_on() -> Graph:
         return g("And", g("Greater", g("Sub", value, size), "low"),
                  g("Less", g("Add", value, size), "high"))  # fmt: skip
 
-    free = outside("host")
-    changes = g("And", g("And", free, outside(after)), room("host"))
-    undone = g("And", g("And", free, room(before)), g("Not", g("Equal", delta, g.of(0))))
-    g.gives("marked", g("Where", changes, after, "host"), INT, *FRAME)
-    g.gives("exceptions", g("And", undone, g("Not", changes)), TensorProto.BOOL, *FRAME)
+    def may_change(value: str) -> str:
+        within = g("And", outside(value), outside(g("Add", value, delta)))
+        return g("And", within, room(value))
+
+    changes = may_change("host")
+    marked = g("Where", changes, g("Add", "host", delta), "host")
+    # synthesis._seen: what may have been changed, and would have been had it been there before.
+    undone = g("And", outside(marked), room(g("Sub", marked, delta)))
+    undone = g("And", undone, g("Not", g("Equal", delta, g.of(0))))
+    doubtful = g("And", undone, g("Not", may_change(marked)))
+    g.gives("marked", marked, INT, *FRAME)
+    g.gives("doubtful", doubtful, TensorProto.BOOL, *FRAME)
+    g.gives("stayed", g("Not", changes), TensorProto.BOOL, *FRAME)
     return g
 
 

@@ -29,13 +29,18 @@ from dicom_node.instance.frames import open_instance
 from dicom_node.planes import bounds_of, polarity, robust_part
 from dicom_node.watermark import synthesis
 from dicom_node.watermark.robust import (
+    CREST,
+    FLAT,
+    FLATTEST,
     LOCAL_DB,
     LOCAL_GREY,
     LOCAL_HALVES_DB,
+    SECOND_SOFTNESS,
     RobustWatermark,
     budget_rms,
 )
 from dicom_node.watermark.robust import _Cover as Cover
+from dicom_node.watermark.robust import _midtones as midtones
 from dicom_node.watermark.synthesis import RobustRecord
 
 ROOT = Path(__file__).parents[3]
@@ -98,9 +103,10 @@ def test_the_sum_is_the_cpus_to_the_last_bit(marking: DeviceMarking, data: st.Da
         np.stack(hosts), residuals(made), np.full(count, low, np.int32),
         np.full(count, high, np.int32), np.array(padding, np.int32),
     )  # fmt: skip
-    for at, (expected, places) in enumerate(wanted):
+    for at, (expected, flags) in enumerate(wanted):
         np.testing.assert_array_equal(marked[at], expected)
-        np.testing.assert_array_equal(np.flatnonzero(exceptions[at]), places)
+        np.testing.assert_array_equal(exceptions[at], flags)
+        assert exceptions[at].dtype == flags.dtype == np.bool_
 
 
 @pytest.mark.parametrize("amplitude", [31, -31])
@@ -137,16 +143,21 @@ def test_a_scale_that_does_not_fit_is_refused_and_not_computed_wrongly(
 
 
 class Real:
-    """A real frame on its way to W1, as the node's own code sees it, and as the device does."""
+    """A real frame on its way to W1, as the node's own code sees it, and as the device does.
 
-    def __init__(self, path: Path, blurred: bool, psnr_db: float = 43.0) -> None:
+    `largest` and `second` are those of `RobustWatermark`: a bound on the change, another attempt.
+    """
+
+    def __init__(
+        self, path: Path, blurred: bool, largest: float | None = None, second: bool = False
+    ) -> None:
         with closing(open_instance(path, max_pixels=1 << 28)) as instance:
             frame, shown = instance.frame(0), display_of(instance)
             self.display = shown.image(frame, 0)
             self.host = np.ascontiguousarray(robust_part(frame, instance))
             self.bounds = bounds_of(instance)
             step = shown.step(0) * polarity(self.host, self.display)
-        self.watermark = RobustWatermark(ENGINE)
+        self.watermark = RobustWatermark(ENGINE, second=second)
         small = self.watermark.resample(self.display)
         self.word = np.sign(np.random.default_rng(7).normal(size=160)).astype(np.float32)
         self.cover: Cover = self.watermark._cover(
@@ -154,7 +165,14 @@ class Real:
         )
         if not blurred:
             self.cover = self.watermark._as_it_is(self.cover)
-        self.psnr_db = psnr_db
+        self.psnr_db = 43.0
+        self.largest = largest
+        self.softness = SECOND_SOFTNESS if second and not blurred else None
+        self.crest, most = CREST, 7
+        if largest is not None:
+            self.crest, most = FLATTEST if second else FLAT
+        grid = ENGINE.strengths(small[None, None])[0].clip(0, 7).astype(np.uint8)
+        self.strengths = np.minimum(midtones(grid, small), most).astype(np.int32)
 
     def covers(self) -> Covers:
         cover = self.cover
@@ -162,25 +180,35 @@ class Real:
         local = LOCAL_GREY * 2 ** ((LOCAL_DB - self.psnr_db) / LOCAL_HALVES_DB) / 256
         return Covers(
             self.display[None], self.host[None], cover.small[None], self.word[None],
+            self.strengths[None], np.array([self.crest], np.float32),
             np.array([np.sign(cover.step)], np.float32), np.array([cover.low], np.int32),
             np.array([cover.high], np.int32), np.array([whole], np.float32),
             np.array([local], np.float32), cover.blur,
         )  # fmt: skip
 
 
-@pytest.fixture(
-    params=[(path, blurred) for path in GREY for blurred in (True, False)],
-    ids=lambda each: f"{each[0].stem} {'blurred' if each[1] else 'as it is'}",
-)
+BOUND = 0.01
+REAL = {
+    f"{path.stem} {'blurred' if blurred else 'as it is'}": (path, blurred)
+    for path in GREY for blurred in (True, False)
+} | {
+    "bound": (GREY[0], True, BOUND),
+    "again": (GREY[2], False, None, True),
+    "bound, again": (GREY[1], False, BOUND, True),
+}  # fmt: skip
+
+
+@pytest.fixture(params=REAL.values(), ids=list(REAL))
 def real(request: pytest.FixtureRequest) -> Real:
     return Real(*request.param)
 
 
 def test_it_chooses_what_the_node_chooses(marking: DeviceMarking, real: Real) -> None:
-    chosen = marking.choose(real.covers())
-    expected = real.watermark._choose(real.cover, real.psnr_db)
+    covers = real.covers()
+    chosen = marking.choose(covers, softness=real.softness)
+    expected = real.watermark._choose(real.cover, real.psnr_db, real.largest)
     assert expected is not None
-    np.testing.assert_array_equal(chosen.strengths[0], expected.strengths)
+    np.testing.assert_array_equal(covers.strengths[0], expected.strengths)
     off = np.abs(chosen.amplitudes[0] - expected.amplitudes)
     assert off.max() <= 1
     assert np.mean(off > 0) <= 0.03
@@ -200,21 +228,21 @@ def test_a_mark_made_on_the_device_is_read_and_comes_off_without_it(
     marking: DeviceMarking, real: Real
 ) -> None:
     covers = real.covers()
-    chosen = marking.choose(covers)
+    chosen = marking.choose(covers, softness=real.softness)
     rms = float(chosen.tried[0])
     scale = synthesis.fixed_point(rms * 256 * abs(real.cover.step) / float(chosen.size[0]))
     bounds = real.bounds
     padding = np.array([bounds.padding or (1, 0)], np.int32)
     marked, exceptions = marking.put_on(
         covers.host,
-        Residuals(chosen.amplitudes, chosen.strengths, chosen.carrier_scale,
+        Residuals(chosen.amplitudes, covers.strengths, chosen.carrier_scale,
                   np.array([scale], np.int32)),
         np.array([bounds.low], np.int32), np.array([bounds.high], np.int32), padding,
     )  # fmt: skip
     gain, shift = map(int, chosen.carrier_scale[0])
     kept = RobustRecord(
-        ENGINE.model_id, chosen.amplitudes[0].astype(np.int8), chosen.strengths[0].astype(np.uint8),
-        (gain, shift), scale, np.flatnonzero(exceptions[0]),
+        ENGINE.model_id, chosen.amplitudes[0].astype(np.int8), covers.strengths[0].astype(np.uint8),
+        (gain, shift), scale, exceptions[0],
     )  # fmt: skip
     read = RobustRecord.from_bytes(kept.to_bytes())
     rows, columns = real.host.shape
@@ -234,6 +262,7 @@ def test_frames_of_one_size_are_marked_together_as_they_are_alone(marking: Devic
     flipped = one._replace(
         display=one.display[:, ::-1].copy(), host=one.host[:, ::-1].copy(),
         small=one.small[:, ::-1].copy(), words=-one.words,
+        strengths=one.strengths[:, ::-1].copy(), crest=np.float32(0.5) * one.crest,
     )  # fmt: skip
     both = Covers(
         *(np.concatenate([a, b]) for a, b in zip(one[:-1], flipped[:-1], strict=True)), one.blur
@@ -241,7 +270,10 @@ def test_frames_of_one_size_are_marked_together_as_they_are_alone(marking: Devic
     together = marking.choose(both)
     for at, each in enumerate((one, flipped)):
         alone = marking.choose(each)
-        np.testing.assert_array_equal(together.strengths[at], alone.strengths[0])
+        [gain, gain_alone], [shift, shift_alone] = np.stack(
+            [together.carrier_scale[at], alone.carrier_scale[0]], axis=1
+        )
+        assert gain / 2**shift == pytest.approx(gain_alone / 2**shift_alone, rel=1e-2)
         assert np.abs(together.amplitudes[at] - alone.amplitudes[0]).max() <= 1
         assert together.size[at] == pytest.approx(alone.size[0], rel=1e-2)
 
@@ -260,9 +292,9 @@ def trt() -> Any:
 def test_both_graphs_compile_for_gpus_that_are_elsewhere(trt: Any, capability: str) -> None:
     plans = device.compile_graphs(capability)
     assert {name: {t.name for t in plan.outputs} for name, plan in plans.items()} == {
-        device.CHOOSE: {"amplitudes", "strengths", "carrier_gain", "carrier_divisor", "size",
-                        "share", "tried", "picture"},
-        device.PUT_ON: {"marked", "exceptions"},
+        device.CHOOSE: {"amplitudes", "carrier_gain", "carrier_divisor", "size", "share", "tried",
+                        "picture"},
+        device.PUT_ON: {"marked", "doubtful", "stayed"},
     }  # fmt: skip
     for name, plan in plans.items():
         assert len(plan.plan) > 10_000
@@ -272,7 +304,7 @@ def test_both_graphs_compile_for_gpus_that_are_elsewhere(trt: Any, capability: s
         assert inputs["carrier_rows"].profile == ((3, 48), (3, 512), (3, 1024))
         assert {t.name: t.profile for t in plan.inputs if t.profile} == device.profiles_of(name)
     dtypes = {t.name: t.dtype for t in plans[device.PUT_ON].outputs}
-    assert dtypes == {"marked": "INT32", "exceptions": "BOOL"}
+    assert dtypes == {"marked": "INT32", "doubtful": "BOOL", "stayed": "BOOL"}
 
 
 def test_an_input_whose_size_nobody_names_is_refused(trt: Any) -> None:
