@@ -91,7 +91,7 @@ class WatermarkConfig(_Section):
         "GENERAL-HOSPITAL", min_length=1, max_length=32, description="Owner named by the marks."
     )
     profile: Literal["diagnostic", "robust"] = Field(
-        "diagnostic", description="Strength of W1: diagnostic (about 44 dB), robust (about 41 dB)."
+        "diagnostic", description="Strength of W1: diagnostic (about 45 dB), robust (about 42 dB)."
     )
     on_unmarkable: UnmarkablePolicy = Field(
         "forward-sealed", description="What happens to an instance that cannot be marked."
