@@ -34,7 +34,7 @@ from dicom_node.planes import (
     with_host,
     with_robust_part,
 )
-from dicom_node.watermark import assured, fingerprint, integrity, quality
+from dicom_node.watermark import assured, fingerprint, integrity, perceptual, quality
 from dicom_node.watermark.integrity import FrameRecord, KnownDigest, Sealing
 from dicom_node.watermark.robust import RobustMark, RobustWatermark
 
@@ -256,6 +256,9 @@ class _Work:
             soft = robust.engine.decode(robust.resample(shown)[None, None])[0]
             message = bytes.fromhex(made.message)
             if assured.must_be_read(soft, message, self.keys):
+                return True
+            hashed = perceptual.perceptual_hash(shown)
+            if assured.must_be_recognised(soft, message, self.keys, hashed):
                 return True
             return robust.detect(shown, [self.keys], weak=True).message == message
 

@@ -12,6 +12,7 @@ import pytest
 from dicom_node.errors import WatermarkError
 from dicom_node.inference import open_engine
 from dicom_node.watermark import perceptual, quality
+from dicom_node.watermark.assured import must_be_recognised
 from dicom_node.watermark.robust import (
     BLUR_SIGMA_PX,
     DIHEDRAL,
@@ -106,6 +107,23 @@ def test_the_agreement_foretold_is_the_agreement_there_is(
         assert soft.mean() / np.sqrt(np.mean(soft**2)) == pytest.approx(mark.reads, abs=0.06)
         reached += mark.reads >= READS
     assert reached >= len(frames) - 2
+
+
+def test_what_must_be_recognised_is_read(
+    watermark: RobustWatermark, frames: list[np.ndarray]
+) -> None:
+    """The worker is spared R2 where D1 alone leaves no doubt."""
+    key, sure = Key(b"k"), 0
+    for frame in frames:
+        mark = watermark.embed(frame.astype(np.int32), _display(frame), step=1.0, low=0, high=255,
+                               padding=None, key=key, largest=0.02)  # fmt: skip
+        picture = _display(mark.marked)
+        soft = watermark.engine.decode(watermark.resample(picture)[None, None])[0]
+        hashed = perceptual.perceptual_hash(picture)
+        if must_be_recognised(soft, mark.message, key, hashed):
+            sure += 1
+            assert watermark.detect(picture, [key], weak=True).message == mark.message
+    assert sure >= len(frames) // 2
 
 
 def test_a_frame_is_not_marked_more_strongly_than_it_takes(
