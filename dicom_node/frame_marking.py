@@ -46,7 +46,7 @@ _STILL_READS, _LOSS_A_DB = 0.72, 0.02
 # Hounsfield units and uptake are measured: both marks together change no sample by more than this
 # share of the window. W2 has 0.3 % of it, of narrow windows up to half: noise takes some steps.
 _QUANTITATIVE, _LARGEST, _FOR_W2 = frozenset(("CT", "PT")), 0.02, 0.003
-_STEPS_FOR_W2 = 4
+_STEPS_FOR_W2 = 3
 # With fewer stored values in a grey level W2 with features takes 1.9 dB and more of a frame near
 # the limit: on 24 CT slices of 1.6 it was tried in vain 13 times, on 35 frames of 3 to 36 never.
 _COARSE_STEP = 2.5

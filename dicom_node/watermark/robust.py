@@ -60,6 +60,8 @@ _ROUNDS_DOWN = 0.4  # of a stored value: less than a half, whatever the fixed-po
 # Where the carrier is cut, in its standard deviations; where the largest change is bound also the
 # largest level of the strength grid, and both for a second attempt.
 CREST, FLAT, FLATTEST = 1.6, (0.8, 2), (0.6, 1)
+# In a window of fewer stored values a grey level the bound alone is little: no level is spared.
+NARROW_STEP = 4.0
 # More contrast or brightness saturates what lies outside: such cells keep so much strength.
 SAFE, UNSAFE = (0.2, 0.78), 0.3
 SECOND_SOFTNESS = 2.2
@@ -360,6 +362,7 @@ class RobustWatermark:
         crest, level = CREST, 7
         if largest is not None:
             crest, level = FLATTEST if self.second else FLAT
+            level = 1 if abs(cover.step) < NARROW_STEP else level
         grid = np.minimum(_midtones(grid, cover.small), level)
         carrier_scale = synthesis.carrier_scale(carrier, crest)
         shape = synthesis.residual_shape(carrier, grid, carrier_scale, *cover.display.shape)
@@ -387,7 +390,7 @@ class RobustWatermark:
         rms = np.array([budget_rms(float(b), choice.share) for b in budgets], np.float32)
         if largest is not None:
             grey = 256 * abs(cover.step)
-            whole = max(np.floor(largest * grey), 1.0) + _ROUNDS_DOWN
+            whole = max(np.floor(largest * grey + 1e-6), 1.0) + _ROUNDS_DOWN
             rms = np.minimum(rms, whole / grey * choice.size / float(np.abs(choice.shape).max()))
         reads = _agreement(cover.soft + rms[:, None] * choice.gain)
         enough = reads >= READS
