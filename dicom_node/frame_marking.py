@@ -253,14 +253,20 @@ class _Work:
         """
         with timed(self.stages, "readback"):
             shown = np.rint(made.shown * 255) * np.float32(1 / 255)
+            message, keys = bytes.fromhex(made.message), self.keys
             soft = robust.engine.decode(robust.resample(shown)[None, None])[0]
-            message = bytes.fromhex(made.message)
-            if assured.must_be_read(soft, message, self.keys):
+            if assured.must_be_read(soft, message, keys):
                 return True
-            hashed = perceptual.perceptual_hash(shown)
-            if assured.must_be_recognised(soft, message, self.keys, hashed):
+            picture = robust.resample(shown, robust.second_side)
+            hashed = perceptual.perceptual_hash(picture)
+            if assured.must_be_recognised(soft, message, keys, hashed):
                 return True
-            return robust.detect(shown, [self.keys], weak=True).message == message
+            soft = robust.look_again(picture[None])[0]
+            if assured.must_be_read(soft, message, keys):
+                return True
+            if assured.must_be_recognised(soft, message, keys, hashed):
+                return True
+            return robust.detect(shown, [keys], weak=True).message == message
 
     @cached_property
     def _bare(self) -> _Inner:
@@ -336,15 +342,16 @@ class _Work:
         return Sealing(planes.host, planes.side, bounds_of(self.instance), record, self.keys,
                        digest=digest, most=inner.most)  # fmt: skip
 
-    def _largest(self, robust: RobustWatermark | None) -> tuple[float | None, int | None]:
-        """Most that W1 may change a sample, as a share of the window; and W2, in stored values."""
+    def _largest(self, robust: RobustWatermark | None) -> tuple[int | None, int | None]:
+        """Most that W1 and W2 may change a sample, in stored values; None: no bound."""
         if self.instance.modality not in _QUANTITATIVE:
             return None, None
-        width = 256 * abs(self.display.step(self.index))
+        width = self.display.width(self.index)
+        both = int(_LARGEST * width)
         scarce = robust is not None and robust.second
-        steps = 2 if scarce else min(_STEPS_FOR_W2, _LARGEST / 2 * width)
-        most = int(max(2, steps, _FOR_W2 * width))
-        return max(_LARGEST - most / width, _LARGEST / 2), most
+        steps = 2 if scarce else min(_STEPS_FOR_W2, both / 2)
+        integrity = int(max(2, steps, _FOR_W2 * width))
+        return max(both - integrity, both // 2, 1), integrity
 
     def _shown(self, after: StoredFrame) -> NDArray[np.float32]:
         return self.display.image(after, self.index, like=self.frame)

@@ -75,7 +75,7 @@ def quality_of(
         stored_psnr_db=10 * float(np.log10(peak**2 / error)) if error else float("inf"),
         largest_change=largest,
         largest_hu=largest * abs(float(slope)) if is_hounsfield else None,
-        largest_share=largest / (256 * display.step(index)),
+        largest_share=largest / display.width(index),
         phash_distance=perceptual.distance(
             perceptual.perceptual_hash(shown), perceptual.perceptual_hash(after)
         ),

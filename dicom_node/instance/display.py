@@ -63,7 +63,7 @@ class Display:
         return shown
 
     def step(self, index: int) -> float:
-        """Return the stored units of one grey level of the window (its width / 256), > 0.
+        """Return the stored units of one of the 256 grey levels from black to white, > 0.
 
         Where the header has no window the percentiles of the frame decide: of the one last shown,
         else it is decoded (PixelError).
@@ -81,6 +81,17 @@ class Display:
             self.image(self._instance.frame(index), index)
         _, low, high = self._seen or (0, 0.0, 1.0)
         return max((high - low) / 256 / slope, LEAST)
+
+    def width(self, index: int) -> float:
+        """Return the window's width in stored units, as its header states it.
+
+        PS3.3 C.11.2.1.2.1: of a LINEAR window black and white lie one less apart.
+        """
+        if self._instance.samples == 1:
+            transform = self._transform(index)
+            if isinstance(transform.voi, Window):
+                return max(transform.voi.width / transform.slope, LEAST)
+        return 256 * self.step(index)
 
     def export_8bit(self, frame: StoredFrame, index: int) -> NDArray[np.uint8]:
         """Return the picture a viewer exports: uint8, ``(rows, columns)``, or RGB ``(..., 3)``."""

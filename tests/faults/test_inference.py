@@ -17,6 +17,7 @@ from harness import ct
 from pydicom.uid import generate_uid
 
 from dicom_node.inference import open_engine
+from dicom_node.inference.remote import LOOK_AGAIN_MAX_S
 from dicom_node.marking import restore
 from dicom_node.verify.check import check_instance
 
@@ -79,12 +80,13 @@ def test_killed_and_stopped_under_load_it_costs_no_instance_and_is_used_again(
         )  # fmt: skip
         sent |= send(node, tmp_path, 4, 100 + turn)
         node.settled(120)
-        # Workers look for it between two instances: give them one or two more.
-        for extra in range(20):
-            if used_by(node, before + 1)():
-                break
+        # Workers look for it between two instances, after each loss twice as much later.
+        extra, until = 0, time.monotonic() + LOOK_AGAIN_MAX_S + 30
+        while not used_by(node, before + 1)() and time.monotonic() < until:
             sent |= send(node, tmp_path, 2, 1000 * turn + extra)
             node.settled(120)
+            extra += 1
+            time.sleep(0.5)
         assert used_by(node, before + 1)(), node.output[-4000:]
     jobs = node.settled(120)
     assert {job.state for job in jobs} == {"delivered"}

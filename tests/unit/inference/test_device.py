@@ -28,19 +28,17 @@ from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import open_instance
 from dicom_node.planes import bounds_of, polarity, robust_part
 from dicom_node.watermark import synthesis
-from dicom_node.watermark.robust import (
-    CREST,
-    FLAT,
-    FLATTEST,
+from dicom_node.watermark.choosing import (
     LOCAL_DB,
     LOCAL_GREY,
     LOCAL_HALVES_DB,
     SECOND_SOFTNESS,
-    RobustWatermark,
+    Chooser,
+    Cover,
     budget_rms,
+    midtones,
+    resample,
 )
-from dicom_node.watermark.robust import _Cover as Cover
-from dicom_node.watermark.robust import _midtones as midtones
 from dicom_node.watermark.synthesis import RobustRecord
 
 ROOT = Path(__file__).parents[3]
@@ -145,11 +143,11 @@ def test_a_scale_that_does_not_fit_is_refused_and_not_computed_wrongly(
 class Real:
     """A real frame on its way to W1, as the node's own code sees it, and as the device does.
 
-    `largest` and `second` are those of `RobustWatermark`: a bound on the change, another attempt.
+    `largest` and `second` are those of `Chooser`: a bound on the change, another attempt.
     """
 
     def __init__(
-        self, path: Path, blurred: bool, largest: float | None = None, second: bool = False
+        self, path: Path, blurred: bool, largest: int | None = None, second: bool = False
     ) -> None:
         with closing(open_instance(path, max_pixels=1 << 28)) as instance:
             frame, shown = instance.frame(0), display_of(instance)
@@ -157,20 +155,18 @@ class Real:
             self.host = np.ascontiguousarray(robust_part(frame, instance))
             self.bounds = bounds_of(instance)
             step = shown.step(0) * polarity(self.host, self.display)
-        self.watermark = RobustWatermark(ENGINE, second=second)
-        small = self.watermark.resample(self.display)
+        self.chooser = Chooser(ENGINE, 47.5, second=second)
+        small = resample(self.display, ENGINE.side)
         self.word = np.sign(np.random.default_rng(7).normal(size=160)).astype(np.float32)
-        self.cover: Cover = self.watermark._cover(
+        self.cover: Cover = self.chooser.cover(
             self.host, self.display, small, step, self.bounds.low, self.bounds.high, self.word
         )
         if not blurred:
-            self.cover = self.watermark._as_it_is(self.cover)
+            self.cover = self.chooser.as_it_is(self.cover)
         self.psnr_db = 43.0
         self.largest = largest
         self.softness = SECOND_SOFTNESS if second and not blurred else None
-        self.crest, most = CREST, 7
-        if largest is not None:
-            self.crest, most = FLATTEST if second else FLAT
+        self.crest, most = self.chooser.limits(step, largest)
         grid = ENGINE.strengths(small[None, None])[0].clip(0, 7).astype(np.uint8)
         self.strengths = np.minimum(midtones(grid, small), most).astype(np.int32)
 
@@ -187,12 +183,13 @@ class Real:
         )  # fmt: skip
 
 
-BOUND = 0.01
+BOUND = 4
 REAL = {
     f"{path.stem} {'blurred' if blurred else 'as it is'}": (path, blurred)
     for path in GREY for blurred in (True, False)
 } | {
-    "bound": (GREY[0], True, BOUND),
+    "bound, narrow": (GREY[0], True, BOUND),
+    "bound, wide": (GREY[2], True, BOUND),
     "again": (GREY[2], False, None, True),
     "bound, again": (GREY[1], False, BOUND, True),
 }  # fmt: skip
@@ -206,7 +203,7 @@ def real(request: pytest.FixtureRequest) -> Real:
 def test_it_chooses_what_the_node_chooses(marking: DeviceMarking, real: Real) -> None:
     covers = real.covers()
     chosen = marking.choose(covers, softness=real.softness)
-    expected = real.watermark._choose(real.cover, real.psnr_db, real.largest)
+    expected = real.chooser.choose(real.cover, real.psnr_db, real.largest)
     assert expected is not None
     np.testing.assert_array_equal(covers.strengths[0], expected.strengths)
     off = np.abs(chosen.amplitudes[0] - expected.amplitudes)
@@ -253,7 +250,7 @@ def test_a_mark_made_on_the_device_is_read_and_comes_off_without_it(
     np.testing.assert_array_equal(restored, real.host)
     change = (marked[0] - real.host) / (256 * real.cover.step)
     shown = np.clip(real.display + change, 0, 1).astype(np.float32)
-    soft = ENGINE.decode(real.watermark.resample(shown)[None, None])[0]
+    soft = ENGINE.decode(resample(shown, ENGINE.side)[None, None])[0]
     assert np.mean(np.sign(soft) == real.word) >= 0.98
 
 

@@ -23,6 +23,10 @@ def shown(path, index=0):
     return display.image(instance.frame(index), index), display.step(index)
 
 
+def width(path):
+    return display_of(open_instance(path, max_pixels=LIMIT)).width(0)
+
+
 def test_real_objects_are_shown_between_black_and_white(shared, objects):
     for row in objects[::5]:
         try:
@@ -73,6 +77,7 @@ def test_a_window_is_applied_as_the_standard_says(make, function):
     low, high = -1000, 2 * 4095 - 1000  # pydicom scales to the range of modality values
     assert np.allclose(image, (reference - low) / (high - low), atol=2e-5)
     assert step == pytest.approx(1400 / 2 / 256, rel=0.01)
+    assert width(path) == 700
 
 
 def test_monochrome1_is_inverted_and_padding_is_black(make):
@@ -87,7 +92,9 @@ def test_monochrome1_is_inverted_and_padding_is_black(make):
 def test_without_a_window_ct_has_its_usual_one_and_others_percentiles(make):
     codes = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     hu = {"RescaleSlope": 1, "RescaleIntercept": -1024}
-    image, step = shown(make(codes, extra={"Modality": "CT", **hu}))
+    path = make(codes, extra={"Modality": "CT", **hu})
+    image, step = shown(path)
+    assert width(path) == 400
     assert image.flat[1024 + 40] == pytest.approx(0.5, abs=0.01)
     assert step == pytest.approx(400 / 256, rel=0.01)
     image, step = shown(make(codes, extra={"Modality": "MR"}))
