@@ -21,7 +21,8 @@ from dicom_node.inference.base import Float32
 
 Complex64 = NDArray[np.complex64]
 
-ANGLES = 512
+ANGLES = 1024
+_SAMPLED = 512  # angles of a circle that are sampled: between them, soft bits are interpolated
 _INNER, _OUTER, _RADIAL_STEP = 3.0, 88.0, 0.8  # samples of 128; nothing is told nearer the centre
 _MEAN_RATIO = float(np.sqrt(2 / np.pi))  # mean size over rms, of normal soft bits
 _RATIO_SPREAD = float(np.sqrt(1 - 3 / np.pi))  # standard deviation of that, times sqrt(K)
@@ -123,8 +124,8 @@ class ShiftBank:
     ) -> Iterator[Peak]:
         """Yield the likeliest shifts of a whitened picture: within `reach`, and of all.
 
-        Shifts by whole samples are asked, and by half a sample more both ways: the farthest from
-        any is then half a sample in one direction, where half of the evidence is left.
+        Shifts by half samples are asked: the farthest from any is a quarter both ways, where three
+        quarters of the evidence are left.
 
         Parameters
         ----------
@@ -137,11 +138,10 @@ class ShiftBank:
         spectrum = np.fft.fft2(whitened).astype(np.complex64)
         whole = np.fft.fftfreq(side, 1 / side)
         likely = (np.abs(whole) <= reach[0])[:, None] & (np.abs(whole) <= reach[1])
-        for half in (0.0, 0.5):
-            if half:
-                ramp = np.exp(2j * np.pi * half * whole / side).astype(np.complex64)
-                spectrum *= ramp[:, None] * ramp
-            energy, size = self.sums(spectrum, most)
+        ramp = np.exp(1j * np.pi * whole / side).astype(np.complex64)
+        for low, across in ((0.0, 0.0), (0.0, 0.5), (0.5, 0.5), (0.5, 0.0)):
+            moved = spectrum * (ramp[:, None] if low else 1) * (ramp if across else 1)
+            energy, size = self.sums(moved.astype(np.complex64), most)
             noise = float(np.median(energy)) / most
             there = evidence(energy, size, most, noise)
             for places, count in (
@@ -149,7 +149,7 @@ class ShiftBank:
             ):  # fmt: skip
                 down, right = np.unravel_index(int(places.argmax()), places.shape)
                 surprise = float(places[down, right]) - chance(count)
-                yield Peak(surprise, whole[down] + half, whole[right] + half, noise)
+                yield Peak(surprise, whole[down] + low, whole[right] + across, noise)
 
 
 class TurnBank:
@@ -166,9 +166,9 @@ class TurnBank:
     def __init__(self, patterns: Float32, aspect: float) -> None:
         self.bits, self._side = len(patterns), patterns.shape[-1]
         self.aspect = aspect
-        bank = np.empty((ANGLES // 2 + 1, len(patterns), len(self._radii)), np.complex64)
+        bank = np.empty((_SAMPLED // 2 + 1, len(patterns), len(self._radii)), np.complex64)
         # Sums over circles become sums over samples, so that both banks' soft bits compare.
-        area = self._radii * np.float32(2 * np.pi / ANGLES * (self._radii[1] - self._radii[0]))
+        area = self._radii * np.float32(2 * np.pi / _SAMPLED * (self._radii[1] - self._radii[0]))
         for number, pattern in enumerate(patterns):
             circles = self._circles(enlarged(pattern, 2), 1.0, np.sqrt(aspect))
             bank[:, number] = np.fft.rfft(circles, axis=1).conj().T * area
@@ -180,7 +180,7 @@ class TurnBank:
         return np.arange(_INNER, _OUTER, _RADIAL_STEP, dtype=np.float32) * np.float32(factor)
 
     def _circles(self, plane: Float32, size: float, stretch: float) -> Float32:
-        angle = np.arange(ANGLES, dtype=np.float32) * np.float32(2 * np.pi / ANGLES)
+        angle = np.arange(_SAMPLED, dtype=np.float32) * np.float32(2 * np.pi / _SAMPLED)
         radius = (2 * size * self._radii)[:, None]
         across = self._side - 1 + radius * np.cos(angle) / np.float32(stretch)
         down = self._side - 1 + radius * np.sin(angle) * np.float32(stretch)
@@ -200,7 +200,8 @@ class TurnBank:
         turning = np.fft.rfft(circles, axis=2).astype(np.complex64).transpose(2, 1, 0)
         both = np.matmul(self._bank, np.ascontiguousarray(turning))
         # A turn against the clock is one towards smaller angles where y points down.
-        return np.fft.irfft(both.conj(), n=ANGLES, axis=0).astype(np.float32)
+        soft = np.fft.irfft(both.conj(), n=ANGLES, axis=0) * (ANGLES / _SAMPLED)
+        return soft.astype(np.float32)
 
     def evidence(self, planes: list[tuple[Float32, float]]) -> list[tuple[Float32, float]]:
         """Return for each plane the evidence by angle, ``(ANGLES,)``, and the noise of a bit."""

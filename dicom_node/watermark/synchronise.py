@@ -5,9 +5,9 @@ themselves are looked for (see :mod:`fourier`). Cheap and likely geometry comes 
 like a mark is moved into place by small steps, and decoded if it then looks even more like one.
 
 Only a valid tag, or the message the frame would have, counts as found. A search decodes at most
-`MOST_DECODES` places beside the eight plain poses, each in up to nineteen ways that a wrong word
-passes once in 2**32: less than 1.3e-7 false accepts a picture and key at worst. A picture without a
-mark comes to about four places.
+`MOST_DECODES` places beside the eight plain poses, each in up to fifteen ways that a wrong word
+passes once in 2**32: less than 1.5e-7 false accepts a picture and key at worst, the plain poses
+included.
 """
 
 from __future__ import annotations
@@ -35,19 +35,21 @@ from dicom_node.watermark.robust import RobustWatermark
 
 MOST_DECODES = 32  # places whose soft bits are decoded, each against every key
 _CLEAR = 3.0  # surprise from which a place is looked at closely at once
-_NOTICED = 0.5  # surprise from which it is if it is among the `_CLOSELY` best of its stage
-_CLOSELY = 3
+_NOTICED = 0.0  # surprise from which it is if it is among the `_CLOSELY` best of its stage
+_CLOSELY = 4
 _PROMISING = 7.0  # evidence after a first small move from which it is moved on
 _BELIEVED = 8.0  # evidence, in its final place, from which it is decoded
 _ROUNDS = (1.0, 1.0, 0.7, 0.5)  # of small moves, see `View.moved_in`
 _SAME = 0.01  # of the frame's side: places nearer than that lead to the same one
 
 # Logs of sizes, a frame's against the picture's.
-_FINE_STEP, _COARSE_STEP = 0.014, 0.02  # 0.01 amiss, half of the evidence is left
+_FINE_STEP, _TURN_STEP, _COARSE_STEP = 0.008, 0.012, 0.02  # 0.01 amiss, half the evidence is left
+_SHARING = 8  # turned frames of neighbouring sizes that share a whitened picture
 _HALF_LEFT = 0.36  # a crop that keeps half of the area
 _EXPANDED = -0.36  # a square on the canvas that holds it turned by 45 degrees
 _BORDERED = -0.47  # a frame of 0.63 of the picture's side
 _STRETCHES = (-0.018, 0.018, -0.036, 0.036, -0.054, 0.054)  # logs of columns over rows, halved
+_ASPECTS = (4 / 3, 3 / 4, 5 / 4, 4 / 5, 3 / 2, 2 / 3)  # columns over rows
 _TURNS = [0.75 * n for n in range(1, 60)]  # degrees
 _ALL, _MANY, _FEW = 160, 96, 48  # patterns asked: the evidence falls with the root
 
@@ -104,7 +106,6 @@ class _Search:
     ) -> None:  # fmt: skip
         self._tools, self._keys, self._known = tools, keys, known
         self._view = View(display, tools)
-        self._watermark = RobustWatermark(tools.engine)
         self._tried: list[Placement] = []
         self.decodes = 0
         self._until = time.thread_time() + budget_s
@@ -139,13 +140,12 @@ class _Search:
         box = borderless(self._view.picture)
         if box is not None:
             yield from self._framed(box)
-        yield self._turned(whole, _sizes(_EXPANDED, -_COARSE_STEP, _COARSE_STEP))
-        # Most marks are found with a few patterns; then small crops, the likelier, with them all.
-        yield self._shifted([_resized(whole, size) for size in crops], _FEW)
         half = len(crops) // 2
         yield self._shifted([_resized(whole, size) for size in crops[:half]], _ALL)
-        yield self._shifted([_resized(whole, size) for size in crops[half:]], _MANY)
-        yield self._turned(whole, _sizes(_FINE_STEP, _HALF_LEFT, _FINE_STEP))
+        yield self._turned(whole, _sizes(_EXPANDED, -_TURN_STEP, _TURN_STEP))
+        yield self._turned(whole, _sizes(_TURN_STEP, _HALF_LEFT, _TURN_STEP))
+        yield self._shifted([_resized(whole, size) for size in crops[half:]], _ALL)
+        yield self._shifted(list(held(self._view.shape)), _ALL)
         poses = [Placement.whole(self._view.shape, n % 4, flip=n > 3) for n in range(1, 8)]
         small_crops, large_crops = coarse[: len(coarse) // 2], coarse[len(coarse) // 2 :]
         yield self._shifted([_resized(pose, size) for size in small_crops for pose in poses], _FEW)
@@ -155,7 +155,7 @@ class _Search:
         yield self._shifted([_resized(whole, size) for size in smaller], _FEW)
         # Reached only with a larger budget, the last also turned by a little.
         yield self._shifted([_resized(whole, size, s) for size in coarse for s in more], _FEW)
-        yield self._shifted([_resized(pose, size) for size in large_crops for pose in poses], _FEW)
+        yield self._shifted([_resized(pose, size) for pose in poses for size in large_crops], _FEW)
         both = [replace(whole, rotation_deg=turn) for turn in _alternating(_TURNS)]
         yield self._shifted([_resized(pose, size) for pose in both for size in small_crops], _FEW)
 
@@ -188,7 +188,7 @@ class _Search:
         """Look for frames around the same middle, of the same aspect, at every angle, both ways."""
         bank = self._tools.turns(whole.columns / whole.rows)
         length = float(np.sqrt(whole.columns * whole.rows))
-        for some in (sizes[at : at + 4] for at in range(0, len(sizes), 4)):
+        for some in (sizes[at : at + _SHARING] for at in range(0, len(sizes), _SHARING)):
             if self._late():
                 return
             # Whitening hardly depends on size: neighbouring sizes share it.
@@ -209,22 +209,36 @@ class _Search:
         if self._late() or any(_same_place(place, other) for other in self._tried):
             return Detection(False)
         self._tried.append(place)
-        place, there = self._view.moved_in(place, noise, _ROUNDS[:1])
+        place, there = self._view.moved_in(place, noise, _ROUNDS[:2])
         if there >= _PROMISING:
-            place, there = self._view.moved_in(place, noise, _ROUNDS[1:])
+            place, there = self._view.moved_in(place, noise, _ROUNDS[2:])
+        if there < _PROMISING:
+            return Detection(False)
+        soft, there = self._view.judged(place, noise)
         if there < _BELIEVED:
             return Detection(False)
         self._tried.append(place)
         self.decodes += 1
         told = place.told(self._view.shape)
-        frame = self._view.frame(place)
-        found = read(self._tools.engine.decode(frame[None, None])[0], self._keys, told)
-        if found.decoded:
-            return found
-        picture = self._view.frame(place, self._watermark.second_side)
-        again = self._watermark.look_again(picture[None])[0]
-        found = read_weak(again, picture, self._keys, told, self._known)
-        return found if found.decoded else read(again, self._keys, told, order=DEEP)
+        picture = self._view.frame(place, self._tools.seen_side)
+        found = read_weak(soft, picture, self._keys, told, self._known)
+        return found if found.decoded else read(soft, self._keys, told, order=DEEP)
+
+
+def held(shape: tuple[int, ...]) -> Iterator[Placement]:
+    """Yield the turned frames of usual aspects that a canvas of `shape` just holds."""
+    down, across = shape[:2]
+    canvas = across / down
+    for aspect in _ASPECTS:
+        sine, cosine = aspect - canvas, canvas * aspect - 1
+        if sine * cosine < 0:
+            continue
+        turn = float(np.degrees(np.arctan2(abs(sine), abs(cosine))))
+        angle = np.radians(turn)
+        rows = across / float(aspect * np.cos(angle) + np.sin(angle))
+        upright = replace(Placement.whole(shape), columns=aspect * rows, rows=rows)
+        for each in (turn, -turn, turn + 180, 180 - turn):
+            yield replace(upright, rotation_deg=each)
 
 
 def _sizes(low: float, high: float, step: float) -> list[float]:

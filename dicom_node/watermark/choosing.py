@@ -1,0 +1,253 @@
+"""E1: what carries W1's message in one frame, and the least strength at which it reads.
+
+The engine's networks choose amplitudes and strengths; :mod:`synthesis` builds the residual that
+comes of them in integers. How strongly it is put in is decided here, by looking at two pictures of
+the frame through D1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.inference.base import Float32, RobustEngine
+from dicom_node.inference.correlator import superpose
+from dicom_node.watermark import synthesis
+from dicom_node.watermark.residual import visible
+from dicom_node.watermark.synthesis import Int32
+
+# Agreement (cosine) with the code word that a mark is made for. Recognising it takes 0.56 to 0.62.
+READS = 0.87  # through a 7 x 7 blur
+HARDLY = 0.5  # below, a mark is made to be read without a blur
+NOISY, NOISE_SIGMA = 0.54, 0.1  # D1 through noise of variance 0.01; R2 sees more
+NOISE_DB = 44.8  # noise alone is no reason for more strength than this
+BLUR_SIGMA_PX = 1.4  # what cv2.GaussianBlur takes for a 7 x 7 window
+EDGE_GREY_LEVELS = 3  # nearer the ends of the stored range hardly anything is changed
+
+# Most that the part of a frame which carries the mark is changed at 40.9 dB, rms, in 1/256 of the
+# window; half of it 5.5 dB higher. Where only a corner can carry, PSNR alone would allow too much.
+LOCAL_GREY, LOCAL_DB, LOCAL_HALVES_DB = 5.4, 40.9, 5.5
+_STEP_DB = 0.1
+_ROUNDS_DOWN = 0.4  # of a stored value: less than a half, whatever the fixed-point scale rounds to
+# Where the carrier is cut, in its standard deviations; where the largest change is bound also the
+# largest level of the strength grid, and both for a second attempt.
+CREST, FLAT, FLATTEST = 1.6, (0.8, 2), (0.6, 1)
+# In a window of fewer stored values a grey level the bound alone is little: no level is spared.
+NARROW_STEP = 4.0
+# More contrast or brightness saturates what lies outside: such cells keep so much strength.
+SAFE, UNSAFE = (0.2, 0.78), 0.3
+SECOND_SOFTNESS = 2.2
+
+
+def budget_rms(psnr_db: float, share: float) -> float:
+    """Return the residual's rms over the frame, display values, if `share` of it carries."""
+    local = LOCAL_GREY * 2 ** ((LOCAL_DB - psnr_db) / LOCAL_HALVES_DB)
+    return float(min(10 ** (-psnr_db / 20), local / 256 * share**0.5))
+
+
+def resample(display: Float32, side: int) -> Float32:
+    """Return a picture as networks of that side see it, ``(side, side)``."""
+    shrinks = min(display.shape) >= side
+    small = cv2.resize(
+        display, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+    return np.asarray(small, np.float32)
+
+
+@dataclass(frozen=True)
+class Cover:
+    """A frame about to be marked, and how its own texture reads.
+
+    Attributes
+    ----------
+    small
+        As the networks see it.
+    display, stored
+        In full; of colour the sample that stands for luma.
+    step
+        Stored values in 1/256 of the window.
+    low, high
+        Stored values outside this range hardly change.
+    word
+        The code word to put in.
+    soft
+        Soft bits of the cover itself, times `word`.
+    blur
+        Sigmas, horizontal and vertical, through which it is looked at: what a 7 x 7 blur of the
+        full frame is here. Of the attacks the mark is made for, the one that takes most from a
+        small frame. None: as it is.
+    """
+
+    small: Float32
+    display: Float32
+    stored: Int32
+    step: float
+    low: int
+    high: int
+    word: Float32
+    soft: Float32
+    blur: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What E1 chose for a frame, and how it reads when scaled to a budget.
+
+    Attributes
+    ----------
+    shape
+        The residual before it is scaled, ``(rows, columns)``.
+    size
+        Its rms over the frame, as far as it shows.
+    share
+        Of the frame that carries.
+    gain
+        What a residual of rms 1 adds to each soft bit, times the code word.
+    shown
+        A residual of rms 1 as the networks see it.
+    tried
+        Rms of the one that `gain` was found with.
+    """
+
+    amplitudes: NDArray[np.int8]
+    strengths: NDArray[np.uint8]
+    carrier_scale: tuple[int, int]
+    shape: Int32
+    size: float
+    share: float
+    gain: Float32
+    shown: Float32
+    tried: float
+
+
+class Chooser:
+    """Chooses for one frame after another, with one engine.
+
+    Parameters
+    ----------
+    second
+        As `robust.RobustWatermark` takes it.
+    most_db
+        No mark is weaker than this PSNR.
+    """
+
+    def __init__(self, engine: RobustEngine, most_db: float, *, second: bool) -> None:
+        self._engine, self._most_db, self._second = engine, most_db, second
+
+    def cover(
+        self, host: Int32, display: Float32, small: Float32, step: float, low: int, high: int,
+        word: Float32,
+    ) -> Cover:  # fmt: skip
+        """Return a frame about to be marked with `word`; the rest as `robust.embed` takes it."""
+        room = int(EDGE_GREY_LEVELS * abs(step)) + 1
+        stored = host if host.ndim == 2 else np.ascontiguousarray(host[..., 1])
+        rows, columns = (BLUR_SIGMA_PX * self._engine.side / n for n in display.shape)
+        cover = Cover(small, display, stored, step, low + room, high - room, word, word,
+                       (columns, rows))  # fmt: skip
+        return replace(cover, soft=self._soft(small, cover))
+
+    def as_it_is(self, cover: Cover) -> Cover:
+        """Return a cover that is looked at without a blur."""
+        sharp = replace(cover, blur=None)
+        return replace(sharp, soft=self._soft(cover.small, sharp))
+
+    def _soft(self, picture: Float32, cover: Cover) -> Float32:
+        """Return the soft bits of a picture times the code word, seen as `cover` is."""
+        if cover.blur is not None:
+            columns, rows = cover.blur
+            picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), columns, sigmaY=rows))
+        soft: Float32 = self._engine.decode(picture[None, None].astype(np.float32))[0] * cover.word
+        return soft
+
+    def choose(self, cover: Cover, psnr_db: float, largest: int | None) -> Choice | None:
+        """Return what E1 chooses for a budget; None where it finds no room."""
+        rms = np.full((1, 1), budget_rms(psnr_db, 1.0), np.float32)
+        amplitudes, grids = self._engine.encode(
+            cover.small[None, None], cover.word[None], rms,
+            before=(cover.soft * cover.word)[None],
+            softness=SECOND_SOFTNESS if self._second and cover.blur is None else None,
+        )  # fmt: skip
+        grid = np.clip(grids[0], 0, 7).astype(np.uint8)
+        levels = np.clip(amplitudes[0], -31, 31).astype(np.int8)
+        if cover.step < 0:
+            levels = (-levels).astype(np.int8)
+        carrier = superpose(levels.astype(np.int32), self._engine.patterns)
+        crest, level = self.limits(cover.step, largest)
+        grid = np.minimum(midtones(grid, cover.small), level)
+        carrier_scale = synthesis.carrier_scale(carrier, crest)
+        shape = synthesis.residual_shape(carrier, grid, carrier_scale, *cover.display.shape)
+        seen, energy = visible(shape, cover.display, cover.stored, cover.low, cover.high)
+        size = float(np.sqrt(energy / seen.size))
+        if not grid.any() or size == 0.0:
+            return None
+        share = float(np.mean(grid > 0))
+        shown = resample(seen, self._engine.side) * np.float32(np.sign(cover.step) / size)
+        tried = np.float32(budget_rms(psnr_db, share))
+        soft = self._soft(np.clip(cover.small + tried * shown, 0, 1), cover)
+        gain = (soft - cover.soft) / tried
+        return Choice(levels, grid, carrier_scale, shape, size, share, gain, shown, float(tried))
+
+    def limits(self, step: float, largest: int | None) -> tuple[float, int]:
+        """Return where the carrier is cut, in its standard deviations, and the largest strength."""
+        if largest is None:
+            return CREST, 7
+        crest, level = FLATTEST if self._second else FLAT
+        return crest, 1 if abs(step) < NARROW_STEP else level
+
+    def least_enough(
+        self, cover: Cover, choice: Choice, worst_db: float, largest: int | None
+    ) -> tuple[float, float]:
+        """Return the least rms that is enough, and how well it reads through a blur.
+
+        Soft bits grow with the residual so evenly that two pictures tell all others (measured
+        between 48 and 40.9 dB). Enough is what agrees with the code word by `READS` through a
+        blur, and by `NOISY` through strong noise if that takes no more than `NOISE_DB`.
+        """
+        budgets = np.arange(self._most_db, worst_db - _STEP_DB / 2, -_STEP_DB)
+        rms = np.array([budget_rms(float(b), choice.share) for b in budgets], np.float32)
+        if largest is not None:
+            most = (largest + _ROUNDS_DOWN) / (256 * abs(cover.step))
+            rms = np.minimum(rms, most * choice.size / float(np.abs(choice.shape).max()))
+        reads = _agreement(cover.soft + rms[:, None] * choice.gain)
+        enough = reads >= READS
+        enough &= (budgets <= NOISE_DB) | (self._noisy(cover, choice, rms) >= NOISY)
+        best = int(np.argmax(enough)) if enough.any() else int(np.argmax(reads))
+        return float(rms[best]), float(reads[best])
+
+    def _noisy(self, cover: Cover, choice: Choice, rms: Float32) -> Float32:
+        """Return how marks of each rms agree with the code word through strong noise.
+
+        Of noise that hides the mark, signal over noise grows with the residual.
+        """
+        samples = cover.small.size
+        sigma = NOISE_SIGMA * min(1.0, (samples / cover.display.size) ** 0.5)
+        picture = cover.small + np.float32(choice.tried) * choice.shown
+        picture = np.clip(picture + np.float32(sigma) * _noise(cover.small.shape), 0, 1)
+        there = float(_agreement(self._engine.decode(picture[None, None])[0] * cover.word))
+        ratio = max(there, 0.0) / max(1 - there**2, 1e-6) ** 0.5 * rms / choice.tried
+        agreement: Float32 = ratio / np.sqrt(1 + ratio**2)
+        return agreement
+
+
+def _agreement(soft: Float32) -> Float32:
+    """Return the cosine between soft bits times the code word, ``(..., 160)``, and all ones."""
+    agreement: Float32 = soft.mean(axis=-1) / np.sqrt(np.mean(soft**2, axis=-1) + 1e-9)
+    return agreement
+
+
+def midtones(grid: NDArray[np.uint8], small: Float32) -> NDArray[np.uint8]:
+    """Return strengths that are less where brightening or more contrast would saturate a cell."""
+    inside = ((small > SAFE[0]) & (small < SAFE[1])).astype(np.float32)
+    share = cv2.resize(inside, grid.shape[::-1], interpolation=cv2.INTER_AREA)
+    spared = np.rint(grid * (UNSAFE + (1 - UNSAFE) * share))
+    return np.asarray(np.where(grid > 0, np.maximum(spared, 1), 0), np.uint8)
+
+
+@lru_cache(maxsize=2)
+def _noise(shape: tuple[int, int]) -> Float32:
+    """Return white noise of variance 1, always the same: marks are deterministic."""
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
