@@ -33,11 +33,9 @@ EDGE_GREY_LEVELS = 3  # nearer the ends of the stored range hardly anything is c
 LOCAL_GREY, LOCAL_DB, LOCAL_HALVES_DB = 5.4, 40.9, 5.5
 _STEP_DB = 0.1
 _ROUNDS_DOWN = 0.4  # of a stored value: less than a half, whatever the fixed-point scale rounds to
-# Where the carrier is cut, in its standard deviations; where the largest change is bound also the
-# largest level of the strength grid, and both for a second attempt.
-CREST, FLAT, FLATTEST = 1.6, (0.8, 2), (0.6, 1)
-# In a window of fewer stored values a grey level the bound alone is little: no level is spared.
-NARROW_STEP = 4.0
+# Where the carrier is cut, in its standard deviations; where the largest change is bound, which
+# leaves one strength for all that carries; and there, for a second attempt.
+CREST, FLAT, FLATTEST = 1.6, 0.8, 0.6
 # More contrast or brightness saturates what lies outside: such cells keep so much strength.
 SAFE, UNSAFE = (0.2, 0.78), 0.3
 SECOND_SOFTNESS = 2.2
@@ -176,7 +174,7 @@ class Chooser:
         if cover.step < 0:
             levels = (-levels).astype(np.int8)
         carrier = superpose(levels.astype(np.int32), self._engine.patterns)
-        crest, level = self.limits(cover.step, largest)
+        crest, level = self.limits(bound=largest is not None)
         grid = np.minimum(midtones(grid, cover.small), level)
         carrier_scale = synthesis.carrier_scale(carrier, crest)
         shape = synthesis.residual_shape(carrier, grid, carrier_scale, *cover.display.shape)
@@ -191,12 +189,11 @@ class Chooser:
         gain = (soft - cover.soft) / tried
         return Choice(levels, grid, carrier_scale, shape, size, share, gain, shown, float(tried))
 
-    def limits(self, step: float, largest: int | None) -> tuple[float, int]:
+    def limits(self, *, bound: bool) -> tuple[float, int]:
         """Return where the carrier is cut, in its standard deviations, and the largest strength."""
-        if largest is None:
+        if not bound:
             return CREST, 7
-        crest, level = FLATTEST if self._second else FLAT
-        return crest, 1 if abs(step) < NARROW_STEP else level
+        return (FLATTEST if self._second else FLAT), 1
 
     def least_enough(
         self, cover: Cover, choice: Choice, worst_db: float, largest: int | None

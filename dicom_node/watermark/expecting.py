@@ -45,6 +45,7 @@ _HASH_BITS = perceptual.BITS
 _KEYED_BITS = ecc.CODE_BITS - _HASH_BITS
 _TYPICAL, _SUREST = 3.0, 4.5  # log-likelihood ratios of a hash bit: median, and largest
 _FLOOR_PX, _FLOOR_PERCENT, _LEAST_FLOOR = 9, 2, 0.008
+_STEEPER = 1.5  # contrast
 _EVEN = 16  # guesses that are nearly equally likely
 _RADEMACHER = 3.18  # weighted sums of random signs against the normal distribution
 # Of each side of the median, the bits nearest to it that are exchanged: so many, so many at once.
@@ -147,6 +148,16 @@ def without_floor(display: Float32) -> Float32 | None:
         return None
     lowered: Float32 = np.clip((display - floor) / np.float32(1 - floor), 0, 1)
     return lowered
+
+
+def brighter(display: Float32) -> tuple[Float32, Float32]:
+    """Return what a picture may have been before its dark parts were lost.
+
+    By a gamma of 2, and by half as much contrast again about the middle, which clips the darkest
+    sixth. Either turns hash bits over by what it takes from the dark.
+    """
+    steeper = np.where(display > 0, 0.5 + (display - 0.5) / _STEEPER, 0)
+    return np.sqrt(display, dtype=np.float32), np.asarray(steeper, np.float32)
 
 
 def nearest_first(known: Bytes, own: Bytes) -> Bytes:

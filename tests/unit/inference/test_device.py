@@ -166,7 +166,7 @@ class Real:
         self.psnr_db = 43.0
         self.largest = largest
         self.softness = SECOND_SOFTNESS if second and not blurred else None
-        self.crest, most = self.chooser.limits(step, largest)
+        self.crest, most = self.chooser.limits(bound=largest is not None)
         grid = ENGINE.strengths(small[None, None])[0].clip(0, 7).astype(np.uint8)
         self.strengths = np.minimum(midtones(grid, small), most).astype(np.int32)
 
@@ -188,8 +188,7 @@ REAL = {
     f"{path.stem} {'blurred' if blurred else 'as it is'}": (path, blurred)
     for path in GREY for blurred in (True, False)
 } | {
-    "bound, narrow": (GREY[0], True, BOUND),
-    "bound, wide": (GREY[2], True, BOUND),
+    "bound": (GREY[0], True, BOUND),
     "again": (GREY[2], False, None, True),
     "bound, again": (GREY[1], False, BOUND, True),
 }  # fmt: skip
