@@ -2,7 +2,7 @@
 
 The residual that is added is rebuilt from the integers of the record alone, by the arithmetic of
 `watermark.synthesis`, to the last bit; how those integers were chosen is rounded as the device
-likes, and by rules that the caller hands in (`watermark.robust`: strengths, crest, softness). The
+likes, and by rules that the caller hands in (`watermark.choosing`: strengths, crest, softness). The
 graphs have no weights and go with any model of this shape. They run in ONNX Runtime and compile in
 TensorRT; no GPU has run them, and the node does not call them yet (docs/DESIGN.md).
 """

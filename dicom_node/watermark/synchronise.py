@@ -51,7 +51,7 @@ _BORDERED = -0.47  # a frame of 0.63 of the picture's side
 _STRETCHES = (-0.018, 0.018, -0.036, 0.036, -0.054, 0.054)  # logs of columns over rows, halved
 _ASPECTS = (4 / 3, 3 / 4, 5 / 4, 4 / 5, 3 / 2, 2 / 3)  # columns over rows
 _TURNS = [0.75 * n for n in range(1, 60)]  # degrees
-_ALL, _MANY, _FEW = 160, 96, 48  # patterns asked: the evidence falls with the root
+_ALL, _FEW = 160, 48  # patterns asked: the evidence falls with the root
 
 
 @dataclass(frozen=True)
