@@ -129,12 +129,10 @@ class Chooser:
     ----------
     second
         As `robust.RobustWatermark` takes it.
-    most_db
-        No mark is weaker than this PSNR.
     """
 
-    def __init__(self, engine: RobustEngine, most_db: float, *, second: bool) -> None:
-        self._engine, self._most_db, self._second = engine, most_db, second
+    def __init__(self, engine: RobustEngine, *, second: bool) -> None:
+        self._engine, self._second = engine, second
 
     def cover(
         self, host: Int32, display: Float32, small: Float32, step: float, low: int, high: int,
@@ -196,7 +194,7 @@ class Chooser:
         return (FLATTEST if self._second else FLAT), 1
 
     def least_enough(
-        self, cover: Cover, choice: Choice, worst_db: float, largest: int | None
+        self, cover: Cover, choice: Choice, most_db: float, worst_db: float, largest: int | None
     ) -> tuple[float, float]:
         """Return the least rms that is enough, and how well it reads through a blur.
 
@@ -204,7 +202,7 @@ class Chooser:
         between 48 and 40.9 dB). Enough is what agrees with the code word by `READS` through a
         blur, and by `NOISY` through strong noise if that takes no more than `NOISE_DB`.
         """
-        budgets = np.arange(self._most_db, worst_db - _STEP_DB / 2, -_STEP_DB)
+        budgets = np.arange(most_db, worst_db - _STEP_DB / 2, -_STEP_DB)
         rms = np.array([budget_rms(float(b), choice.share) for b in budgets], np.float32)
         if largest is not None:
             most = (largest + _ROUNDS_DOWN) / (256 * abs(cover.step))

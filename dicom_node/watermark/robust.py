@@ -85,7 +85,7 @@ class RobustWatermark:
         self.second = second
         self.engine = engine
         self.most_db, self._least_db = PROFILES[profile]
-        self._chooser = Chooser(engine, self.most_db, second=second)
+        self._chooser = Chooser(engine, second=second)
 
     def embed(
         self, host: Int32, display: Float32, *, step: float, low: int, high: int,
@@ -124,12 +124,12 @@ class RobustWatermark:
         chosen = chooser.choose(cover, (self.most_db + worst_db) / 2, largest)
         if chosen is None:
             return RobustMark(host, message, None, "the frame is flat or saturated throughout")
-        rms, reads = chooser.least_enough(cover, chosen, worst_db, largest)
+        rms, reads = chooser.least_enough(cover, chosen, self.most_db, worst_db, largest)
         if reads < HARDLY:
             # No strength survives a blur: all there is goes into reading as it is.
             cover = chooser.as_it_is(cover)
             chosen = chooser.choose(cover, worst_db, largest) or chosen
-            rms, reads = chooser.least_enough(cover, chosen, worst_db, largest)
+            rms, reads = chooser.least_enough(cover, chosen, self.most_db, worst_db, largest)
         scale = synthesis.fixed_point(rms * 256 * abs(step) / chosen.size)
         delta = synthesis.scale(chosen.shape, *scale)
         marked, exceptions = synthesis.apply(host, delta, low, high, padding)

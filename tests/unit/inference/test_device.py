@@ -155,7 +155,7 @@ class Real:
             self.host = np.ascontiguousarray(robust_part(frame, instance))
             self.bounds = bounds_of(instance)
             step = shown.step(0) * polarity(self.host, self.display)
-        self.chooser = Chooser(ENGINE, 47.5, second=second)
+        self.chooser = Chooser(ENGINE, second=second)
         small = resample(self.display, ENGINE.side)
         self.word = np.sign(np.random.default_rng(7).normal(size=160)).astype(np.float32)
         self.cover: Cover = self.chooser.cover(
