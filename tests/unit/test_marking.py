@@ -414,7 +414,8 @@ folder, one, many = map(Path, sys.argv[1:])
 ring = KeyRing.open(folder / "keys", owner="TEST", create=True)
 marker = Marker(WatermarkConfig(), ring, open_engine("onnx"))
 # Which frames are read back by the second network depends on the key: have it from the start.
-RobustWatermark(open_engine("onnx")).detect(np.zeros((256, 256), np.float32), [ring.current], weak=True)
+flat = np.zeros((256, 256), np.float32)
+RobustWatermark(open_engine("onnx")).detect(flat, [ring.current], weak=True)
 peak = []
 for path in (one, many):
     outcome = marker.mark(path, folder / "out.dcm", marked_at=datetime(2026, 11, 21, tzinfo=UTC))
