@@ -38,7 +38,7 @@ Float32 = NDArray[np.float32]
 UInt64 = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
 
-MESSAGES = 4096
+MESSAGES, MANY = 4096, 16_384  # guesses: as a rule, and as a last resort
 _FALSE_ACCEPT_BITS = 32
 _NEAR_MISS_BITS = 10  # as rarely is a wrong guess taken where our key wrote another message
 _HASH_BITS = perceptual.BITS
@@ -50,6 +50,7 @@ _EVEN = 16  # guesses that are nearly equally likely
 _RADEMACHER = 3.18  # weighted sums of random signs against the normal distribution
 # Of each side of the median, the bits nearest to it that are exchanged: so many, so many at once.
 _EXCHANGED = ((1, 32), (2, 14), (3, 9), (4, 7))
+_EXCHANGED_OF_MANY = ((1, 32), (2, 22), (3, 13), (4, 9))
 
 
 class Expected(NamedTuple):
@@ -104,7 +105,7 @@ def hashes(display: Float32, most: int = MESSAGES) -> Bytes:
     sides = [order[above[order] > 0], order[above[order] <= 0]]
     own = int(np.bitwise_or.reduce(bit[above > 0], initial=np.uint64(0)))
     turned, costs = [np.zeros(1, np.uint64)], [np.zeros(1)]
-    for at_once, nearest in _EXCHANGED:
+    for at_once, nearest in _EXCHANGED if most <= MESSAGES else _EXCHANGED_OF_MANY:
         (some, prices), (others, theirs) = (
             _sets(bit[side], np.abs(above[side]), at_once, nearest) for side in sides
         )

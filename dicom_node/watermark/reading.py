@@ -4,12 +4,12 @@ Five ways, each dearer than the one before. *Read*: the soft bits are decoded, a
 whether the message is ours. *Recognised*: the message that this picture would have is looked for in
 them (:mod:`expecting`). *Informed*: they are decoded together with what the picture says of its own
 hash. *Known*: messages that somebody remembers are looked for. *Deep*: soft bits are decoded among
-more words.
+more words, then more guesses are looked for.
 
 A wrong word passes as ours once in 2**32 attempts: four each time that soft bits are read, informed
-or not, one for all guesses when they are recognised or compared, four more of the deepest. Eight
+or not, one for all guesses when they are recognised or compared, five more of the deepest. Eight
 poses, read by D1 and by the second reader, the upright one also taken for a picture that was
-darkened in one of two ways, come to 134 attempts at most: less than 3.2e-8 a picture and key.
+darkened in one of two ways, come to 135 attempts at most: less than 3.2e-8 a picture and key.
 """
 
 from __future__ import annotations
@@ -180,6 +180,22 @@ def read_weak(
     if not found.decoded and known is not None and len(known):
         found = recognise(soft, expecting.nearest_first(known, guesses[0]), keys, pose)
     return found
+
+
+def read_deepest(
+    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose
+) -> Detection:
+    """Return what soft bits say among more words, and more guesses, than anything before asked.
+
+    Parameters
+    ----------
+    soft, frame
+        As `read_weak` takes them.
+    """
+    found = read(soft, keys, pose, order=DEEP)
+    if found.decoded:
+        return found
+    return recognise(soft, expecting.hashes(frame, expecting.MANY), keys, pose)
 
 
 def tag(hashed: bytes, key: RobustKey) -> bytes:

@@ -213,7 +213,7 @@ class RobustWatermark:
             if found.decoded:
                 return found
         best = int(np.argmax(_evenness(np.stack(looked))))
-        return reading.read(looked[best], keys, poses[best], order=reading.DEEP)
+        return reading.read_deepest(looked[best], poses[best].upright(picture), keys, poses[best])
 
     def resample(self, display: Float32, side: int | None = None) -> Float32:
         """Return the frame as the networks see it, ``(side, side)``; D1's side if none is given."""

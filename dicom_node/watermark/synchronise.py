@@ -5,8 +5,8 @@ themselves are looked for (see :mod:`fourier`). Cheap and likely geometry comes 
 like a mark is moved into place by small steps, and decoded if it then looks even more like one.
 
 Only a valid tag, or the message the frame would have, counts as found. A search decodes at most
-`MOST_DECODES` places beside the eight plain poses, each in up to 25 ways that a wrong word
-passes once in 2**32: less than 2.2e-7 false accepts a picture and key at worst, the plain poses
+`MOST_DECODES` places beside the eight plain poses, each in up to 26 ways that a wrong word
+passes once in 2**32: less than 2.3e-7 false accepts a picture and key at worst, the plain poses
 included.
 """
 
@@ -24,11 +24,10 @@ from dicom_node.watermark.alignment import Tools, View, tools_of
 from dicom_node.watermark.fourier import ANGLES, chance, enlarged
 from dicom_node.watermark.placement import Placement, borderless
 from dicom_node.watermark.reading import (
-    DEEP,
     Detection,
     Hashes,
     RobustKey,
-    read,
+    read_deepest,
     read_weak,
 )
 from dicom_node.watermark.robust import RobustWatermark
@@ -222,7 +221,7 @@ class _Search:
         told = place.told(self._view.shape)
         picture = self._view.frame(place, self._tools.seen_side)
         found = read_weak(soft, picture, self._keys, told, self._known)
-        return found if found.decoded else read(soft, self._keys, told, order=DEEP)
+        return found if found.decoded else read_deepest(soft, picture, self._keys, told)
 
 
 def held(shape: tuple[int, ...]) -> Iterator[Placement]:
