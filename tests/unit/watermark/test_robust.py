@@ -11,9 +11,9 @@ import pytest
 
 from dicom_node.errors import WatermarkError
 from dicom_node.inference import open_engine
-from dicom_node.watermark import perceptual, quality
+from dicom_node.watermark import choosing, perceptual, quality
 from dicom_node.watermark.assured import must_be_recognised
-from dicom_node.watermark.choosing import BLUR_SIGMA_PX, HARDLY, NOISE_DB, READS
+from dicom_node.watermark.choosing import BLUR_SIGMA_PX, HARDLY, NOISE_DB, READS, is_smooth
 from dicom_node.watermark.robust import DIHEDRAL, Pose, RobustWatermark, code_word, remove
 
 
@@ -137,6 +137,22 @@ def test_a_bound_on_the_largest_change_is_kept(
         assert np.abs(mark.marked - frame.astype(np.int32) * 16).max() <= 73
         read += watermark.detect(_display(mark.marked / 16), [key], weak=True).decoded
     assert read >= len(frames) - 1
+
+
+def test_a_smooth_frame_gets_less_for_the_sake_of_noise(
+    watermark: RobustWatermark, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, key, weaker = np.random.default_rng(5), Key(b"k"), 0
+    for frame in frames:
+        smooth = cv2.GaussianBlur(frame, (0, 0), 10)
+        noisy = np.clip(smooth + rng.normal(0, 6, frame.shape), 0, 255).astype(np.uint8)
+        assert is_smooth(watermark.resample(_display(smooth)))
+        assert not is_smooth(watermark.resample(_display(noisy)))
+        as_it_is = _embed(watermark, smooth, key)
+        monkeypatch.setattr(choosing, "NOISE_SMOOTH_DB", NOISE_DB)
+        weaker += as_it_is.mse < 0.9 * _embed(watermark, smooth, key).mse
+        monkeypatch.undo()
+    assert weaker >= 1
 
 
 def test_a_frame_that_no_strength_carries_through_a_blur_is_marked_to_be_read_as_it_is(

@@ -12,11 +12,11 @@ import pytest
 
 from dicom_node.inference import open_engine
 from dicom_node.watermark import synchronise
-from dicom_node.watermark.alignment import Tools, tools_of
+from dicom_node.watermark.alignment import Tools, View, tools_of
 from dicom_node.watermark.fourier import ANGLES, ShiftBank, TurnBank, chance, enlarged, evidence
 from dicom_node.watermark.placement import Placement, as_seen, borderless, cut, inside
 from dicom_node.watermark.robust import Detection, RobustWatermark
-from dicom_node.watermark.synchronise import find
+from dicom_node.watermark.synchronise import find, held
 
 Picture = np.ndarray
 
@@ -244,6 +244,32 @@ def test_a_whole_frame_is_seen_as_the_plain_path_sees_it(watermark: RobustWaterm
     picture = cv2.GaussianBlur(np.random.default_rng(2).random((256, 256), np.float32), (0, 0), 2)
     seen = as_seen(picture, Placement.whole(picture.shape), 128)
     np.testing.assert_allclose(seen, watermark.resample(picture), atol=1e-5)
+
+
+@pytest.mark.parametrize("degrees", [45.0, -45.0, 20.0, 200.0])
+def test_a_frame_of_a_usual_aspect_is_looked_for_as_its_canvas_holds_it(degrees: float) -> None:
+    canvas = turned(np.zeros((240, 320), np.uint8), degrees, whole=True)
+    places = [place for place in held(canvas.shape) if place.columns > place.rows]
+    apart = [
+        (abs((place.rotation_deg - degrees + 180) % 360 - 180), abs(place.columns - 320))
+        for place in places
+    ]
+    assert any(angle < 0.5 and columns < 2 for angle, columns in apart)
+
+
+def test_a_place_borrows_what_its_neighbour_was_whitened_to(
+    tools: Tools, marked: list[tuple[Picture, bytes]]
+) -> None:
+    whole = Placement.whole((256, 256))
+    beside = whole.changed(0.5, 0.02, 0.0).moved(0.7, -0.4, tools.side)
+    for picture, _ in marked:
+        lent, own = View(_display(picture), tools), View(_display(picture), tools)
+        lent.whitened(whole)
+        borrowed, anew = lent.whitened(beside), own.whitened(beside)
+        assert not np.array_equal(borrowed, anew)
+        assert np.corrcoef(borrowed.ravel(), anew.ravel())[0, 1] > 0.85
+        mirrored = Placement.whole((256, 256), flip=True)
+        np.testing.assert_array_equal(lent.whitened(mirrored), own.whitened(mirrored))
 
 
 def test_samples_outside_the_picture_are_known() -> None:
