@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from peer_tools import missing
 
 from dicom_node.config import WatermarkConfig
 from dicom_node.inference import open_engine
@@ -38,5 +39,5 @@ def shared() -> Path:
     root = Path(__file__).resolve().parents[2] / "shared"
     folder = Path(os.environ.get("DICOM_NODE_SHARED", root)) / "data"
     if not (folder / "MANIFEST.csv").is_file():
-        pytest.skip(f"REAL DATA MISSING: no {folder}/MANIFEST.csv; set DICOM_NODE_SHARED")
+        missing(f"REAL DATA MISSING: no {folder}/MANIFEST.csv; set DICOM_NODE_SHARED")
     return folder

@@ -9,6 +9,7 @@ import time
 import harness
 import pytest
 from harness import ct
+from peer_tools import missing
 from pydicom.uid import generate_uid
 
 from dicom_node.inference import open_engine
@@ -24,13 +25,13 @@ def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     if os.geteuid() != 0:
-        pytest.skip("a file system of its own needs root: the full-disk test did not run")
+        missing("a file system of its own needs root: the full-disk test did not run")
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr}")
+        missing(f"no tmpfs can be mounted here: {mounted.stderr}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dicom_objects import Making
+from peer_tools import needed
 
 from dicom_node.keys import KeyRing
 
@@ -44,9 +44,7 @@ def dcmtk() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs a DCMTK (or dicom3tools) program."""
 
     def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        if shutil.which(tool) is None:
-            pytest.skip(f"PEER MISSING: {tool} is not installed")
-        command = [tool, *map(str, arguments)]
+        command = [needed(tool), *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     return run

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from peer_tools import missing
 
 from dicom_node.config import SpoolConfig
 from dicom_node.errors import SpoolFull
@@ -24,13 +25,13 @@ _BLOCK = 4096
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 32 MiB of its own."""
     if os.geteuid() != 0:
-        pytest.skip("a file system of its own needs root: the full-disk tests did not run")
+        missing("a file system of its own needs root: the full-disk tests did not run")
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(tmp_path)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr}")
+        missing(f"no tmpfs can be mounted here: {mounted.stderr}")
     yield tmp_path
     subprocess.run(["umount", "-l", str(tmp_path)], check=False)
 
