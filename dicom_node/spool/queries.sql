@@ -113,7 +113,7 @@ SELECT sum(jobs) FROM tally WHERE state IN ('received', 'marking', 'marked', 'he
 
 -- same_uid --
 -- Earlier jobs under this SOP Instance UID, newest first.
-SELECT id, state, digest, transfer_syntax_uid, marked_at, key_id FROM job
+SELECT id, name, state, size, digest, transfer_syntax_uid, marked_at, key_id, result_name FROM job
  WHERE sop_instance_uid = :sop_instance_uid AND state <> 'dropped' ORDER BY id DESC LIMIT 100;
 
 -- add_job --
@@ -128,6 +128,27 @@ VALUES (:name, :state, :size, :digest, :sop_class_uid, :sop_instance_uid, :trans
 -- coalesce --
 -- The same bytes came again while the first are still on their way.
 UPDATE job SET coalesced = coalesced + 1, updated_at = :now WHERE id = :id;
+
+-- take_in --
+-- The same bytes came again and lie where the first were lost.
+UPDATE job SET size = :size, coalesced = coalesced + 1, updated_at = :now WHERE id = :id;
+
+-- mark_anew --
+-- To the mark workers again, whatever became of its result: time and key give the same bytes. The
+-- digest stays, to be compared with.
+UPDATE job SET state = 'received', reason = :reason, due_at = :now, worker = '', lease_until = 0,
+               result_name = NULL, result_size = NULL, result_syntax_uid = NULL, updated_at = :now
+ WHERE id = :id AND result_name IS :result_name
+   AND state IN ('received', 'marking', 'marked', 'held')
+RETURNING id;
+
+-- forget_deliveries --
+-- Queued again with the new result; who has had it is not asked twice.
+DELETE FROM delivery WHERE job_id = :job_id AND state <> 'delivered';
+
+-- resume_job --
+-- What held it is over.
+UPDATE job SET state = 'marked', reason = '', updated_at = :now WHERE id = :id AND state = 'held';
 
 -- due_job --
 -- Is there anything for a mark worker? (asked without a write lock)
@@ -183,7 +204,8 @@ UPDATE job SET state = :state, reason = :reason, due_at = :due_at, attempts = at
  WHERE id = :id AND state = 'marking' AND worker = :worker AND attempts = :attempts RETURNING id;
 
 -- finish_job --
--- A worker has the result on disk; deliveries follow in the same transaction.
+-- A worker has the result on disk; deliveries follow in the same transaction. Marked anew after some
+-- destination had it, it has to equal what that one has.
 UPDATE job SET state = 'marked', action = :action, reason = :reason, key_id = :key_id,
                result_name = :result_name, result_size = :result_size,
                result_digest = :result_digest, result_syntax_uid = :result_syntax_uid,
@@ -191,10 +213,12 @@ UPDATE job SET state = 'marked', action = :action, reason = :reason, key_id = :k
                study_instance_uid = :study_instance_uid,
                series_instance_uid = :series_instance_uid,
                differs_from_repeat = coalesce((SELECT first.result_digest <> :result_digest
-                                                 FROM job AS first WHERE first.id = job.repeat_of), 0),
+                                                 FROM job AS first WHERE first.id = job.repeat_of), 0)
+                   OR (coalesce(result_digest, :result_digest) <> :result_digest
+                       AND EXISTS (SELECT 1 FROM delivery WHERE job_id = :id AND state = 'delivered')),
                worker = '', lease_until = 0, updated_at = :now
  WHERE id = :id AND state = 'marking' AND worker = :worker AND attempts = :attempts
-RETURNING differs_from_repeat, repeat_of;
+RETURNING differs_from_repeat, coalesce(repeat_of, id) AS first;
 
 -- hold_repeat --
 -- A second version of what was delivered: neither the job nor its deliveries go on by themselves.
@@ -306,7 +330,7 @@ SELECT * FROM job
 
 -- open_jobs --
 -- Jobs whose files must exist.
-SELECT id, state, name, result_name FROM job
+SELECT id, state, name, size, result_name FROM job
  WHERE state IN ('received', 'marking', 'marked', 'held', 'rejected');
 
 -- hold_lost --
@@ -329,9 +353,10 @@ UPDATE delivery SET due_at = :now, updated_at = :now WHERE job_id = :job_id AND 
 RETURNING destination;
 
 -- release_deliveries --
--- Held deliveries go back to their queues.
+-- Held deliveries go back to their queues; NULL means whatever held them.
 UPDATE delivery SET state = 'waiting', due_at = :now, reason = '', status = NULL, updated_at = :now
- WHERE job_id = :job_id AND state = 'held' RETURNING destination;
+ WHERE job_id = :job_id AND state = 'held' AND (:reason IS NULL OR reason = :reason)
+RETURNING destination;
 
 -- release_job --
 -- A held or rejected job comes back: to its deliveries if it has any, else to the mark workers.

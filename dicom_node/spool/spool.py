@@ -74,15 +74,23 @@ class Spool(DeliveryQueue):
     def release(self, job_id: int) -> bool:
         """Bring a held or rejected job, or its held deliveries, back; False if there is none.
 
-        A job whose file is missing stays held.
+        A job whose result is missing is marked anew; one whose received file is missing as well
+        stays held until the instance is sent again.
         """
-        job = self.job(job_id)
-        if job is None or not (job.result or job.path).exists():
+        row = self._journal.row("job", id=job_id)
+        if row is None:
+            return False
+        if self._lacks_result(row):
+            return self._files.received(row["name"]).exists() and self._requeue_lost(row)
+        if not row["result_name"] and not self._files.received(row["name"]).exists():
             return False
         with self._journal.transaction() as journal:
             now = self._clock()
-            deliveries = journal.rows("release_deliveries", job_id=job_id, now=now)
+            deliveries = journal.rows("release_deliveries", job_id=job_id, reason=None, now=now)
             jobs = journal.rows("release_job", id=job_id, now=now)
+            settled = journal.row("settle_job", id=job_id, now=now)
+        if settled:
+            self._remove_files_of(settled)
         marking = [MARK for row in jobs if row["state"] == "received"]
         self._ring(*marking, *(forward_channel(row["destination"]) for row in deliveries))
         return bool(jobs or deliveries)
