@@ -72,6 +72,7 @@ def serve(config: Config, *, only: str | None = None, announce: Callable[[str], 
             environment=environment(),
             shutdown_timeout_s=config.node.shutdown_timeout_s + 5.0,
             on_death=lambda: _reclaim(spool),
+            on_kill=lambda: _reclaim(spool, drained=True),
             on_ready=ready,
         )
         _enter(config, "start", only)
@@ -244,10 +245,10 @@ def _first_start_keys(config: Config) -> None:
         )
 
 
-def _reclaim(spool: Spool) -> None:
+def _reclaim(spool: Spool, *, drained: bool = False) -> None:
     """Free what a dead process held; idle processes do the same if it cannot be done now."""
     try:
-        found = spool.reclaim()
+        found = spool.reclaim(drained=drained)
     except SpoolError as error:
         _log.error("claims_not_requeued", reason=str(error))
         return

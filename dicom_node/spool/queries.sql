@@ -192,6 +192,12 @@ UPDATE job SET crashes = crashes + 1, worker = '', lease_until = 0, updated_at =
  WHERE id = :id AND state = 'marking' AND worker = :worker
 RETURNING state, reason;
 
+-- job_drained --
+-- The node stopped and could not wait for it: due as before, neither crash nor attempt counts.
+UPDATE job SET state = 'received', worker = '', lease_until = 0, attempts = attempts - 1,
+               reason = 'the node was stopped while marking it', updated_at = :now
+ WHERE id = :id AND state = 'marking' AND worker = :worker RETURNING state;
+
 -- renew_job --
 -- A worker still has the job in hand.
 UPDATE job SET lease_until = :lease_until

@@ -55,16 +55,19 @@ class RecoverableSpool(Intake):
             reclaimed.removed_files + removed,
         )
 
-    def reclaim(self) -> Recovery:
-        """Requeue what processes that have ended still hold; sweep their temporary files."""
+    def reclaim(self, *, drained: bool = False) -> Recovery:
+        """Requeue what processes that have ended still hold; sweep their temporary files.
+
+        `drained`: they were killed because the node stops; no instance is to blame for that.
+        """
         self._reclaimed = time.monotonic()
         removed = self._files.sweep_dead()
-        requeued, held, destinations = self._requeue_claims_of_the_dead()
+        requeued, held, destinations = self._requeue_claims_of_the_dead(drained)
         self._ring(*[MARK] * requeued, *map(forward_channel, destinations))
         return Recovery(requeued, len(destinations), held, removed)
 
     @on_a_full_disk
-    def _requeue_claims_of_the_dead(self) -> tuple[int, int, list[str]]:
+    def _requeue_claims_of_the_dead(self, drained: bool) -> tuple[int, int, list[str]]:
         """Return how many jobs were requeued, how many held, and whose deliveries were requeued."""
         now = self._clock()
         dead_jobs = self._dead(self._journal.rows("marking_workers"))
@@ -74,7 +77,8 @@ class RecoverableSpool(Intake):
         if dead_jobs or dead_deliveries:
             with self._journal.transaction():
                 for row in dead_jobs:
-                    state = self._job_crashed(row["id"], row["worker"], now)
+                    ended = self._job_drained if drained else self._job_crashed
+                    state = ended(row["id"], row["worker"], now)
                     requeued += state == "received"
                     held += state == "held"
                 for row in dead_deliveries:
@@ -96,6 +100,10 @@ class RecoverableSpool(Intake):
         )
         if row and row["state"] == "held":
             tell(self._journal, "held", job_id, now, reason=row["reason"])
+        return str(row["state"]) if row else ""
+
+    def _job_drained(self, job_id: int, worker: str, now: float) -> str:
+        row = self._journal.row("job_drained", id=job_id, worker=worker, now=now)
         return str(row["state"]) if row else ""
 
     def _delivery_crashed(self, delivery_id: int, worker: str, now: float) -> list[str]:
