@@ -109,9 +109,10 @@ class Intake(LostFiles):
         Returns
         -------
         Receipt
-            Undelivered jobs absorb a second arrival of the same bytes (`duplicate_of`), in the place
-            of the first where that is lost (`restored`); after delivery the same bytes are a new job that repeats the first one's marking
-            (`repeat_of`); other bytes under the same UID are a job of their own (`conflicts_with`).
+            Undelivered jobs absorb a second arrival of the same bytes (`duplicate_of`), as their
+            own if the first was lost (`restored`); after delivery the same bytes are a new job that
+            repeats the first one's marking (`repeat_of`); other bytes under the same UID are a job
+            of their own (`conflicts_with`).
 
         Raises
         ------

@@ -17,7 +17,7 @@ class LostFiles(Outbox):
 
     def _holds_source(self, row: sqlite3.Row) -> bool:
         """Whether a job's received file is there in its full size: cheap enough for a lock."""
-        return self._files.size_of(self._files.received(row["name"])) == row["size"]
+        return self._files.size_of(self._files.received(row["name"])) == int(row["size"])
 
     def _lacks_result(self, row: sqlite3.Row) -> bool:
         name = row["result_name"]

@@ -30,8 +30,9 @@ class Receipt:
     """What `Spool.receive` promises: the instance is durable as job `job_id`.
 
     `duplicate_of` is the undelivered job with the same bytes that this one was merged into (then it
-    equals `job_id`), `restored` says that it took the place of that job's lost file; `repeat_of` the delivered job with the same bytes; `conflicts_with` the latest
-    job with *other* bytes under the same SOP Instance UID.
+    equals `job_id`), `restored` says that it took the place of that job's lost file; `repeat_of`
+    the delivered job with the same bytes; `conflicts_with` the latest job with *other* bytes under
+    the same SOP Instance UID.
     """
 
     job_id: int

@@ -36,7 +36,7 @@ class RecoverableSpool(Intake):
         self._reserve.keep(self._files.scratch)
         orphans = self._files.orphans()
         # Asked after the list was made: whoever made these files can add no more rows.
-        named = set()
+        named: set[Path | None] = set()
         held = anew = 0
         for row in self._journal.rows("open_jobs"):
             received, marked = self._files_of(row)
