@@ -17,6 +17,7 @@ import structlog
 from dicom_node.config import Config, environment
 from dicom_node.errors import AuditError, ConfigError, KeyRingError, SpoolError
 from dicom_node.spool import Spool
+from dicom_node.spool.destinations import NOT_NAMED
 from dicom_node.supervisor import Role, StopEvent, Supervisor, notify_systemd
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def serve(config: Config, *, only: str | None = None, announce: Callable[[str], 
             removed_files=found.removed_files,
             backlog=spool.backlog(),
         )
+        _hold_unknown(config, spool)
 
         def ready() -> None:
             announce(readiness_line(config, roles))
@@ -243,6 +245,20 @@ def _first_start_keys(config: Config) -> None:
             f" {ring.current.owner!r}'s, and the marks name the key's owner; set watermark.owner ="
             f" {ring.current.owner!r}, or make a key for the new owner: `dicom-node keys rotate`"
         )
+
+
+def _hold_unknown(config: Config, spool: Spool) -> None:
+    """Say what waits for a destination that is not configured; it is held, so that it shows."""
+    try:
+        found = spool.hold_unknown([destination.name for destination in config.destination])
+    except SpoolError as error:
+        _log.error("unknown_destinations_not_held", reason=str(error))
+        return
+    for name, count in found.items():
+        _log.error(
+            "destination_unknown", destination=name, deliveries=count,
+            reason=NOT_NAMED.format(name=name),
+        )  # fmt: skip
 
 
 def _reclaim(spool: Spool, *, drained: bool = False) -> None:

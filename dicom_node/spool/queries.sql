@@ -307,6 +307,26 @@ UPDATE delivery SET state = :state, reason = :reason, status = :status, due_at =
                     attempts = attempts - :refund, worker = '', lease_until = 0, updated_at = :now
  WHERE id = :id AND state = 'sending' AND worker = :worker AND attempts = :attempts RETURNING job_id;
 
+-- open_deliveries --
+-- How many instances each destination has yet to get, held ones as well.
+SELECT destination, count(*) FROM delivery WHERE state IN ('waiting', 'sending', 'held')
+ GROUP BY destination;
+
+-- hold_unknown --
+-- No forwarder will ever claim these. Some at a time: others write in between.
+UPDATE delivery SET state = 'held', reason = :reason, updated_at = :now
+ WHERE id IN (SELECT id FROM delivery WHERE destination = :destination AND state = 'waiting'
+               LIMIT :limit)
+RETURNING job_id;
+
+-- held_destinations --
+-- Whom a job is held for.
+SELECT destination FROM delivery WHERE job_id = :job_id AND state = 'held';
+
+-- forget_held_delivery --
+-- Another destination gets it instead.
+DELETE FROM delivery WHERE job_id = :job_id AND destination = :destination AND state = 'held';
+
 -- settle_job --
 -- A job ends with its last open delivery: held if one is held, else delivered.
 UPDATE job SET state = (CASE
