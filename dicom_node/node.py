@@ -17,6 +17,7 @@ import structlog
 from dicom_node.config import Config, environment
 from dicom_node.errors import AuditError, ConfigError, KeyRingError, SpoolError
 from dicom_node.spool import Spool
+from dicom_node.spool.destinations import NOT_NAMED
 from dicom_node.supervisor import Role, StopEvent, Supervisor, notify_systemd
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def serve(config: Config, *, only: str | None = None, announce: Callable[[str], 
             removed_files=found.removed_files,
             backlog=spool.backlog(),
         )
+        _hold_unknown(config, spool)
 
         def ready() -> None:
             announce(readiness_line(config, roles))
@@ -72,6 +74,7 @@ def serve(config: Config, *, only: str | None = None, announce: Callable[[str], 
             environment=environment(),
             shutdown_timeout_s=config.node.shutdown_timeout_s + 5.0,
             on_death=lambda: _reclaim(spool),
+            on_kill=lambda: _reclaim(spool, drained=True),
             on_ready=ready,
         )
         _enter(config, "start", only)
@@ -244,10 +247,24 @@ def _first_start_keys(config: Config) -> None:
         )
 
 
-def _reclaim(spool: Spool) -> None:
+def _hold_unknown(config: Config, spool: Spool) -> None:
+    """Say what waits for a destination that is not configured; it is held, so that it shows."""
+    try:
+        found = spool.hold_unknown([destination.name for destination in config.destination])
+    except SpoolError as error:
+        _log.error("unknown_destinations_not_held", reason=str(error))
+        return
+    for name, count in found.items():
+        _log.error(
+            "destination_unknown", destination=name, deliveries=count,
+            reason=NOT_NAMED.format(name=name),
+        )  # fmt: skip
+
+
+def _reclaim(spool: Spool, *, drained: bool = False) -> None:
     """Free what a dead process held; idle processes do the same if it cannot be done now."""
     try:
-        found = spool.reclaim()
+        found = spool.reclaim(drained=drained)
     except SpoolError as error:
         _log.error("claims_not_requeued", reason=str(error))
         return

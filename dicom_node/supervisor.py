@@ -88,6 +88,9 @@ class Supervisor:
         How long a drain may take before what is left is killed.
     on_death
         Called after a child ended unasked, before it is started again.
+    on_kill
+        Called once, after a drain that had to kill children; before the first is killed `on_death`
+        is called, so that what ended by itself can be told from what we ended.
     on_ready
         Called once, when every essential role is ready for the first time.
     """
@@ -99,12 +102,14 @@ class Supervisor:
         environment: Mapping[str, str],
         shutdown_timeout_s: float,
         on_death: Callable[[], None] = lambda: None,
+        on_kill: Callable[[], None] = lambda: None,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._children = [_Child(role) for role in roles]
         self._environment = dict(environment)
         self._shutdown_timeout_s = shutdown_timeout_s
         self._on_death = on_death
+        self._on_kill = on_kill
         self._on_ready = on_ready
         self._signals = 0
         self._announced = False
@@ -209,11 +214,16 @@ class Supervisor:
             if time.monotonic() > deadline or self._signals > max(asked, 1):
                 break
             wait_any([c.process.sentinel for c in running if c.process.is_alive()], _TICK_S)
+        late = [child for child in running if child.process.is_alive()]
+        if late:
+            self._on_death()
+        for child in late:
+            _log.error("process_killed", role=child.role.name, pid=child.process.pid)
+            child.process.kill()
         for child in running:
-            if child.process.is_alive():
-                _log.error("process_killed", role=child.role.name, pid=child.process.pid)
-                child.process.kill()
             child.process.join()
+        if late:
+            self._on_kill()
 
 
 def _child_main(role: Role, pipe: Connection) -> None:

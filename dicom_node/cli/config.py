@@ -14,6 +14,9 @@ from dicom_node.cli.common import (
     config_of,
     print_json,
 )
+from dicom_node.config import Config
+from dicom_node.errors import SpoolError
+from dicom_node.spool.destinations import NOT_NAMED, open_deliveries, unknown
 
 
 def register(subparsers: Subparsers) -> None:
@@ -40,11 +43,26 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{origin}: can be used")
         if not config.destination:
             print("note: no [[destination]]: marked instances are held until there is one")
+        for note in _notes_on_the_spool(config):
+            print(f"note: {note}")
     elif arguments.json:
         print_json(values)
     else:
         print(to_toml(values), end="")
     return 0
+
+
+def _notes_on_the_spool(config: Config) -> list[str]:
+    """Say what waits for destinations that are not named any more."""
+    try:
+        waiting = open_deliveries(config.spool.directory)
+    except SpoolError as error:
+        return [f"whether anything waits for another destination is unknown: {error}"]
+    names = [destination.name for destination in config.destination]
+    return [
+        f"instances not yet delivered to {name!r}: {count}; {NOT_NAMED.format(name=name)}"
+        for name, count in unknown(waiting, names).items()
+    ]
 
 
 def to_toml(values: dict[str, Any]) -> str:

@@ -68,7 +68,8 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one action on the spool."""
-    settings = config_of(arguments).spool
+    config = config_of(arguments)
+    settings = config.spool
     if not (settings.directory / "journal.sqlite").is_file():
         raise SpoolError(
             f"{settings.directory}: no spool here; start the node, or name its --config"
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
             return _list(spool, arguments)
         if arguments.action == "show":
             return _show(spool, arguments)
-        return _change(spool, arguments)
+        return _change(spool, arguments, [each.name for each in config.destination])
 
 
 def _list(spool: Spool, arguments: argparse.Namespace) -> int:
@@ -137,7 +138,7 @@ def _show(spool: Spool, arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _change(spool: Spool, arguments: argparse.Namespace) -> int:
+def _change(spool: Spool, arguments: argparse.Namespace, destinations: list[str]) -> int:
     filtered = arguments.all or arguments.state or arguments.destination
     if bool(arguments.ids) == bool(filtered):
         raise ConfigError(
@@ -151,7 +152,7 @@ def _change(spool: Spool, arguments: argparse.Namespace) -> int:
     change = _CHANGES[arguments.action][0]
     code = EXIT_OK
     for job_id in ids:
-        done = change(spool, job_id)
+        done = change(spool, job_id, destinations)
         if not done and not arguments.ids:
             continue
         job = _known(spool, job_id)
@@ -167,10 +168,17 @@ def _change(spool: Spool, arguments: argparse.Namespace) -> int:
     return code
 
 
-_CHANGES: dict[str, tuple[Callable[[Spool, int], bool], tuple[str, ...]]] = {
-    "retry": (Spool.retry_now, ("received", "marked")),
-    "release": (Spool.release, ("held", "rejected", "marked")),
-    "drop": (Spool.drop, ("received", "marking", "marked", "held", "rejected")),
+_Change = Callable[[Spool, int, list[str]], bool]
+_CHANGES: dict[str, tuple[_Change, tuple[str, ...]]] = {
+    "retry": (lambda spool, job, _: spool.retry_now(job), ("received", "marked")),
+    "release": (
+        lambda spool, job, names: spool.release(job, destinations=names),
+        ("held", "rejected", "marked"),
+    ),
+    "drop": (
+        lambda spool, job, _: spool.drop(job),
+        ("received", "marking", "marked", "held", "rejected"),
+    ),
 }
 
 

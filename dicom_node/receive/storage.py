@@ -69,6 +69,8 @@ def handle_store(
         called_ae=incoming.called_ae,
         deliver_to=deliver_to,
     )
+    if receipt.restored:
+        log.warning("lost file replaced by the one sent again", job=receipt.job_id)
     if receipt.conflicts_with is not None:
         log.warning(
             "other content under a known SOP Instance UID", job=receipt.job_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -10,12 +11,14 @@ import structlog
 
 from dicom_node.errors import LeaseLost
 from dicom_node.spool.base import forward_channel
+from dicom_node.spool.destinations import NOT_NAMED, unknown
 from dicom_node.spool.marking_queue import MarkingQueue
 from dicom_node.spool.outbox import REGISTER, Kind, tell
 from dicom_node.spool.records import Delivery
 from dicom_node.spool.reserve import on_a_full_disk
 
 LEASE_S = 180.0
+_HOLD_AT_ONCE = 500
 _TOLD: dict[str, Kind] = {"delivered": "delivered", "held": "held"}
 _log = structlog.get_logger(__name__)
 
@@ -89,6 +92,30 @@ class DeliveryQueue(MarkingQueue):
         """Give it back untouched (a drain): due at once, the attempt does not count."""
         self._leave_delivery(delivery, "waiting", delivery.reason, delivery.status, refund=1)
         self._ring(forward_channel(delivery.destination))
+
+    def hold_unknown(self, names: Sequence[str]) -> dict[str, int]:
+        """Hold what waits for destinations that are not among `names`; say how much is held so."""
+        rows = self._journal.rows("open_deliveries")
+        found = unknown({row[0]: int(row[1]) for row in rows}, names)
+        for name in found:
+            while self._hold_some(name):
+                self._ring(REGISTER)
+        return found
+
+    @on_a_full_disk
+    def _hold_some(self, destination: str) -> int:
+        now, reason = self._clock(), NOT_NAMED.format(name=destination)
+        with self._journal.transaction() as journal:
+            held = journal.rows(
+                "hold_unknown", destination=destination, reason=reason, now=now,
+                limit=_HOLD_AT_ONCE,
+            )  # fmt: skip
+            for row in held:
+                tell(
+                    journal, "held", row["job_id"], now, reason=reason, destination=destination
+                )
+                journal.rows("settle_job", id=row["job_id"], now=now)
+        return len(held)
 
     def _leave_delivery(
         self,

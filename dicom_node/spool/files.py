@@ -95,6 +95,29 @@ class Files:
                 removed += 1
         return removed
 
+    def size_of(self, path: Path) -> int | None:
+        """Return the size of a file, None if it is not there."""
+        with translated(path):
+            try:
+                return path.stat().st_size
+            except FileNotFoundError:
+                return None
+
+    def digest_of(self, path: Path) -> bytes | None:
+        """Return the digest of a file's data set, None if it cannot be read."""
+        try:
+            with path.open("rb") as stream:
+                return dataset_digest(stream.fileno())[1]
+        except OSError:
+            return None
+
+    def replace_received(self, name: str, lost: str) -> None:
+        """Put one received instance durably in the place of another one."""
+        final = self.received(lost)
+        with translated(final):
+            self.received(name).rename(final)
+            sync_directory(final.parent)
+
     # -- who lives ----------------------------------------------------------------------------
 
     def is_alive(self, process: str) -> bool:

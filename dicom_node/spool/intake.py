@@ -9,7 +9,7 @@ from typing import Any
 from dicom_node.errors import SpoolFull
 from dicom_node.spool.base import MARK, forward_channel
 from dicom_node.spool.files import Buffer, free_bytes
-from dicom_node.spool.outbox import Outbox
+from dicom_node.spool.lost import LostFiles
 from dicom_node.spool.records import Receipt
 from dicom_node.spool.reserve import RESERVE_MIB
 
@@ -19,7 +19,7 @@ _LOOK_BYTES = 16 << 20
 _MIB = 1 << 20
 
 
-class Intake(Outbox):
+class Intake(LostFiles):
     """The receiver's side of the spool."""
 
     _free_bytes = 0
@@ -109,9 +109,10 @@ class Intake(Outbox):
         Returns
         -------
         Receipt
-            Undelivered jobs absorb a second arrival of the same bytes (`duplicate_of`); after
-            delivery the same bytes are a new job that repeats the first one's marking
-            (`repeat_of`); other bytes under the same UID are a job of their own (`conflicts_with`).
+            Undelivered jobs absorb a second arrival of the same bytes (`duplicate_of`), as their
+            own if the first was lost (`restored`); after delivery the same bytes are a new job that
+            repeats the first one's marking (`repeat_of`); other bytes under the same UID are a job
+            of their own (`conflicts_with`).
 
         Raises
         ------
@@ -140,11 +141,14 @@ class Intake(Outbox):
         }
         try:
             self._check_room_for_result(0 if deliver_to else size)
-            receipt = self._admit(values, deliver_to)
+            receipt = self._admit(values, deliver_to, self._damaged(values))
         except BaseException:
             self._files.remove(self._files.received(name))
             raise
-        if receipt.duplicate_of is not None:
+        if receipt.restored:
+            deliveries = self._journal.rows("deliveries_of", job_id=receipt.job_id)
+            self._ring(MARK, *(forward_channel(row["destination"]) for row in deliveries))
+        elif receipt.duplicate_of is not None:
             self._files.remove(self._files.received(name))
         elif deliver_to:
             self._ring(*map(forward_channel, deliver_to))
@@ -152,7 +156,9 @@ class Intake(Outbox):
             self._ring(MARK)
         return receipt
 
-    def _admit(self, values: dict[str, Any], deliver_to: Sequence[str] | None) -> Receipt:
+    def _admit(
+        self, values: dict[str, Any], deliver_to: Sequence[str] | None, damaged: int | None
+    ) -> Receipt:
         with self._journal.transaction() as journal:
             self._check_backlog()
             earlier = journal.rows("same_uid", sop_instance_uid=values["sop_instance_uid"])
@@ -166,6 +172,10 @@ class Intake(Outbox):
             newest = same[0] if same and same[0] is earlier[0] else None
             if newest and newest["state"] not in ("delivered", "rejected"):
                 known = int(newest["id"])
+                # The copy that just came may be the only one left.
+                if known == damaged or not self._holds_source(newest):
+                    self._take_in(journal, newest, values)
+                    return Receipt(known, duplicate_of=known, restored=True)
                 journal.rows("coalesce", id=known, now=values["now"])
                 return Receipt(known, duplicate_of=known)
             # The newest: what an administrator released as another version is what the PACS has.

@@ -180,6 +180,10 @@ class MarkingQueue(RecoverableSpool):
                     reason=reason,
                     now=now,
                 )
+            # Marked anew, and everybody had it already.
+            settled = journal.row("settle_job", id=job.id, now=now)
+        if settled:
+            self._remove_files_of(settled)
         return bool(differs)
 
     def hold(self, job: Job, reason: str) -> None:
@@ -195,7 +199,7 @@ class MarkingQueue(RecoverableSpool):
         self._leave(job, "received", reason, due_at=due_at)
 
     def unclaim(self, job: Job) -> None:
-        """Give a claimed job back untouched (a drain): due at once, the attempt does not count."""
+        """Give a claimed job back untouched: due at once, the attempt does not count."""
         self._leave(job, "received", job.reason, refund=1)
         self._ring(MARK)
 

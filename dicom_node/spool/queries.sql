@@ -113,7 +113,7 @@ SELECT sum(jobs) FROM tally WHERE state IN ('received', 'marking', 'marked', 'he
 
 -- same_uid --
 -- Earlier jobs under this SOP Instance UID, newest first.
-SELECT id, state, digest, transfer_syntax_uid, marked_at, key_id FROM job
+SELECT id, name, state, size, digest, transfer_syntax_uid, marked_at, key_id, result_name FROM job
  WHERE sop_instance_uid = :sop_instance_uid AND state <> 'dropped' ORDER BY id DESC LIMIT 100;
 
 -- add_job --
@@ -128,6 +128,27 @@ VALUES (:name, :state, :size, :digest, :sop_class_uid, :sop_instance_uid, :trans
 -- coalesce --
 -- The same bytes came again while the first are still on their way.
 UPDATE job SET coalesced = coalesced + 1, updated_at = :now WHERE id = :id;
+
+-- take_in --
+-- The same bytes came again and lie where the first were lost.
+UPDATE job SET size = :size, coalesced = coalesced + 1, updated_at = :now WHERE id = :id;
+
+-- mark_anew --
+-- To the mark workers again, whatever became of its result: time and key give the same bytes. The
+-- digest stays, to be compared with.
+UPDATE job SET state = 'received', reason = :reason, due_at = :now, worker = '', lease_until = 0,
+               result_name = NULL, result_size = NULL, result_syntax_uid = NULL, updated_at = :now
+ WHERE id = :id AND result_name IS :result_name
+   AND state IN ('received', 'marking', 'marked', 'held')
+RETURNING id;
+
+-- forget_deliveries --
+-- Queued again with the new result; who has had it is not asked twice.
+DELETE FROM delivery WHERE job_id = :job_id AND state <> 'delivered';
+
+-- resume_job --
+-- What held it is over.
+UPDATE job SET state = 'marked', reason = '', updated_at = :now WHERE id = :id AND state = 'held';
 
 -- due_job --
 -- Is there anything for a mark worker? (asked without a write lock)
@@ -171,6 +192,12 @@ UPDATE job SET crashes = crashes + 1, worker = '', lease_until = 0, updated_at =
  WHERE id = :id AND state = 'marking' AND worker = :worker
 RETURNING state, reason;
 
+-- job_drained --
+-- The node stopped and could not wait for it: due as before, neither crash nor attempt counts.
+UPDATE job SET state = 'received', worker = '', lease_until = 0, attempts = attempts - 1,
+               reason = 'the node was stopped while marking it', updated_at = :now
+ WHERE id = :id AND state = 'marking' AND worker = :worker RETURNING state;
+
 -- renew_job --
 -- A worker still has the job in hand.
 UPDATE job SET lease_until = :lease_until
@@ -183,7 +210,8 @@ UPDATE job SET state = :state, reason = :reason, due_at = :due_at, attempts = at
  WHERE id = :id AND state = 'marking' AND worker = :worker AND attempts = :attempts RETURNING id;
 
 -- finish_job --
--- A worker has the result on disk; deliveries follow in the same transaction.
+-- A worker has the result on disk; deliveries follow in the same transaction. Marked anew after some
+-- destination had it, it has to equal what that one has.
 UPDATE job SET state = 'marked', action = :action, reason = :reason, key_id = :key_id,
                result_name = :result_name, result_size = :result_size,
                result_digest = :result_digest, result_syntax_uid = :result_syntax_uid,
@@ -191,10 +219,12 @@ UPDATE job SET state = 'marked', action = :action, reason = :reason, key_id = :k
                study_instance_uid = :study_instance_uid,
                series_instance_uid = :series_instance_uid,
                differs_from_repeat = coalesce((SELECT first.result_digest <> :result_digest
-                                                 FROM job AS first WHERE first.id = job.repeat_of), 0),
+                                                 FROM job AS first WHERE first.id = job.repeat_of), 0)
+                   OR (coalesce(result_digest, :result_digest) <> :result_digest
+                       AND EXISTS (SELECT 1 FROM delivery WHERE job_id = :id AND state = 'delivered')),
                worker = '', lease_until = 0, updated_at = :now
  WHERE id = :id AND state = 'marking' AND worker = :worker AND attempts = :attempts
-RETURNING differs_from_repeat, repeat_of;
+RETURNING differs_from_repeat, coalesce(repeat_of, id) AS first;
 
 -- hold_repeat --
 -- A second version of what was delivered: neither the job nor its deliveries go on by themselves.
@@ -277,6 +307,26 @@ UPDATE delivery SET state = :state, reason = :reason, status = :status, due_at =
                     attempts = attempts - :refund, worker = '', lease_until = 0, updated_at = :now
  WHERE id = :id AND state = 'sending' AND worker = :worker AND attempts = :attempts RETURNING job_id;
 
+-- open_deliveries --
+-- How many instances each destination has yet to get, held ones as well.
+SELECT destination, count(*) FROM delivery WHERE state IN ('waiting', 'sending', 'held')
+ GROUP BY destination;
+
+-- hold_unknown --
+-- No forwarder will ever claim these. Some at a time: others write in between.
+UPDATE delivery SET state = 'held', reason = :reason, updated_at = :now
+ WHERE id IN (SELECT id FROM delivery WHERE destination = :destination AND state = 'waiting'
+               LIMIT :limit)
+RETURNING job_id;
+
+-- held_destinations --
+-- Whom a job is held for.
+SELECT destination FROM delivery WHERE job_id = :job_id AND state = 'held';
+
+-- forget_held_delivery --
+-- Another destination gets it instead.
+DELETE FROM delivery WHERE job_id = :job_id AND destination = :destination AND state = 'held';
+
 -- settle_job --
 -- A job ends with its last open delivery: held if one is held, else delivered.
 UPDATE job SET state = (CASE
@@ -306,7 +356,7 @@ SELECT * FROM job
 
 -- open_jobs --
 -- Jobs whose files must exist.
-SELECT id, state, name, result_name FROM job
+SELECT id, state, name, size, result_name FROM job
  WHERE state IN ('received', 'marking', 'marked', 'held', 'rejected');
 
 -- hold_lost --
@@ -329,9 +379,10 @@ UPDATE delivery SET due_at = :now, updated_at = :now WHERE job_id = :job_id AND 
 RETURNING destination;
 
 -- release_deliveries --
--- Held deliveries go back to their queues.
+-- Held deliveries go back to their queues; NULL means whatever held them.
 UPDATE delivery SET state = 'waiting', due_at = :now, reason = '', status = NULL, updated_at = :now
- WHERE job_id = :job_id AND state = 'held' RETURNING destination;
+ WHERE job_id = :job_id AND state = 'held' AND (:reason IS NULL OR reason = :reason)
+RETURNING destination;
 
 -- release_job --
 -- A held or rejected job comes back: to its deliveries if it has any, else to the mark workers.

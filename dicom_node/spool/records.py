@@ -30,14 +30,16 @@ class Receipt:
     """What `Spool.receive` promises: the instance is durable as job `job_id`.
 
     `duplicate_of` is the undelivered job with the same bytes that this one was merged into (then it
-    equals `job_id`); `repeat_of` the delivered job with the same bytes; `conflicts_with` the latest
-    job with *other* bytes under the same SOP Instance UID.
+    equals `job_id`), `restored` says that it took the place of that job's lost file; `repeat_of`
+    the delivered job with the same bytes; `conflicts_with` the latest job with *other* bytes under
+    the same SOP Instance UID.
     """
 
     job_id: int
     duplicate_of: int | None = None
     repeat_of: int | None = None
     conflicts_with: int | None = None
+    restored: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from dicom_node.spool.base import MARK, forward_channel
 from dicom_node.spool.intake import Intake
+from dicom_node.spool.lost import LOST_MARKED, LOST_RECEIVED
 from dicom_node.spool.outbox import tell
 from dicom_node.spool.records import Recovery
 from dicom_node.spool.reserve import on_a_full_disk
@@ -28,41 +29,45 @@ class RecoverableSpool(Intake):
         """Put the spool in order; call it at start. Safe while other processes work.
 
         A file is removed only if the process that made it has ended and no open job names it; an
-        open job whose file is gone is held with that reason.
+        open job whose received file is gone is held with that reason, one whose result is gone is
+        marked anew.
         """
         reclaimed = self.reclaim()
         self._reserve.keep(self._files.scratch)
         orphans = self._files.orphans()
         # Asked after the list was made: whoever made these files can add no more rows.
-        named = set()
-        held = 0
+        named: set[Path | None] = set()
+        held = anew = 0
         for row in self._journal.rows("open_jobs"):
-            files = [self._files.received(row["name"])]
-            if row["result_name"]:
-                files.append(self._files.marked(row["result_name"]))
-            named.update(files)
-            for path in files:
-                if row["state"] in ("received", "marking", "marked") and not path.exists():
-                    held += self._hold_lost(row, f"{path.parent.parent.name} file is missing")
-                    break
+            received, marked = self._files_of(row)
+            named.update((received, marked))
+            if row["state"] not in ("received", "marking", "marked"):
+                continue
+            if received is None or not received.exists():
+                held += self._hold_lost(row, LOST_RECEIVED)
+            elif self._lacks_result(row):
+                anew += self._requeue_lost(row)
         removed = self._files.remove(*(path for path in orphans if path not in named))
         return Recovery(
-            reclaimed.requeued_jobs,
+            reclaimed.requeued_jobs + anew,
             reclaimed.requeued_deliveries,
             reclaimed.held_jobs + held,
             reclaimed.removed_files + removed,
         )
 
-    def reclaim(self) -> Recovery:
-        """Requeue what processes that have ended still hold; sweep their temporary files."""
+    def reclaim(self, *, drained: bool = False) -> Recovery:
+        """Requeue what processes that have ended still hold; sweep their temporary files.
+
+        `drained`: they were killed because the node stops; no instance is to blame for that.
+        """
         self._reclaimed = time.monotonic()
         removed = self._files.sweep_dead()
-        requeued, held, destinations = self._requeue_claims_of_the_dead()
+        requeued, held, destinations = self._requeue_claims_of_the_dead(drained)
         self._ring(*[MARK] * requeued, *map(forward_channel, destinations))
         return Recovery(requeued, len(destinations), held, removed)
 
     @on_a_full_disk
-    def _requeue_claims_of_the_dead(self) -> tuple[int, int, list[str]]:
+    def _requeue_claims_of_the_dead(self, drained: bool) -> tuple[int, int, list[str]]:
         """Return how many jobs were requeued, how many held, and whose deliveries were requeued."""
         now = self._clock()
         dead_jobs = self._dead(self._journal.rows("marking_workers"))
@@ -72,7 +77,8 @@ class RecoverableSpool(Intake):
         if dead_jobs or dead_deliveries:
             with self._journal.transaction():
                 for row in dead_jobs:
-                    state = self._job_crashed(row["id"], row["worker"], now)
+                    ended = self._job_drained if drained else self._job_crashed
+                    state = ended(row["id"], row["worker"], now)
                     requeued += state == "received"
                     held += state == "held"
                 for row in dead_deliveries:
@@ -96,6 +102,10 @@ class RecoverableSpool(Intake):
             tell(self._journal, "held", job_id, now, reason=row["reason"])
         return str(row["state"]) if row else ""
 
+    def _job_drained(self, job_id: int, worker: str, now: float) -> str:
+        row = self._journal.row("job_drained", id=job_id, worker=worker, now=now)
+        return str(row["state"]) if row else ""
+
     def _delivery_crashed(self, delivery_id: int, worker: str, now: float) -> list[str]:
         rows = self._journal.rows(
             "delivery_crashed", id=delivery_id, worker=worker, now=now, due_at=now
@@ -114,6 +124,15 @@ class RecoverableSpool(Intake):
                     "hold_lost_deliveries", job_id=row["id"], reason=reason, now=self._clock()
                 )
         return len(held)
+
+    @on_a_full_disk
+    def _requeue_lost(self, row: sqlite3.Row) -> bool:
+        """Have a job marked anew whose result is gone and whose received file is not."""
+        with self._journal.transaction() as journal:
+            again = self._mark_anew(journal, row, LOST_MARKED, self._clock())
+        if again:
+            self._ring(MARK)
+        return again
 
     def _files_of(self, row: sqlite3.Row) -> tuple[Path | None, ...]:
         result = row["result_name"]

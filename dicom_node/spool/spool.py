@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from dicom_node.spool.base import MARK, forward_channel
 from dicom_node.spool.delivery_queue import DeliveryQueue
+from dicom_node.spool.journal import Journal
 from dicom_node.spool.outbox import REGISTER, tell
 from dicom_node.spool.records import Delivery, Job
 from dicom_node.spool.reserve import on_a_full_disk
@@ -71,21 +73,51 @@ class Spool(DeliveryQueue):
         return bool(jobs or deliveries)
 
     @on_a_full_disk
-    def release(self, job_id: int) -> bool:
+    def release(self, job_id: int, *, destinations: Sequence[str] | None = None) -> bool:
         """Bring a held or rejected job, or its held deliveries, back; False if there is none.
 
-        A job whose file is missing stays held.
+        With the names of all `destinations`, what is held for one that is not among them goes to
+        all of these instead, and stays held where there are none.
+
+        A job whose result is missing is marked anew; one whose received file is missing as well
+        stays held until the instance is sent again.
         """
-        job = self.job(job_id)
-        if job is None or not (job.result or job.path).exists():
+        row = self._journal.row("job", id=job_id)
+        if row is None:
+            return False
+        if self._lacks_result(row):
+            return self._files.received(row["name"]).exists() and self._requeue_lost(row)
+        if not row["result_name"] and not self._files.received(row["name"]).exists():
             return False
         with self._journal.transaction() as journal:
             now = self._clock()
-            deliveries = journal.rows("release_deliveries", job_id=job_id, now=now)
+            if destinations is not None and not self._redirect(journal, job_id, destinations, now):
+                return False
+            deliveries = journal.rows("release_deliveries", job_id=job_id, reason=None, now=now)
             jobs = journal.rows("release_job", id=job_id, now=now)
+            settled = journal.row("settle_job", id=job_id, now=now)
+        if settled:
+            self._remove_files_of(settled)
         marking = [MARK for row in jobs if row["state"] == "received"]
         self._ring(*marking, *(forward_channel(row["destination"]) for row in deliveries))
         return bool(jobs or deliveries)
+
+    def _redirect(
+        self, journal: Journal, job_id: int, destinations: Sequence[str], now: float
+    ) -> bool:
+        """Turn what is held for others towards `destinations`; False if there are none."""
+        held = {row["destination"] for row in journal.rows("held_destinations", job_id=job_id)}
+        gone = held.difference(destinations)
+        if gone and not destinations:
+            return False
+        for name in gone:
+            journal.rows("forget_held_delivery", job_id=job_id, destination=name)
+        for name in destinations if gone else ():
+            # Held, to be released with the others; who has or awaits it already is left alone.
+            journal.rows(
+                "add_delivery", job_id=job_id, destination=name, state="held", reason="", now=now
+            )
+        return True
 
     def drop(self, job_id: int, reason: str = "dropped by an administrator") -> bool:
         """Give a job up for good: its files are removed; False if it had already ended."""

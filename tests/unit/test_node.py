@@ -139,7 +139,7 @@ def test_keys_of_another_owner_than_configured_are_refused_with_both_ways_out(
 
 def test_claims_that_cannot_be_freed_now_do_not_end_the_node() -> None:
     class Full:
-        def reclaim(self) -> None:
+        def reclaim(self, *, drained: bool) -> None:
             raise SpoolFull("no space left for the journal")
 
     with structlog.testing.capture_logs() as events:

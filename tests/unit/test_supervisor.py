@@ -42,6 +42,11 @@ def recycle(folder: Path, *, stop: StopEvent, ready: Any) -> None:
     time.sleep(1.1)
 
 
+def never_end(folder: Path, *, stop: StopEvent, ready: Any) -> None:
+    ready()
+    time.sleep(600)
+
+
 def pids(folder: Path) -> list[int]:
     return [int(path.name[4:]) for path in sorted(folder.glob("pid-*"), key=os.path.getmtime)]
 
@@ -97,6 +102,32 @@ def test_a_killed_child_is_started_again_after_its_claims_are_freed(tmp_path: Pa
     watcher.join()
     assert len(pids(tmp_path)) == 2
     assert freed == [True]
+
+
+def test_what_a_drain_kills_is_told_from_what_ended_by_itself(tmp_path: Path) -> None:
+    calls: list[str] = []
+    announced: list[bool] = []
+    supervisor = Supervisor(
+        [Role("a", never_end, (tmp_path,)), Role("b", tell, (tmp_path,))],
+        environment={},
+        shutdown_timeout_s=0.5,
+        on_death=lambda: calls.append("died"),
+        on_kill=lambda: calls.append("killed"),
+        on_ready=lambda: announced.append(True),
+    )
+    watcher = when(lambda: announced, end)
+    assert supervisor.run() == 0
+    watcher.join()
+    assert calls == ["died", "killed"]
+
+
+def test_a_drain_that_kills_nobody_says_so(tmp_path: Path) -> None:
+    calls: list[str] = []
+    supervisor = supervise(Role("a", tell, (tmp_path,)), on_kill=lambda: calls.append("killed"))
+    watcher = when(lambda: pids(tmp_path), end)
+    assert supervisor.run() == 0
+    watcher.join()
+    assert calls == []
 
 
 def test_a_child_that_recycles_itself_is_started_again(tmp_path: Path) -> None:

@@ -372,6 +372,22 @@ def test_a_job_that_ends_its_worker_three_times_is_held(
         assert spool.claim() is not None
 
 
+def test_a_job_whose_worker_was_killed_by_a_drain_is_never_held_for_it(
+    settings: SpoolConfig,
+) -> None:
+    with Spool(settings) as spool:
+        send(spool)
+        for _ in range(4):
+            worker = Spool(settings)
+            assert worker.claim() is not None
+            worker.close()
+            assert spool.reclaim(drained=True).requeued_jobs == 1
+            [job] = spool.jobs()
+            assert (job.state, job.crashes, job.attempts) == ("received", 0, 0)
+        assert "stopped" in job.reason
+        assert spool.claim() is not None, "due at once"
+
+
 def test_claims_of_an_ended_process_are_requeued_at_once(settings: SpoolConfig) -> None:
     with Spool(settings) as spool:
         send(spool, b"1", "1")
