@@ -22,6 +22,7 @@ import structlog
 
 from dicom_node.config import Config
 from dicom_node.errors import (
+    DecoderLost,
     EngineError,
     KeyRingError,
     LeaseLost,
@@ -50,6 +51,7 @@ RETRY_MAX_S = 300.0
 # Room comes with the next delivery, not with time.
 RETRY_FULL_S = 15.0
 MEMORY_ATTEMPTS = 5
+DECODER_ATTEMPTS = 5
 RECYCLE_MIB = 600
 # A codec that never returns can only be stopped with its process.
 HANG_S = 600.0
@@ -150,6 +152,8 @@ class MarkWorker:
             self._spool.postpone(job, str(error), time.time() + error.retry_in_s)
         except MemoryError:
             self._retry(job, "not enough memory to mark it", limit=MEMORY_ATTEMPTS)
+        except DecoderLost as error:
+            self._retry(job, str(error), limit=DECODER_ATTEMPTS)
         except FileNotFoundError:
             self._spool.hold(job, "received file is missing")
         except (SpoolError, EngineError, KeyRingError, OSError) as error:
