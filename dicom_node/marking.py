@@ -12,7 +12,8 @@ import os
 import shutil
 import socket
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -195,7 +196,7 @@ class Marker:
         stages: dict[str, float] = {}
         naming = self._naming(instance.data, instance.sop_instance_uid, marked_at, marked=True)
         work, syntax = self._write(instance, naming, out, marked_at, stages)
-        with timed(stages, "readback"):
+        with timed(stages, "readback"), _checked(out):
             self._read_back(instance, naming, out, work)
         return self._outcome(
             instance, "marked", _without(work), sop_instance_uid=naming.uid,
@@ -335,7 +336,8 @@ class Marker:
                 naming = self._naming(data, uids[1], marked_at, marked=False)
                 uids = (uids[0], naming.uid, *uids[2:])
                 self._seal(data, naming, out, marked_at)
-            checked = seal.check_seal(out, self._ring)
+            with _checked(out):
+                checked = seal.check_seal(out, self._ring)
         except (PixelError, WatermarkError) as error:
             out.unlink(missing_ok=True)
             if policy == "forward-untouched":
@@ -404,6 +406,18 @@ class Marker:
             series_instance_uid=instance.series_instance_uid,
             frames=instance.frame_count, **named,  # type: ignore[arg-type]
         )  # fmt: skip
+
+
+@contextmanager
+def _checked(out: Path) -> Iterator[None]:
+    """Leave no file whose check failed, however; what we wrote and cannot read is our fault."""
+    try:
+        yield
+    except BaseException as error:
+        out.unlink(missing_ok=True)
+        if isinstance(error, PixelError | WatermarkError) and not isinstance(error, ReadBackError):
+            raise ReadBackError(f"the file written cannot be read back: {error}") from error
+        raise
 
 
 def _without(work: MarkWork) -> str:

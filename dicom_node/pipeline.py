@@ -154,10 +154,10 @@ class MarkWorker:
             self._retry(job, "not enough memory to mark it", limit=MEMORY_ATTEMPTS)
         except DecoderLost as error:
             self._retry(job, str(error), limit=DECODER_ATTEMPTS)
-        except FileNotFoundError:
-            self._spool.hold(job, "received file is missing")
         except (SpoolError, EngineError, KeyRingError, OSError) as error:
-            if not is_full(error):
+            if isinstance(error, FileNotFoundError) and not job.path.exists():
+                self._hold(job, "received file is missing")
+            elif not is_full(error):
                 self._retry(job, describe(error))
             elif self._spool.make_room():
                 self._spool.unclaim(job)

@@ -329,6 +329,8 @@ def _number(data: DataFile, keyword: str, default: int | None = None) -> int:
 def _text(data: DataFile, keyword: str) -> str:
     try:
         return data.text(_TAGS[keyword])
+    except MemoryError:
+        raise
     except Exception as error:  # pydicom raises by the element's VR
         raise PixelError(f"{keyword} cannot be read: {error}") from error
 

@@ -132,7 +132,6 @@ def test_a_sealed_instance_says_why_it_is_not_marked(spool: Spool) -> None:
         (PixelError("row 3 is missing"), "row 3 is missing"),
         (ReadBackError("frame 1 did not come back"), "frame 1 did not come back"),
         (ZeroDivisionError("Doe^Jane"), "fault in the node: ZeroDivisionError"),
-        (FileNotFoundError(2, "No such file"), "received file is missing"),
     ],
 )
 def test_what_can_never_work_is_held_with_the_reason(
@@ -142,12 +141,23 @@ def test_what_can_never_work_is_held_with_the_reason(
     assert (job.state, job.reason) == ("held", words)
 
 
+def test_an_instance_whose_received_file_is_gone_is_held(spool: Spool) -> None:
+    def mark(source: Path) -> Outcome:
+        source.unlink()
+        source.read_bytes()
+        raise AssertionError("there is nothing to read")
+
+    job = run_one(spool, Stamp(mark))
+    assert (job.state, job.reason) == ("held", "received file is missing")
+
+
 @pytest.mark.parametrize(
     "error",
     [
         MemoryError(),
         OSError(28, "No space left on device"),
         OSError(24, "Too many open files"),
+        FileNotFoundError(2, "No such file"),  # another one: what was received is there
         EngineError("weights altered"),
         DecoderLost("the decoder died of signal 9, twice"),
     ],
