@@ -258,18 +258,19 @@ class Marker:
         return writer.finish(derived.header, out)
 
     def _read_back(self, instance: Instance, naming: Naming, out: Path, work: MarkWork) -> None:
-        """Check the written file: every frame vouches for itself and gives its original back.
+        """Check the written file: header and frames hold, and give the originals back.
 
         That its robust mark reads was seen before it was written, on the same samples.
 
         Raises
         ------
         ReadBackError
-            A frame's integrity mark does not hold, or does not give back the exact original.
+            Seal or integrity mark do not hold, or do not give back the exact original.
         """
         opened = open_instance(out, max_pixels=self._settings.max_pixels, scratch=out.parent)
         with closing(opened) as written:
             block = read_block(written.data)
+            self._read_back_header(instance, written, block)
             blocks = block.frames if block and block.frames else ()
             for index, frame in enumerate(written.frames()):
                 kept = work.kept[index] if work.kept else None
@@ -286,6 +287,21 @@ class Marker:
                 restored = original_frame(written, frame, check, kept.residual if kept else None)
                 if not work.is_original(index, restored, written.host_index):
                     raise ReadBackError(f"{where}: the original does not come back exactly")
+
+    def _read_back_header(
+        self, instance: Instance, written: Instance, block: PrivateBlock | None
+    ) -> None:
+        """Check that the header's seal holds and that its original comes back (ReadBackError)."""
+        header, own = written.read_header(), instance.sop_instance_uid
+        if block is None or not seal.check_header(header, written.data, self._ring).intact:
+            raise ReadBackError(f"the header seal of {own} does not read back")
+        key = self._keys.restore_key
+        undo = seal.decrypt(key, block.undo, UNDO_CONTEXT, padded=True)
+        back = without_block(derivation.undo(header, undo))
+        changed = changed_tags(without_block(instance.read_header()), back)
+        # Group lengths are counted anew by whoever writes.
+        if any(tag & 0xFFFF for tag in changed):
+            raise ReadBackError(f"the header of {own} does not come back exactly")
 
     def _known(self, instance: Instance) -> str:
         """Return why the instance is passed on as it is: it is ours already. Else ""."""
