@@ -10,6 +10,7 @@
   x RegistryError       0x0110
   x PixelError          0xC000  Cannot understand
     - Unmarkable        (the policy decides)
+  x DecoderLost         (never answered: the job is retried)
   x WatermarkError      0x0110
     - CapacityError
     - ReadBackError
@@ -79,6 +80,10 @@ class PixelError(NodeError):
 
 class Unmarkable(PixelError):
     """The instance is intact but cannot carry our marks; ``on_unmarkable`` decides what happens."""
+
+
+class DecoderLost(NodeError):
+    """A decoder was killed or starved over a frame: nothing is known of the frame."""
 
 
 class WatermarkError(NodeError):

@@ -12,7 +12,8 @@ import os
 import shutil
 import socket
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -195,7 +196,7 @@ class Marker:
         stages: dict[str, float] = {}
         naming = self._naming(instance.data, instance.sop_instance_uid, marked_at, marked=True)
         work, syntax = self._write(instance, naming, out, marked_at, stages)
-        with timed(stages, "readback"):
+        with timed(stages, "readback"), _checked(out):
             self._read_back(instance, naming, out, work)
         return self._outcome(
             instance, "marked", _without(work), sop_instance_uid=naming.uid,
@@ -257,18 +258,19 @@ class Marker:
         return writer.finish(derived.header, out)
 
     def _read_back(self, instance: Instance, naming: Naming, out: Path, work: MarkWork) -> None:
-        """Check the written file: every frame vouches for itself and gives its original back.
+        """Check the written file: header and frames hold, and give the originals back.
 
         That its robust mark reads was seen before it was written, on the same samples.
 
         Raises
         ------
         ReadBackError
-            A frame's integrity mark does not hold, or does not give back the exact original.
+            Seal or integrity mark do not hold, or do not give back the exact original.
         """
         opened = open_instance(out, max_pixels=self._settings.max_pixels, scratch=out.parent)
         with closing(opened) as written:
             block = read_block(written.data)
+            self._read_back_header(instance, written, block)
             blocks = block.frames if block and block.frames else ()
             for index, frame in enumerate(written.frames()):
                 kept = work.kept[index] if work.kept else None
@@ -285,6 +287,21 @@ class Marker:
                 restored = original_frame(written, frame, check, kept.residual if kept else None)
                 if not work.is_original(index, restored, written.host_index):
                     raise ReadBackError(f"{where}: the original does not come back exactly")
+
+    def _read_back_header(
+        self, instance: Instance, written: Instance, block: PrivateBlock | None
+    ) -> None:
+        """Check that the header's seal holds and that its original comes back (ReadBackError)."""
+        header, own = written.read_header(), instance.sop_instance_uid
+        if block is None or not seal.check_header(header, written.data, self._ring).intact:
+            raise ReadBackError(f"the header seal of {own} does not read back")
+        key = self._keys.restore_key
+        undo = seal.decrypt(key, block.undo, UNDO_CONTEXT, padded=True)
+        back = without_block(derivation.undo(header, undo))
+        changed = changed_tags(without_block(instance.read_header()), back)
+        # Group lengths are counted anew by whoever writes.
+        if any(tag & 0xFFFF for tag in changed):
+            raise ReadBackError(f"the header of {own} does not come back exactly")
 
     def _known(self, instance: Instance) -> str:
         """Return why the instance is passed on as it is: it is ours already. Else ""."""
@@ -335,7 +352,8 @@ class Marker:
                 naming = self._naming(data, uids[1], marked_at, marked=False)
                 uids = (uids[0], naming.uid, *uids[2:])
                 self._seal(data, naming, out, marked_at)
-            checked = seal.check_seal(out, self._ring)
+            with _checked(out):
+                checked = seal.check_seal(out, self._ring)
         except (PixelError, WatermarkError) as error:
             out.unlink(missing_ok=True)
             if policy == "forward-untouched":
@@ -404,6 +422,18 @@ class Marker:
             series_instance_uid=instance.series_instance_uid,
             frames=instance.frame_count, **named,  # type: ignore[arg-type]
         )  # fmt: skip
+
+
+@contextmanager
+def _checked(out: Path) -> Iterator[None]:
+    """Leave no file whose check failed, however; what we wrote and cannot read is our fault."""
+    try:
+        yield
+    except BaseException as error:
+        out.unlink(missing_ok=True)
+        if isinstance(error, PixelError | WatermarkError) and not isinstance(error, ReadBackError):
+            raise ReadBackError(f"the file written cannot be read back: {error}") from error
+        raise
 
 
 def _without(work: MarkWork) -> str:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 
 from dicom_node.config import Config, environment
-from dicom_node.errors import AuditError, ConfigError, KeyRingError, SpoolError
+from dicom_node.errors import AuditError, ConfigError, DecoderLost, KeyRingError, SpoolError
+from dicom_node.logging import describe
 from dicom_node.spool import Spool
 from dicom_node.spool.destinations import NOT_NAMED
 from dicom_node.supervisor import Role, StopEvent, Supervisor, notify_systemd
@@ -337,9 +338,9 @@ def transcoder(config: Config, name: str) -> Callable[[Path, tuple[str, ...]], P
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             reason = decompress(path, out, max_pixels=config.watermark.max_pixels)
-        except OSError as error:
+        except (OSError, DecoderLost) as error:
             out.unlink(missing_ok=True)
-            raise SpoolError(f"{out}: not transcoded: {error.strerror or error}") from error
+            raise SpoolError(f"{out}: not transcoded: {describe(error)}") from error
         if reason:
             _log.warning("not_transcoded", destination=name, reason=reason)
             return None

@@ -22,6 +22,7 @@ import structlog
 
 from dicom_node.config import Config
 from dicom_node.errors import (
+    DecoderLost,
     EngineError,
     KeyRingError,
     LeaseLost,
@@ -50,6 +51,7 @@ RETRY_MAX_S = 300.0
 # Room comes with the next delivery, not with time.
 RETRY_FULL_S = 15.0
 MEMORY_ATTEMPTS = 5
+DECODER_ATTEMPTS = 5
 RECYCLE_MIB = 600
 # A codec that never returns can only be stopped with its process.
 HANG_S = 600.0
@@ -150,10 +152,12 @@ class MarkWorker:
             self._spool.postpone(job, str(error), time.time() + error.retry_in_s)
         except MemoryError:
             self._retry(job, "not enough memory to mark it", limit=MEMORY_ATTEMPTS)
-        except FileNotFoundError:
-            self._spool.hold(job, "received file is missing")
+        except DecoderLost as error:
+            self._retry(job, str(error), limit=DECODER_ATTEMPTS)
         except (SpoolError, EngineError, KeyRingError, OSError) as error:
-            if not is_full(error):
+            if isinstance(error, FileNotFoundError) and not job.path.exists():
+                self._hold(job, "received file is missing")
+            elif not is_full(error):
                 self._retry(job, describe(error))
             elif self._spool.make_room():
                 self._spool.unclaim(job)

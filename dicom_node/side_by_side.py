@@ -98,7 +98,7 @@ class SideBySide:
                 try:
                     with closing(open_data_file(file)) as data:
                         yield data.text(_SOP_INSTANCE_UID).strip(" \0"), file
-                except (NodeError, ValueError, LookupError):
+                except (NodeError, OSError, ValueError, LookupError):
                     continue
 
 

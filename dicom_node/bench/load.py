@@ -33,7 +33,7 @@ def ct_slices(sources: Sequence[Path]) -> list[Path]:
         for path in (p for p in paths if p.is_file()):
             try:
                 instance = open_instance(path, max_pixels=_MAX_PIXELS)
-            except NodeError:
+            except (NodeError, OSError):
                 continue  # a source folder may hold anything
             try:
                 if _fits(instance):

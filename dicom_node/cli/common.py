@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dicom_node.config import Config, load
-from dicom_node.errors import ConfigError
+from dicom_node.errors import ConfigError, NodeError
+from dicom_node.logging import describe
+
+_log = structlog.get_logger(__name__)
 
 EXIT_OK = 0
 EXIT_NOT_AUTHENTIC = 1
@@ -165,3 +169,11 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
 def complain(path: Path, reason: str) -> None:
     """Report one bad file on standard error."""
     print(f"{path}: {reason}", file=sys.stderr, flush=True)
+
+
+def reason_of(error: Exception) -> str:
+    """Say why one file failed; what nobody foresaw goes to the log, with its traceback."""
+    if isinstance(error, NodeError | OSError):
+        return str(error)
+    _log.error("unexpected_failure", exc_info=error)
+    return f"fault in dicom-node: {describe(error)}"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from dicom_node import __version__, logging
-from dicom_node.cli.common import EXIT_FAILED, EXIT_USAGE
+from dicom_node.cli.common import EXIT_FAILED, EXIT_USAGE, reason_of
 from dicom_node.config import ONE_THREAD
 from dicom_node.errors import ConfigError, NodeError
 
@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # noqa: BLE001 - 1, the interpreter's own, would say "not authentic"
+        print(f"dicom-node: {reason_of(error)}", file=sys.stderr)
+        return EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from dicom_node.cli.common import (
     config_of,
     print_json,
     progress,
+    reason_of,
     refuse_overwriting,
     walk,
 )
-from dicom_node.errors import NodeError, ReferencesPending
+from dicom_node.errors import ReferencesPending
 
 if TYPE_CHECKING:
     from dicom_node.marking import Marker
@@ -99,8 +100,8 @@ def _mark(marker: Marker, item: Input, out_folder: Path) -> dict[str, Any]:
         outcome = marker.mark(item.path, out, marked_at=datetime.now(UTC).replace(microsecond=0))
     except ReferencesPending:
         raise
-    except (NodeError, OSError) as error:
-        return result | {"action": "held", "reason": str(error)} | nothing
+    except Exception as error:  # noqa: BLE001 - one file's failure must not stop the others
+        return result | {"action": "held", "reason": reason_of(error)} | nothing
     written = outcome.action not in ("held", "rejected")
     return result | {
         "out": str(out) if written else None,

@@ -21,10 +21,10 @@ from dicom_node.cli.common import (
     config_of,
     print_json,
     progress,
+    reason_of,
     refuse_overwriting,
     walk,
 )
-from dicom_node.errors import NodeError
 
 if TYPE_CHECKING:
     from dicom_node.keys import KeyRing
@@ -96,8 +96,8 @@ def _restored(item: Input, folder: Path, ring: KeyRing) -> dict[str, Any]:
         outcome = restore(item.path, out, ring)
         result["out"] = str(out) if out.exists() else None
         return result | {"exact": outcome.exact, "reason": outcome.reason}
-    except (NodeError, OSError) as error:
-        return result | {"exact": False, "reason": str(error)}
+    except Exception as error:  # noqa: BLE001 - one file's failure must not stop the others
+        return result | {"exact": False, "reason": reason_of(error)}
 
 
 def _event(path: Path, ring: KeyRing, result: dict[str, Any]) -> Event:

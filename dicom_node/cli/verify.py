@@ -22,10 +22,11 @@ from dicom_node.cli.common import (
     config_of,
     print_json,
     progress,
+    reason_of,
     walk,
 )
 from dicom_node.config import Config
-from dicom_node.errors import ConfigError, NodeError
+from dicom_node.errors import ConfigError
 
 if TYPE_CHECKING:
     from dicom_node.keys import KeyRing
@@ -112,8 +113,8 @@ def _check(
                 folder = arguments.report / item.relative.parent
                 try:
                     write_pictures(item.path, verdict, folder, item.relative.name)
-                except (NodeError, OSError) as error:
-                    complain(item.path, f"no picture: {error}")
+                except Exception as error:  # noqa: BLE001 - the others have pictures
+                    complain(item.path, f"no picture: {reason_of(error)}")
                     whole = False
             checked.append(each)
             if arguments.json:
@@ -159,8 +160,8 @@ def _report(
         try:
             entries = registry.instances(study_instance_uid=uid) if registry and uid else ()
             write_reports(study_check(uid, members, entries), folder, ring=ring, checked_by="cli")
-        except NodeError as error:
-            complain(folder, str(error))
+        except Exception as error:  # noqa: BLE001 - the other studies have reports
+            complain(folder, f"no report on study {uid or '(unknown)'}: {reason_of(error)}")
             whole = False
     return whole
 

@@ -49,7 +49,7 @@ def canonical_element(header: Dataset, item: Item) -> bytes:
     """Return the canonical bytes of one attribute of `header` (PixelError if not parsable)."""
     try:
         return _element(header, item)
-    except PixelError:
+    except (PixelError, MemoryError):
         raise
     except Exception as error:  # pydicom raises nearly anything on malformed sequences
         raise PixelError(f"attribute {item.tag} cannot be read: {error}") from error
@@ -112,6 +112,8 @@ def _element(header: Dataset, item: Item) -> bytes:
                 return _encoded_sequence(
                     tag, value, implicit=implicit, little=item.is_little_endian
                 )
+            except MemoryError:
+                raise
             except Exception:
                 # Anything may stand in a value of unknown VR, even what begins like an item.
                 if form.vr == "SQ":

@@ -285,6 +285,8 @@ def _announced_bytes(path: Path, meta: MetaHeader, begun: ByteSource, max_pixels
     data = DataFile(path, begun, meta, DEFLATED_LE, False, True, elements)
     try:
         rows, columns, samples, bits, frames = (data.whole(tag) or 0 for tag in _EXTENT)
+    except MemoryError:
+        raise
     except Exception as error:  # pydicom raises by the element's VR
         raise PixelError(f"what the pixel data holds cannot be read: {error}") from error
     if rows * columns > max_pixels:

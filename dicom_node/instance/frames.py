@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
-from dicom_node.errors import PixelError, Unmarkable
+from dicom_node.errors import DecoderLost, PixelError, Unmarkable
 from dicom_node.instance.codecs import jpeg, jpeg2000, jpegls, native, rle
 from dicom_node.instance.codecs.codestream import CodeStream, read_jpeg
 from dicom_node.instance.datafile import DataFile, open_data_file
@@ -130,12 +130,14 @@ class Instance:
             yield self.frame(index)
 
     def frame(self, index: int) -> StoredFrame:
-        """Return the frame at `index`, from 0 (PixelError)."""
+        """Return the frame at `index`, from 0 (PixelError, DecoderLost)."""
         code = b"".join(self.data.source.read(at, length) for at, length in self._places[index])
         try:
             return unpack(*self._decode(code), self.form)
         except (PixelError, ValueError, struct.error) as error:
             raise PixelError(f"frame {index + 1} of {self.frame_count}: {error}") from error
+        except DecoderLost as error:
+            raise DecoderLost(f"frame {index + 1} of {self.frame_count}: {error}") from error
 
     @property
     def coded_bytes(self) -> int:
@@ -315,6 +317,8 @@ def _sample(data: DataFile, keyword: str, form: PixelForm) -> int | None:
 def _number(data: DataFile, keyword: str, default: int | None = None) -> int:
     try:
         number = data.whole(_TAGS[keyword])
+    except MemoryError:
+        raise
     except Exception as error:  # pydicom raises by the element's VR
         raise PixelError(f"{keyword} cannot be read: {error}") from error
     if number is None and default is None:
@@ -325,6 +329,8 @@ def _number(data: DataFile, keyword: str, default: int | None = None) -> int:
 def _text(data: DataFile, keyword: str) -> str:
     try:
         return data.text(_TAGS[keyword])
+    except MemoryError:
+        raise
     except Exception as error:  # pydicom raises by the element's VR
         raise PixelError(f"{keyword} cannot be read: {error}") from error
 

@@ -148,6 +148,8 @@ def _by_pydicom(said: FileMetaDataset, header: Dataset, transfer_syntax_uid: str
     stream = DicomBytesIO()
     try:
         write_file_meta_info(stream, meta, enforce_standard=False)
+    except MemoryError:
+        raise
     except Exception as error:  # pydicom raises nearly anything on values it cannot encode
         raise PixelError(f"the meta header cannot be written: {error}") from error
     return stream.getvalue()

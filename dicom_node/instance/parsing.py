@@ -33,6 +33,8 @@ def parse_header(block: bytes, *, implicit: bool, little: bool) -> Dataset:
     """Parse encoded elements with pydicom (PixelError where it cannot)."""
     try:
         return read_dataset(io.BytesIO(block), implicit, little, len(block))
+    except MemoryError:
+        raise
     except Exception as error:  # pydicom raises nearly anything on malformed values
         raise PixelError(f"the data set cannot be parsed: {error}") from error
 

@@ -137,6 +137,8 @@ def encode_element(element: Item, header: Dataset, *, implicit: bool, little: bo
         if isinstance(element, DataElement) and " or " in element.VR:
             element = correct_ambiguous_vr_element(element, header, little)
         write_data_element(stream, element, header.get("SpecificCharacterSet", "iso8859"))
+    except MemoryError:
+        raise
     except Exception as error:  # pydicom raises nearly anything on values it cannot encode
         raise PixelError(f"{element.tag} cannot be encoded: {error}") from error
     return stream.getvalue()

@@ -363,5 +363,7 @@ def _shared_groups(header: Dataset) -> list[Dataset]:
             for group in item
             if group.VR == "SQ" and group.value
         ]
+    except MemoryError:
+        raise
     except Exception as error:  # pydicom raises nearly anything on malformed sequences
         raise PixelError(f"the functional groups cannot be read: {error}") from error

@@ -106,5 +106,7 @@ def _noted_originals(header: Dataset) -> Iterator[Dataset]:
         for item in header[_ORIGINALS].value or ():
             if _MODIFIED in item:
                 yield from item[_MODIFIED].value or ()
+    except MemoryError:
+        raise
     except Exception as error:  # pydicom raises nearly anything on malformed sequences
         raise PixelError(f"Original Attributes Sequence cannot be read: {error}") from error

@@ -77,11 +77,8 @@ class MemorySource(ByteSource):
 
 
 def open_source(path: Path) -> ByteSource:
-    """Open a file for random access (PixelError if it cannot be read)."""
-    try:
-        return ByteSource(path.open("rb", buffering=0))
-    except OSError as error:
-        raise PixelError(f"the file cannot be opened: {error.strerror}") from error
+    """Open a file for random access (OSError, which says nothing of its content)."""
+    return ByteSource(path.open("rb", buffering=0))
 
 
 def inflate(

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from dicom_node.errors import NodeError
+from dicom_node.logging import describe
 from dicom_node.verify.study import CheckedInstance
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,9 @@ class Checker:
             verdict = check_instance(task.path, self._ring, self._engine, known=self._known)
         except (NodeError, OSError) as error:
             return unreadable(task, str(error))
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not pass for a verdict
+            _log.exception("check_failed")
+            return unreadable(task, f"fault in the check: {describe(error)}")
         found = checked_instance(task.path, verdict)
         if task.restore_to is None:
             return Checked(found)

@@ -8,7 +8,7 @@ import structlog
 
 from dicom_node import node
 from dicom_node.config import Config, parse
-from dicom_node.errors import ConfigError, SpoolFull
+from dicom_node.errors import ConfigError, DecoderLost, SpoolError, SpoolFull
 from dicom_node.keys import KeyRing
 from dicom_node.node import (
     ROLES,
@@ -154,6 +154,8 @@ def test_every_role_has_a_systemd_unit_and_the_target_wants_it() -> None:
         unit = (SYSTEMD / f"dicom-node-{role}.service").read_text()
         assert f"--only {role}\n" in unit
         assert "Type=notify" in unit
+        # systemd tells the supervisor to stop, and nobody behind its back.
+        assert "KillMode=mixed\n" in unit
         # What needs no keys cannot reach them; what marks has no network; the rest reads them only.
         keys = "ReadOnlyPaths" if role in ("register", "verify") else "InaccessiblePaths"
         shut = "PrivateNetwork=yes" if role == "mark" else f"{keys}=-/var/lib/dicom-node/keys"
@@ -173,3 +175,16 @@ def test_no_copy_is_made_for_a_destination_that_takes_nothing_we_can_write(
     (tmp_path / "x.dcm").write_bytes(b"junk" * 99)
     assert transcode(tmp_path / "x.dcm", ("1.2.840.10008.1.2.1",)) is None
     assert list((tmp_path / "transcoded").rglob("*.dcm")) == []
+
+
+def test_a_copy_that_fails_by_our_own_fault_is_made_later(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> str:
+        raise DecoderLost("frame 1 of 1: the JPEG decoder died of signal 9")
+
+    monkeypatch.setattr("dicom_node.instance.transcode.decompress", killed)
+    spool = config.spool.model_copy(update={"directory": tmp_path})
+    transcode = transcoder(config.model_copy(update={"spool": spool}), "pacs")
+    with pytest.raises(SpoolError, match=r"not transcoded: frame 1 of 1: .*died of signal 9"):
+        transcode(tmp_path / "x.dcm", ("1.2.840.10008.1.2.1",))

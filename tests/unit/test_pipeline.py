@@ -15,7 +15,7 @@ import structlog
 
 from dicom_node import pipeline
 from dicom_node.config import SpoolConfig
-from dicom_node.errors import EngineError, PixelError, ReadBackError
+from dicom_node.errors import DecoderLost, EngineError, PixelError, ReadBackError
 from dicom_node.facts import InstanceFacts
 from dicom_node.pipeline import MarkWorker, retry_delay_s
 from dicom_node.spool import Job, Spool
@@ -132,7 +132,6 @@ def test_a_sealed_instance_says_why_it_is_not_marked(spool: Spool) -> None:
         (PixelError("row 3 is missing"), "row 3 is missing"),
         (ReadBackError("frame 1 did not come back"), "frame 1 did not come back"),
         (ZeroDivisionError("Doe^Jane"), "fault in the node: ZeroDivisionError"),
-        (FileNotFoundError(2, "No such file"), "received file is missing"),
     ],
 )
 def test_what_can_never_work_is_held_with_the_reason(
@@ -142,8 +141,26 @@ def test_what_can_never_work_is_held_with_the_reason(
     assert (job.state, job.reason) == ("held", words)
 
 
+def test_an_instance_whose_received_file_is_gone_is_held(spool: Spool) -> None:
+    def mark(source: Path) -> Outcome:
+        source.unlink()
+        source.read_bytes()
+        raise AssertionError("there is nothing to read")
+
+    job = run_one(spool, Stamp(mark))
+    assert (job.state, job.reason) == ("held", "received file is missing")
+
+
 @pytest.mark.parametrize(
-    "error", [MemoryError(), OSError(28, "No space left on device"), EngineError("weights altered")]
+    "error",
+    [
+        MemoryError(),
+        OSError(28, "No space left on device"),
+        OSError(24, "Too many open files"),
+        FileNotFoundError(2, "No such file"),  # another one: what was received is there
+        EngineError("weights altered"),
+        DecoderLost("the decoder died of signal 9, twice"),
+    ],
 )
 def test_what_is_our_own_failure_is_tried_again_later(spool: Spool, error: Exception) -> None:
     job = run_one(spool, Stamp(error))
@@ -189,6 +206,18 @@ def test_an_instance_that_never_fits_into_memory_is_held_in_the_end(spool: Spool
         assert worker.step()
     [job] = spool.jobs()
     assert (job.state, job.reason) == ("held", "not enough memory to mark it, 5 times")
+
+
+def test_an_instance_whose_decoder_is_lost_every_time_is_held_in_the_end(spool: Spool) -> None:
+    lost = Stamp(DecoderLost("frame 1 of 1: the decoder died of signal 9, twice"))
+    job = run_one(spool, lost)
+    worker = MarkWorker(spool, lambda _key: lost, current_key_id=None, destinations=["pacs"])
+    for _ in range(pipeline.DECODER_ATTEMPTS - 1):
+        spool.retry_now(job.id)
+        assert worker.step()
+    [job] = spool.jobs()
+    assert job.state == "held"
+    assert job.reason == "frame 1 of 1: the decoder died of signal 9, twice, 5 times"
 
 
 def test_a_job_dropped_while_it_is_marked_stays_dropped(spool: Spool) -> None:

@@ -8,6 +8,7 @@ Imports nothing of this package, so that it starts in a few hundredths of a seco
 
 from __future__ import annotations
 
+import signal
 import struct
 import sys
 
@@ -53,6 +54,9 @@ def decode(code: bytes, arc: int, rows: int, columns: int, form: tuple[int, int,
 
 def main() -> None:
     """Answer requests until standard input ends."""
+    # The worker finishes its frame and then ends us; a signal to the group must not come first.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while len(head := requests.read(REQUEST.size)) == REQUEST.size:
         arc, rows, columns, samples, bits, sign, length = REQUEST.unpack(head)

@@ -1,7 +1,8 @@
 """JPEG processes 1 to 14 (ISO/IEC 10918-1), through GDCM; there is no encoder.
 
 GDCM aborts its process on some malformed frames. It therefore runs in a child process, kept for
-the next frame: a bad frame costs that child, never the worker.
+the next frame: a bad frame costs that child, never the worker. A child can also be lost by no fault
+of the frame (out of memory, a starved machine), so each frame gets a second, fresh one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -17,18 +19,31 @@ from pathlib import Path
 
 import numpy as np
 
-from dicom_node.errors import PixelError
+from dicom_node.errors import DecoderLost, PixelError
 from dicom_node.instance.codecs.codestream import check_announced, read_jpeg
 from dicom_node.instance.codecs.gdcm_process import ANSWER, REQUEST
 from dicom_node.instance.model import Codes, PixelForm
 
 # What GDCM has to be told of each frame type: the last arc of a transfer syntax UID.
 _ARC_OF_FRAME_TYPE = {0xC0: 50, 0xC1: 51, 0xC2: 55, 0xC3: 57}
+_SCRIPT = Path(__file__).with_name("gdcm_process.py")
 _TIMEOUT_S = 120.0
+_END_S = 5.0
+# Dying twice of the same one of these, a decoder was brought down by the frame. Nobody sends them:
+# who stops, kills or runs out of memory uses others, and SIGBUS may be the disk its code is on.
+_CRASHES = frozenset({signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV})
 
 
 def decode(code: bytes, form: PixelForm) -> tuple[Codes, int]:
-    """Return the sample containers of one frame, in the colour space as coded (PixelError)."""
+    """Return the sample containers of one frame, in the colour space as coded.
+
+    Raises
+    ------
+    PixelError
+        The frame cannot be decoded.
+    DecoderLost
+        The decoder was killed or starved, twice; the frame may well be decodable.
+    """
     announced = read_jpeg(code)
     if announced.jpeg_ls:
         raise PixelError("the frame is a JPEG-LS code stream, not the JPEG one announced")
@@ -59,14 +74,15 @@ class _Gdcm:
         self._lock = threading.Lock()
 
     def ask(self, request: bytes) -> bytes:
-        """Return the answer to one request (PixelError where the child cannot or dies)."""
+        """Return the answer to one request (PixelError, DecoderLost: see `decode`)."""
         with self._lock:
-            child = self._running()
             try:
-                plain = _exchange(child, request)
-            except (OSError, EOFError, TimeoutError) as error:
-                self.close()
-                raise PixelError("the JPEG decoder gave up on the frame") from error
+                plain = self._tried(request)
+            except _Lost as first:
+                try:
+                    plain = self._tried(request)
+                except _Lost as second:
+                    raise _judged(first, second) from second
         if not plain:
             raise PixelError("the JPEG decoder could not decode the frame")
         return plain
@@ -78,19 +94,73 @@ class _Gdcm:
             self._child.wait()
             self._child = None
 
+    def _tried(self, request: bytes) -> bytes:
+        """Ask once (_Lost)."""
+        try:
+            child = self._running()
+        except OSError as error:
+            raise _Lost(f"cannot be started: {error.strerror}") from error
+        try:
+            return _exchange(child, request)
+        except TimeoutError as error:
+            self.close()
+            raise _Lost(f"gave no answer within {_TIMEOUT_S:g} s") from error
+        except (OSError, EOFError) as error:
+            ended = _exit_status(child)
+            self.close()
+            raise _Lost(_in_words(ended), -(ended or 0)) from error
+        except BaseException:
+            # Half an answer is left in the pipe: the next frame must not be given it.
+            self.close()
+            raise
+
     def _running(self) -> subprocess.Popen[bytes]:
         # A child inherited by fork is the parent's to talk to.
         if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
-            script = Path(__file__).with_name("gdcm_process.py")
             self._child = subprocess.Popen(
-                [sys.executable, "-I", str(script)],
+                [sys.executable, "-I", str(_SCRIPT)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # libjpeg writes there of frames that decode well, too
                 bufsize=0,
+                start_new_session=True,  # Ctrl-C is the worker's, which finishes its frame
             )
             self._owner = os.getpid()
         return self._child
+
+
+class _Lost(Exception):
+    """The child ended, or had to be ended, before it answered."""
+
+    def __init__(self, how: str, signal_number: int = 0) -> None:
+        super().__init__(how)
+        self.signal_number = signal_number
+
+
+def _judged(first: _Lost, second: _Lost) -> PixelError | DecoderLost:
+    """Return whose fault it is that two children were lost over one frame."""
+    if first.signal_number == second.signal_number and first.signal_number in _CRASHES:
+        return PixelError(f"the JPEG decoder gave up on the frame: it {first}, twice")
+    return DecoderLost(
+        f"the JPEG decoder {first}, then {second}: killed or starved, not the frame's fault;"
+        " see the system's log for memory"
+    )
+
+
+def _exit_status(child: subprocess.Popen[bytes]) -> int | None:
+    """Return the exit status of a child that closed its pipes; None if it lives on."""
+    try:
+        return child.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _in_words(status: int | None) -> str:
+    if status is None:
+        return "closed its pipes"
+    if status >= 0:
+        return f"ended with exit code {status}"
+    return f"died of signal {-status} ({signal.strsignal(-status)})"
 
 
 def _exchange(child: subprocess.Popen[bytes], request: bytes) -> bytes:

@@ -16,6 +16,8 @@ def decode(code: bytes, form: PixelForm) -> tuple[Codes, int]:
     check_announced(announced, form)
     try:
         plain = _openjpeg.decode_pixel_data(code, version=2)
+    except MemoryError:
+        raise
     except Exception as error:  # the wrapper raises RuntimeError and ValueError
         raise PixelError(f"the JPEG 2000 decoder failed: {error}") from error
     precision = announced.precision
@@ -51,5 +53,7 @@ def encode(codes: Codes, form: PixelForm, precision: int) -> bytes:
                 use_mct=transform,
             )
         )
+    except MemoryError:
+        raise
     except Exception as error:
         raise PixelError(f"the JPEG 2000 encoder failed: {error}") from error

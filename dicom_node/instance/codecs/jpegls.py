@@ -18,6 +18,8 @@ def decode(code: bytes, form: PixelForm) -> tuple[Codes, int]:
     check_announced(announced, form)
     try:
         plain, info = jpeg_ls.decode_buffer(code)
+    except MemoryError:
+        raise
     except Exception as error:  # CharLS errors come as RuntimeError or ValueError
         raise PixelError(f"the JPEG-LS decoder failed: {error}") from error
     dtype = np.uint8 if announced.precision <= 8 else np.dtype("<u2")
@@ -45,5 +47,7 @@ def encode(codes: Codes, form: PixelForm, precision: int) -> bytes:
                 interleave_mode=2 if form.samples == 3 else 0,
             )
         )
+    except MemoryError:
+        raise
     except Exception as error:
         raise PixelError(f"the JPEG-LS encoder failed: {error}") from error

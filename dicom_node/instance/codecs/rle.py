@@ -22,7 +22,7 @@ def decode(code: bytes, form: PixelForm) -> tuple[Codes, int]:
             columns=form.columns,
             bits_allocated=form.bits_allocated,
         )
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic of the Rust extension is no Exception
         raise PixelError(f"the RLE decoder failed: {error}") from error
@@ -46,5 +46,7 @@ def encode(codes: Codes, form: PixelForm, precision: int) -> bytes:
                 byteorder="<",
             )
         )
+    except MemoryError:
+        raise
     except Exception as error:
         raise PixelError(f"the RLE encoder failed: {error}") from error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +183,64 @@ def test_engines_are_what_their_card_says(
     assert {line["file"] for line in lines} >= {"strength.onnx", "d1.onnx"}
     code, lines = run(capsys, "engines", "check", "--json", *config(workplace))
     assert (code, {line["ok"] for line in lines}) == (0, {True})
+
+
+def failing_once(honest: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return `honest`, but for one file, which brings out a fault nobody foresaw."""
+
+    def call(*arguments: Any, **more: Any) -> Any:
+        if any(isinstance(each, Path) and each.name == name for each in arguments):
+            raise ZeroDivisionError("Doe^Jane")
+        return honest(*arguments, **more)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        ("mark", "dicom_node.marking.Marker.mark"),
+        ("verify", "dicom_node.verify.check.check_instance"),
+        ("restore", "dicom_node.marking.restore"),
+    ],
+)
+def test_a_fault_of_ours_over_one_file_is_an_error_that_names_it_and_the_others_are_done(
+    command: str, where: str, workplace: Path, marked: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = workplace / "in/series" if command == "mark" else marked / "series"
+    bad, good = sorted(folder.glob("*.dcm"))
+    place = [] if command == "verify" else ["--out", tmp_path]
+    monkeypatch.setattr(where, failing_once(pkgutil.resolve_name(where), bad.name))
+    code, lines = run(capsys, command, folder, *place, "--json", *config(workplace))
+    assert code == 3
+    assert [line["path"] for line in lines] == [str(bad), str(good)]
+    assert "fault in " in lines[0]["reason"]
+    assert "ZeroDivisionError" in lines[0]["reason"]
+    assert "Doe" not in json.dumps(lines)
+    said = {"mark": ("action", "marked"), "verify": ("verdict", "authentic")}
+    key, word = said.get(command, ("exact", True))
+    assert lines[1][key] == word
+    assert lines[0][key] != word
+
+
+@pytest.mark.parametrize("what", ["write_pictures", "write_reports"])
+def test_a_fault_over_a_report_is_an_error_and_the_verdicts_are_given(
+    what: str, workplace: Path, marked: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(f"dicom_node.verify.report.{what}", lambda *_, **__: 1 // 0)
+    code = main(["verify", str(marked), "--report", str(tmp_path), *config(workplace)])
+    said = capsys.readouterr()
+    assert code == 3
+    assert said.out.count("authentic") == 2
+    assert "fault in dicom-node: ZeroDivisionError" in said.err
+
+
+def test_a_fault_before_the_first_file_does_not_say_not_authentic(
+    workplace: Path, marked: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("dicom_node.keys.KeyRing.open", lambda *_: 1 // 0)
+    assert main(["verify", str(marked), *config(workplace)]) == 3
+    assert "dicom-node: fault in dicom-node: ZeroDivisionError" in capsys.readouterr().err
