@@ -190,7 +190,9 @@ def study_check(
         found,
         missing=tuple(uid for uid in due if uid not in came),
         extra=tuple(uid for uid in came if known and uid not in known),
-        transcoded=tuple(uid for uid, each in came.items() if is_transcoded(each, known.get(uid))),
+        transcoded=tuple(
+            uid for uid, each in came.items() if is_transcoded(each, known.get(uid), destination)
+        ),
         entries=tuple(entries),
     )
 
@@ -216,11 +218,13 @@ def was_delivered(entry: MarkedInstance, destination: str = "") -> bool:
     return entry.delivered_to(destination) if destination else bool(entry.deliveries)
 
 
-def is_transcoded(found: CheckedInstance, entry: MarkedInstance | None) -> bool:
-    """Say whether an instance is coded otherwise than we wrote it."""
+def is_transcoded(
+    found: CheckedInstance, entry: MarkedInstance | None, destination: str = ""
+) -> bool:
+    """Say whether an instance is coded otherwise than we sent it there ("": anywhere)."""
     if entry is None or not entry.transfer_syntax_uid or not found.transfer_syntax_uid:
         return False
-    return entry.transfer_syntax_uid != found.transfer_syntax_uid
+    return found.transfer_syntax_uid not in entry.sent_in(destination)
 
 
 def checked_instance(

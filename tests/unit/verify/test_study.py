@@ -63,6 +63,17 @@ def test_another_transfer_syntax_than_delivered_is_transcoded():
     assert check.sound
 
 
+def test_what_we_recoded_for_the_pacs_ourselves_is_not_transcoded():
+    sent = DeliveryEntry("pacs", 0, 0.0, "s:1", JPEG_LS), DeliveryEntry("other", 0, 0.0, "s:2")
+    entries = [replace(entry("1"), deliveries=sent)]
+    as_sent = study_check("1.2", [found("1", syntax=JPEG_LS)], entries, destination="pacs")
+    assert as_sent.transcoded == ()
+    # As it was marked, and yet not as this PACS was given it.
+    as_marked = study_check("1.2", [found("1")], entries, destination="pacs")
+    assert as_marked.transcoded == ("1",)
+    assert study_check("1.2", [found("1")], entries, destination="other").transcoded == ()
+
+
 def test_unmarked_is_stripped_only_where_we_had_marked_it():
     check = study_check("1.2", [found("1", "unmarked"), found("2", "unmarked")], [entry("1", "p")])
     assert check.stripped == ("1",)
