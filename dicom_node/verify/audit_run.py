@@ -44,6 +44,9 @@ class Summary:
         Instances by verdict.
     unsound
         Studies of which something is not authentic or missing.
+    headers_changed, headers_unsealed
+        Instances whose header is not what was signed, or has no seal that holds; their studies may
+        be sound.
     failed
         Studies that could not be checked, with the reason.
     """
@@ -53,6 +56,8 @@ class Summary:
     missing: int = 0
     extra: int = 0
     transcoded: int = 0
+    headers_changed: int = 0
+    headers_unsealed: int = 0
     unsound: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -67,6 +72,9 @@ class Summary:
         self.missing += line["missing"]
         self.extra += line["extra"]
         self.transcoded += line["transcoded"]
+        # A run that an earlier release began has no such numbers.
+        self.headers_changed += line.get("headers_changed", 0)
+        self.headers_unsealed += line.get("headers_unsealed", 0)
         if not line["sound"]:
             self.unsound.append(line["study"])
 
@@ -76,17 +84,21 @@ class Summary:
             "summary": {
                 "studies": self.studies, "instances": sum(self.counts.values()),
                 "counts": dict(self.counts), "missing": self.missing, "extra": self.extra,
-                "transcoded": self.transcoded, "unsound": self.unsound, "failed": self.failed,
+                "transcoded": self.transcoded, "headers_changed": self.headers_changed,
+                "headers_unsealed": self.headers_unsealed, "unsound": self.unsound,
+                "failed": self.failed,
             }
         }  # fmt: skip
 
 
 def line_of(check: StudyCheck) -> dict[str, Any]:
     """Return what the file of a run keeps of a study."""
+    headers = check.headers
     return {
         "study": check.study_instance_uid, "sound": check.sound, "counts": check.counts,
         "missing": len(check.missing), "extra": len(check.extra),
-        "transcoded": len(check.transcoded),
+        "transcoded": len(check.transcoded), "headers_changed": headers.changed,
+        "headers_unsealed": headers.unsealed,
     }  # fmt: skip
 
 

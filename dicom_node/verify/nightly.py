@@ -71,6 +71,12 @@ class Nightly(threading.Thread):
                 log.error(
                     "study not sound", study_instance_uid=check.study_instance_uid,
                     verdict=check.verdict, counts=check.counts, missing=len(check.missing),
+                    **check.headers.to_log(),
+                )  # fmt: skip
+            elif check.headers:
+                log.warning(
+                    "headers not as signed", study_instance_uid=check.study_instance_uid,
+                    **check.headers.to_log(),
                 )  # fmt: skip
 
         found = audit_run.run(

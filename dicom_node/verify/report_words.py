@@ -39,15 +39,12 @@ def verdict_in_words(check: StudyCheck) -> tuple[str, str, tuple[str, ...]]:
         f" {WORDS[verdict][1]}."
         for verdict in reversed(ORDER) if check.counts.get(verdict)
     ]  # fmt: skip
-    retold = sum(bool(each.verdict.changed) for each in check.instances)
+    retold = check.headers.changed
     if retold:
         where = "this one instance" if total == 1 else f"{retold} of {total} instances"
         sentences.append(f"In {where} attributes of the header are not what was signed; they are "
                          "named below.")  # fmt: skip
-    unsealed = sum(
-        each.verdict.verdict == "authentic" and each.verdict.header_seal in ("absent", "invalid")
-        for each in check.instances
-    )
+    unsealed = check.headers.unsealed
     if unsealed:
         where = "this one instance" if total == 1 else f"{unsealed} of {total} instances"
         sentences.append(f"In {where} the seal of the header is gone or not ours: pixels are "

@@ -60,6 +60,9 @@ class RetrieveHandler:
     def __call__(self, call: Call) -> None:
         """Fetch, re-check, and send on what the client asked for.
 
+        A changed header makes nothing suspect: an archive may correct a name. It is named in the
+        log, the audit trail and the verdict's details, and counted in the error comment.
+
         Answers
         -------
         ``0xFF00`` after each sub-operation; then ``0x0000`` if every instance was sent and none is
@@ -304,6 +307,9 @@ class _Retrieval:
             missing=missing_entries(check) if complete else (), entries=check.entries,
         )  # fmt: skip
         self.tally.notes += in_words(check, error)
+        if headers := check.headers.to_log():  # a success has no comment to say it in
+            log.warning("headers not as signed", calling_ae=call.calling_ae,
+                        study_instance_uid=check.study_instance_uid, **headers)  # fmt: skip
         recorder.record(*self._events, *self._told(check, before))
         self._events.clear()
 

@@ -46,7 +46,7 @@ class Tally:
 
 def in_words(check: StudyCheck, error: str) -> list[str]:
     """Return what is to be said of a study in an error comment of 64 characters."""
-    counts = check.counts
+    counts, headers = check.counts, check.headers
     said = [
         f"{number} {what}"
         for what, number in (
@@ -54,7 +54,8 @@ def in_words(check: StudyCheck, error: str) -> list[str]:
             ("unreadable", counts.get("unreadable", 0)), ("stripped", len(check.stripped)),
             ("superseded", len(check.superseded)),
             ("missing", len(check.missing)), ("extra", len(check.extra)),
-            ("transcoded", len(check.transcoded)),
+            ("transcoded", len(check.transcoded)), ("header changed", headers.changed),
+            ("header unsealed", headers.unsealed),
         ) if number
     ]  # fmt: skip
     return [*said, *([error] if error else [])]

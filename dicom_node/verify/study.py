@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dicom_node.errors import PixelError
 from dicom_node.instance.datafile import open_data_file
 from dicom_node.instance.syntaxes import name_of
+from dicom_node.verify.headers import Headers, headers_of
 from dicom_node.verify.verdict import InstanceVerdict, Verdict, worst
 
 if TYPE_CHECKING:
@@ -131,8 +132,16 @@ class StudyCheck:
         return superseded(self.instances, self.entries)
 
     @property
+    def headers(self) -> Headers:
+        """Headers that are not what was signed, or not sealed."""
+        return headers_of(each.verdict for each in self.instances)
+
+    @property
     def sound(self) -> bool:
-        """Whether every instance is authentic, as last delivered, and none is missing."""
+        """Whether every instance is authentic, as last delivered, and none is missing.
+
+        A changed header does not make it unsound: an archive may correct a name. See `headers`.
+        """
         return self.verdict == "authentic" and not self.missing and not self.superseded
 
     def to_json(self) -> dict[str, Any]:
@@ -152,6 +161,7 @@ class StudyCheck:
             ],
             "stripped": list(self.stripped),
             "superseded": list(self.superseded),
+            "headers": self.headers.to_json(),
             "instances": [each.to_json() for each in self.instances],
         }  # fmt: skip
 

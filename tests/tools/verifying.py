@@ -118,6 +118,15 @@ def tampered(path, out, *, row=40, column=60):
     return out
 
 
+def retold(path, out, **attributes):
+    """Write a copy of a marked file with attributes changed and its pixels left alone."""
+    ds = pydicom.dcmread(path)
+    for keyword, value in attributes.items():
+        setattr(ds, keyword, value)
+    ds.save_as(out)
+    return out
+
+
 def config_text(folder, keys, pacs_port, *, move=(), clients=(), **verify):
     """Return a configuration of the service.
 
