@@ -130,7 +130,8 @@ def _tell(check: StudyCheck, *, as_json: bool) -> None:
     counted = ", ".join(f"{number} {verdict}" for verdict, number in check.counts.items())
     parts = [check.study_instance_uid, check.verdict if check.instances else "not there", counted]
     for what, uids in (
-        ("missing", check.missing), ("extra", check.extra), ("transcoded", check.transcoded),
+        ("missing", check.absent), (check.failure, check.unsent),
+        ("extra", check.extra), ("transcoded", check.transcoded),
         ("stripped of our marks", check.stripped),
         ("older than delivered", check.superseded),
     ):  # fmt: skip
@@ -180,10 +181,12 @@ def _sum_up(summary: Summary, file: RunFile, *, as_json: bool) -> None:
     for study, reason in summary.failed.items():
         print(f"{study}  not checked: {reason}", file=sys.stderr, flush=True)
     counted = ", ".join(f"{number} {verdict}" for verdict, number in summary.counts.items())
+    unsent = f" ({summary.unsent} of these the PACS failed to send)" if summary.unsent else ""
     _say(
         f"{summary.studies} of {len(file.studies)} studies checked,"
         f" {sum(summary.counts.values())} instances: {counted or 'none'};"
-        f" {summary.missing} missing, {summary.extra} extra, {summary.transcoded} transcoded;"
+        f" {summary.missing} missing{unsent}, {summary.extra} extra,"
+        f" {summary.transcoded} transcoded;"
         f" {summary.headers_changed} headers changed, {summary.headers_unsealed} not sealed;"
         f" {len(summary.unsound)} studies not sound"
     )

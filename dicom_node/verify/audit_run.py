@@ -44,6 +44,8 @@ class Summary:
         Instances by verdict.
     unsound
         Studies of which something is not authentic or missing.
+    unsent
+        Of those missing, what the PACS has and failed to send.
     headers_changed, headers_unsealed
         Instances whose header is not what was signed, or has no seal that holds; their studies may
         be sound.
@@ -54,6 +56,7 @@ class Summary:
     studies: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     missing: int = 0
+    unsent: int = 0
     extra: int = 0
     transcoded: int = 0
     headers_changed: int = 0
@@ -73,6 +76,7 @@ class Summary:
         self.extra += line["extra"]
         self.transcoded += line["transcoded"]
         # A run that an earlier release began has no such numbers.
+        self.unsent += line.get("unsent", 0)
         self.headers_changed += line.get("headers_changed", 0)
         self.headers_unsealed += line.get("headers_unsealed", 0)
         if not line["sound"]:
@@ -83,7 +87,8 @@ class Summary:
         return {
             "summary": {
                 "studies": self.studies, "instances": sum(self.counts.values()),
-                "counts": dict(self.counts), "missing": self.missing, "extra": self.extra,
+                "counts": dict(self.counts), "missing": self.missing, "unsent": self.unsent,
+                "extra": self.extra,
                 "transcoded": self.transcoded, "headers_changed": self.headers_changed,
                 "headers_unsealed": self.headers_unsealed, "unsound": self.unsound,
                 "failed": self.failed,
@@ -96,7 +101,7 @@ def line_of(check: StudyCheck) -> dict[str, Any]:
     headers = check.headers
     return {
         "study": check.study_instance_uid, "sound": check.sound, "counts": check.counts,
-        "missing": len(check.missing), "extra": len(check.extra),
+        "missing": len(check.missing), "unsent": len(check.unsent), "extra": len(check.extra),
         "transcoded": len(check.transcoded), "headers_changed": headers.changed,
         "headers_unsealed": headers.unsealed,
     }  # fmt: skip
@@ -191,7 +196,7 @@ def run(
     -------
     Summary
         Of all of the plan, what an earlier run finished included. A study that the PACS could not
-        be asked about is in `failed`, and is left for the next run.
+        be asked about, or failed to send whole, is in `failed`, and is left for the next run.
     """
     keep_files = keep_files or inspector.config.verify.store_reports
     summary = Summary()
@@ -211,6 +216,10 @@ def run(
         try:
             if not check.instances and not check.missing:
                 summary.failed[study] = f"{inspector.pacs.name} does not have it"
+            elif check.unfinished:
+                # The next run may have more luck; what came was remembered.
+                log.warning("study not checked", study_instance_uid=study, reason=check.failure)
+                summary.failed[study] = check.failure
             else:
                 summary.add(check)
             told(check)

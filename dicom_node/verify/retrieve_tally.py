@@ -53,7 +53,7 @@ def in_words(check: StudyCheck, error: str) -> list[str]:
             ("tampered", counts.get("tampered", 0)), ("foreign", counts.get("foreign", 0)),
             ("unreadable", counts.get("unreadable", 0)), ("stripped", len(check.stripped)),
             ("superseded", len(check.superseded)),
-            ("missing", len(check.missing)), ("extra", len(check.extra)),
+            ("missing", len(check.absent)), ("extra", len(check.extra)),
             ("transcoded", len(check.transcoded)), ("header changed", headers.changed),
             ("header unsealed", headers.unsealed),
         ) if number

@@ -78,6 +78,8 @@ def checked_standing(level: Level, check: StudyCheck) -> Standing:
             "counts": counts,
             "findings": [{k: v for k, v in e.items() if k != "path"} for e in bad[:_MOST_FINDINGS]],
             "missing": list(check.missing[:_MOST_FINDINGS]),
+            "unsent": list(check.unsent[:_MOST_FINDINGS]),
+            "failure": check.failure or None,
             "extra": list(check.extra[:_MOST_FINDINGS]),
             "transcoded": list(check.transcoded[:_MOST_FINDINGS]),
             "stripped": list(check.stripped[:_MOST_FINDINGS]),

@@ -1,6 +1,7 @@
 """A PACS with marked studies in it, and the verification service in front of it."""
 
 import contextlib
+import copy
 import json
 import socket
 import threading
@@ -264,6 +265,10 @@ class FakePacs:
         Waits before each instance or match.
     ignores_cancel
         Goes on after C-CANCEL, as many archives do.
+    unsendable
+        SOP Instance UIDs that it lists and fails to send.
+    fails_with
+        Ends a C-GET or C-MOVE with this status after so many instances: ``(status, after)``.
     matches
         Answers a STUDY query with so many made-up studies instead.
     """
@@ -273,6 +278,8 @@ class FakePacs:
         self.abort_after = None
         self.delay_s = 0.0
         self.ignores_cancel = False
+        self.unsendable = ()
+        self.fails_with = None
         self.matches = None
         self.send = None
         self.cancelled = []
@@ -334,6 +341,12 @@ class FakePacs:
                 event.assoc.abort()
                 return
             time.sleep(self.delay_s)
+            if self.fails_with is not None and self.fails_with[1] == index:
+                yield self.fails_with[0], None
+                return
+            if ds.SOPInstanceUID in self.unsendable:
+                ds = copy.copy(ds)
+                ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.66"  # no context has it
             yield 0xFF00, ds
 
     def _get(self, event):

@@ -6,6 +6,7 @@ import json
 import random
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -81,10 +82,25 @@ def test_a_run_that_an_earlier_release_began_goes_on(tmp_path):
     assert (summary.studies, summary.headers_changed) == (1, 0)
 
 
+def test_what_the_pacs_failed_to_send_is_not_finished_and_left_for_the_next_run(tmp_path):
+    failure = "pacs failed to send 1 (status 0xB000)"
+    sound, bad = check_of("a", missing=("a.2",)), check_of("b", "tampered", missing=("b.2",))
+    inspector = Inspector(
+        a=replace(sound, unsent=("a.2",), failure=failure),
+        b=replace(bad, unsent=("b.2",), failure=failure),
+    )
+    file = RunFile(tmp_path / "run.jsonl")
+    file.begin(["a", "b"])
+    summary = audit_run.run(inspector, file, checked_by="test")
+    assert (summary.failed, summary.unsound) == ({"a": failure}, ["b"])
+    assert (summary.missing, summary.unsent) == (1, 1)
+    assert RunFile(tmp_path / "run.jsonl").left == ("a",)
+
+
 def test_the_nightly_log_names_changed_headers_of_sound_studies_too():
     inspector = Inspector(
-        a=check_of("a", changed=("Laterality",)), b=check_of("b", "tampered", changed=("PatientID",)),
-        c=check_of("c"),
+        a=check_of("a", changed=("Laterality",)), c=check_of("c"),
+        b=check_of("b", "tampered", changed=("PatientID",)),
     )  # fmt: skip
     with structlog.testing.capture_logs() as logs:
         Nightly(inspector, threading.Event()).check_sample()
