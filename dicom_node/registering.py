@@ -187,7 +187,11 @@ def record_of(row: OutboxRow) -> MarkedInstance:
     """
     deliveries: tuple[DeliveryEntry, ...] = ()
     if row.kind == "delivered":
-        deliveries = (DeliveryEntry(row.destination, row.status or 0, row.at, row.reference),)
+        recoded = row.delivered_syntax_uid != row.transfer_syntax_uid
+        deliveries = (
+            DeliveryEntry(row.destination, row.status or 0, row.at, row.reference,
+                          row.delivered_syntax_uid if recoded else ""),
+        )  # fmt: skip
     return MarkedInstance(
         sop_instance_uid=_text(row.sop_instance_uid),
         series_instance_uid=_text(row.series_instance_uid),

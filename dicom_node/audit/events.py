@@ -195,6 +195,8 @@ class Verified(Event):
         Of the verdict ladder; anything but ``authentic`` and ``content-preserved`` alarms.
     changed
         Keywords of header attributes that differ from what was signed.
+    header_seal
+        ``absent`` or ``invalid``; "" where the seal holds.
     """
 
     kind: ClassVar[str] = "verified"
@@ -207,6 +209,7 @@ class Verified(Event):
     signed_by: str = ""
     changed: tuple[str, ...] = ()
     reason: str = ""
+    header_seal: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

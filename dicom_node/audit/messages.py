@@ -18,6 +18,9 @@ retrieved          110104 Instances Transferred, given and failed  R       0; 8 
 verified           110103 Instances Accessed                       R       0
                    110113 Security Alert, 99DICOMNODE integrity,   E       8
                    where the verdict alarms
+                   110113 Security Alert, 99DICOMNODE header,      E       4
+                   where it does not and the header is not as
+                   signed
 verdict-given      110103 Instances Accessed                       R       0
 restored           110106 Data Export (command), else 110103       R       0, 8 if not exact
 key-used           110113 Security Alert, 110129 or 110132         E       0
@@ -86,6 +89,8 @@ _CONFIGURATION: Final[Code] = ("110129", "DCM", "Security Configuration")
 _RESTRICTED: Final[Code] = ("110132", "DCM", "Use of Restricted Function")
 _RECORDING_STOPPED: Final[Code] = ("110133", "DCM", "Audit Recording Stopped")
 _INTEGRITY: Final[Code] = ("integrity", "99DICOMNODE", "Image integrity violated")
+_HEADER: Final[Code] = ("header", "99DICOMNODE", "Image header not as signed")
+_MOST_ATTRIBUTES: Final = 20
 _APPLICATION: Final[Code] = ("110150", "DCM", "Application")
 _SOURCE: Final[Code] = ("110153", "DCM", "Source Role ID")
 _DESTINATION: Final[Code] = ("110152", "DCM", "Destination Role ID")
@@ -121,7 +126,8 @@ def _group_key(event: Event) -> tuple[object, ...]:
         case Forwarded():
             return (event.kind, event.study_instance_uid, event.destination, event.ae_title)
         case Verified():
-            return (event.kind, event.study_instance_uid, event.checked_by, event.verdict)
+            return (event.kind, event.study_instance_uid, event.checked_by, event.verdict,
+                    event.changed, event.header_seal)  # fmt: skip
         case _:
             return (id(event),)
 
@@ -247,12 +253,29 @@ def _retrieved(event: Retrieved, ours: Party) -> list[Draft]:
 
 def _verified(event: Verified, studies: tuple[Xml.Element, ...], ours: Party) -> list[Draft]:
     client = Party(ae_title=event.checked_by, user=event.checked_by, asked=True)
-    drafts = [_accessed("R", 0, (ours, client), studies)]
-    if event.verdict not in QUIET:
+    header = _header_of(event)
+    drafts = [_accessed("R", 0, (ours, client), studies, header)]
+    loud = event.verdict not in QUIET
+    if loud or header:
         said = f"verdict {event.verdict}" + (f": {event.reason}" if event.reason else "")
-        drafts.append(Draft(ALERT, "E", 8, (replace(ours, asked=True),), (_INTEGRITY,), said,
+        said += f"; {header}" if header else ""
+        # Pixels are as they were: by A.5.3.11 a minor one, where the image itself is serious.
+        outcome, kind = (8, _INTEGRITY) if loud else (4, _HEADER)
+        drafts.append(Draft(ALERT, "E", outcome, (replace(ours, asked=True),), (kind,), said,
                              studies))  # fmt: skip
     return drafts
+
+
+def _header_of(event: Verified) -> str:
+    """Return what there is to say of a header; "" where it is as it was signed."""
+    said = []
+    if event.changed:
+        more = len(event.changed) - _MOST_ATTRIBUTES
+        named = ", ".join(event.changed[:_MOST_ATTRIBUTES])
+        said.append(f"header changed: {named}" + (f" and {more} more" if more > 0 else ""))
+    if event.verdict == "authentic" and event.header_seal:
+        said.append(f"header seal {event.header_seal}")
+    return "; ".join(said)
 
 
 def _restored(event: Restored, studies: tuple[Xml.Element, ...], ours: Party) -> Draft:

@@ -25,6 +25,7 @@ from dicom_node.cli.common import (
     print_json,
 )
 from dicom_node.errors import ConfigError
+from dicom_node.verify.headers import is_unsealed
 
 if TYPE_CHECKING:
     from dicom_node.verify.audit_run import RunFile, Summary
@@ -42,7 +43,7 @@ def register(subparsers: Subparsers) -> None:
         subparsers, "audit", run,
         summary="fetch studies from the PACS, re-check every instance, and name what is missing",
         exit_codes={
-            0: "every instance is authentic and none is missing",
+            0: "every instance is authentic and none is missing; a changed header is named",
             1: "at least one is not authentic or missing",
             3: "at least one study could not be checked; all others are authentic and whole",
         },
@@ -129,17 +130,25 @@ def _tell(check: StudyCheck, *, as_json: bool) -> None:
     counted = ", ".join(f"{number} {verdict}" for verdict, number in check.counts.items())
     parts = [check.study_instance_uid, check.verdict if check.instances else "not there", counted]
     for what, uids in (
-        ("missing", check.missing), ("extra", check.extra), ("transcoded", check.transcoded),
+        ("missing", check.absent), (check.failure, check.unsent),
+        ("extra", check.extra), ("transcoded", check.transcoded),
         ("stripped of our marks", check.stripped),
         ("older than delivered", check.superseded),
     ):  # fmt: skip
         if uids:
             more = f" and {len(uids) - _NAMED} more" if len(uids) > _NAMED else ""
             parts.append(f"{what}: {', '.join(uids[:_NAMED])}{more}")
+    headers = check.headers
+    if headers.changed:
+        parts.append(f"headers changed: {headers.changed} ({headers.named})")
+    if headers.unsealed:
+        parts.append(f"headers not sealed: {headers.unsealed}")
     print("  ".join(part for part in parts if part), flush=True)
     for each in check.instances:
-        if each.verdict.verdict != "authentic" or each.verdict.changed:
-            print(f"    {each.sop_instance_uid}  {_finding(each.verdict.to_json())}", flush=True)
+        verdict = each.verdict
+        unsealed = is_unsealed(verdict.verdict, verdict.header_seal)
+        if verdict.verdict != "authentic" or verdict.changed or unsealed:
+            print(f"    {each.sop_instance_uid}  {_finding(verdict.to_json())}", flush=True)
 
 
 def _finding(line: dict[str, Any]) -> str:
@@ -172,10 +181,13 @@ def _sum_up(summary: Summary, file: RunFile, *, as_json: bool) -> None:
     for study, reason in summary.failed.items():
         print(f"{study}  not checked: {reason}", file=sys.stderr, flush=True)
     counted = ", ".join(f"{number} {verdict}" for verdict, number in summary.counts.items())
+    unsent = f" ({summary.unsent} of these the PACS failed to send)" if summary.unsent else ""
     _say(
         f"{summary.studies} of {len(file.studies)} studies checked,"
         f" {sum(summary.counts.values())} instances: {counted or 'none'};"
-        f" {summary.missing} missing, {summary.extra} extra, {summary.transcoded} transcoded;"
+        f" {summary.missing} missing{unsent}, {summary.extra} extra,"
+        f" {summary.transcoded} transcoded;"
+        f" {summary.headers_changed} headers changed, {summary.headers_unsealed} not sealed;"
         f" {len(summary.unsound)} studies not sound"
     )
 

@@ -160,7 +160,7 @@ class Lane(threading.Thread):
         with contextlib.suppress(LeaseLost):  # dropped or taken over meanwhile: not ours to report
             try:
                 with _opened(delivery.path) as (file, meta):
-                    response = self._send(delivery, file, meta)
+                    response, syntax = self._send(delivery, file, meta)
             except (AssociationRejected, AssociationLost) as error:
                 reachable = isinstance(error, AssociationLost)
                 self._retry(delivery, error, self._pause.failed(reachable=reachable))
@@ -173,9 +173,12 @@ class Lane(threading.Thread):
             except NodeError as error:
                 self._hold(delivery, error)
             else:
-                self._settle(delivery, response)
+                self._settle(delivery, response, syntax)
 
-    def _send(self, delivery: Delivery, file: BinaryIO, meta: FileMeta) -> StoreResponse:
+    def _send(
+        self, delivery: Delivery, file: BinaryIO, meta: FileMeta
+    ) -> tuple[StoreResponse, str]:
+        """Send it, recoded where it has to be; return the answer and the syntax it was sent in."""
         renewed = time.monotonic()
 
         def keep_lease() -> None:
@@ -185,7 +188,7 @@ class Lane(threading.Thread):
                 renewed = time.monotonic()
 
         try:
-            return self._store(file, meta, keep_lease)
+            return self._store(file, meta, keep_lease), meta.transfer_syntax_uid
         except ContextRefused:
             assert self._association is not None, "somebody refused"
             accepted = self._association.accepted_syntaxes(meta.sop_class_uid)
@@ -196,7 +199,8 @@ class Lane(threading.Thread):
                 raise
         try:
             with _opened(recoded) as (other, other_meta):
-                return self._store(other, other_meta, keep_lease)
+                response = self._store(other, other_meta, keep_lease)
+                return response, other_meta.transfer_syntax_uid
         finally:
             recoded.unlink(missing_ok=True)
 
@@ -211,11 +215,11 @@ class Lane(threading.Thread):
             log.info("association reopened", destination=self._destination.name, reason=str(lost))
         return self._association_for(pair).store(file, meta, keep_lease)
 
-    def _settle(self, delivery: Delivery, response: StoreResponse) -> None:
+    def _settle(self, delivery: Delivery, response: StoreResponse, syntax: str) -> None:
         verdict = verdict_of(response.status)
         if verdict is Verdict.DELIVERED:
             self._pause.succeeded()
-            self._spool.delivered(delivery, response.status)
+            self._spool.delivered(delivery, response.status, transfer_syntax_uid=syntax)
             return
         failed = StoreFailed(
             self._destination.name, delivery.sop_instance_uid, response.status, response.comment

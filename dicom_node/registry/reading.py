@@ -46,8 +46,9 @@ def instances(
         some = ids[start : start + ASKED_AT_ONCE]
         for each in connection.execute(_of(DELIVERY, some).order_by(DELIVERY.c.delivered_at)):
             entry = DeliveryEntry(
-                each.destination, each.status, each.delivered_at, each.reference
-            )
+                each.destination, each.status, each.delivered_at, each.reference,
+                each.transfer_syntax_uid,
+            )  # fmt: skip
             delivered.setdefault(each.instance_id, []).append(entry)
         if frames:
             for each in connection.execute(_of(FRAME, some).order_by(FRAME.c.id)):

@@ -28,12 +28,15 @@ class DeliveryEntry:
         DIMSE status of its answer: success or a warning.
     reference
         Where the registrar read it, ``<spool>:<row>``; the same delivery told twice is kept once.
+    transfer_syntax_uid
+        What it was recoded to for this destination; "": sent as the instance's file is coded.
     """
 
     destination: str
     status: int
     delivered_at: float
     reference: str = ""
+    transfer_syntax_uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class MarkedInstance:
     Attributes
     ----------
     transfer_syntax_uid
-        Of the file that was sent.
+        Of the file as it was marked; a delivery says where it was sent in another.
     action
         ``marked``; ``sealed`` (header only); ``untouched`` (sent as received).
     received_digest, delivered_digest
@@ -82,6 +85,16 @@ class MarkedInstance:
     def delivered_to(self, destination: str) -> bool:
         """Whether a destination of this name has taken it."""
         return any(entry.destination == destination for entry in self.deliveries)
+
+    def sent_in(self, destination: str = "") -> frozenset[str]:
+        """Return the transfer syntaxes in which this destination ("": any) was given it.
+
+        One that never took it is compared with the file as it was marked.
+        """
+        return frozenset(
+            entry.transfer_syntax_uid or self.transfer_syntax_uid
+            for entry in self.deliveries if destination in ("", entry.destination)
+        ) or frozenset((self.transfer_syntax_uid,))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,12 +25,13 @@ from sqlalchemy import (
     UniqueConstraint,
     inspect,
     select,
+    text,
     update,
 )
 
 from dicom_node.errors import RegistryError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 metadata = MetaData()
 
@@ -87,6 +88,8 @@ DELIVERY = Table(
     Column("destination", Text, nullable=False),
     Column("status", Integer, nullable=False),
     Column("delivered_at", Float(53), nullable=False),
+    # What it was recoded to for this destination; "": as the instance's row says.
+    Column("transfer_syntax_uid", Text, nullable=False, server_default=""),
 )  # fmt: skip
 
 VERDICT = Table(
@@ -102,8 +105,15 @@ VERDICT = Table(
     Column("details", Text, nullable=False),
 )  # fmt: skip
 
+
+def _add_the_syntax_of_deliveries(connection: Connection) -> None:
+    connection.execute(
+        text("ALTER TABLE delivery ADD COLUMN transfer_syntax_uid TEXT NOT NULL DEFAULT ''")
+    )
+
+
 # What turns version n into n + 1, in order, beginning with version 1.
-_MIGRATIONS: Final[tuple[Callable[[Connection], None], ...]] = ()
+_MIGRATIONS: Final[tuple[Callable[[Connection], None], ...]] = (_add_the_syntax_of_deliveries,)
 
 
 def up_to_date(connection: Connection) -> str | None:

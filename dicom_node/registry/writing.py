@@ -112,7 +112,8 @@ def _add_deliveries(
     }
     return _insert(connection, DELIVERY.insert(), (
         {"instance_id": instance_id, "reference": reference, "destination": entry.destination,
-         "status": entry.status, "delivered_at": entry.delivered_at}
+         "status": entry.status, "delivered_at": entry.delivered_at,
+         "transfer_syntax_uid": entry.transfer_syntax_uid}
         for (instance_id, reference), entry in new.items()
     ))  # fmt: skip
 

@@ -74,9 +74,18 @@ class DeliveryQueue(MarkingQueue):
             row = journal.row("renew_delivery", lease_until=until, **_claim_of(delivery))
             _owned(row, delivery)
 
-    def delivered(self, delivery: Delivery, status: int = 0x0000) -> None:
-        """Record that the destination has it; with its last delivery the job's files go."""
-        self._leave_delivery(delivery, "delivered", "", status)
+    def delivered(
+        self, delivery: Delivery, status: int = 0x0000, *, transfer_syntax_uid: str = ""
+    ) -> None:
+        """Record that the destination has it; with its last delivery the job's files go.
+
+        Parameters
+        ----------
+        transfer_syntax_uid
+            What it was sent in, where it may have been recoded for this destination; "": as the
+            job's result is coded.
+        """
+        self._leave_delivery(delivery, "delivered", "", status, syntax=transfer_syntax_uid)
 
     def retry_delivery(
         self, delivery: Delivery, reason: str, due_at: float, *, status: int | None = None
@@ -126,9 +135,11 @@ class DeliveryQueue(MarkingQueue):
         *,
         due_at: float | None = None,
         refund: int = 0,
+        syntax: str = "",
     ) -> None:
         settled = self._record_delivery(
             delivery,
+            syntax=syntax,
             state=state,
             reason=reason,
             status=status,
@@ -141,7 +152,9 @@ class DeliveryQueue(MarkingQueue):
             self._remove_later(settled)
 
     @on_a_full_disk
-    def _record_delivery(self, delivery: Delivery, **values: Any) -> sqlite3.Row | None:
+    def _record_delivery(
+        self, delivery: Delivery, *, syntax: str, **values: Any
+    ) -> sqlite3.Row | None:
         """Record what became of a delivery; return its job if that ended with it."""
         now = self._clock()
         with self._journal.transaction() as journal:
@@ -151,7 +164,7 @@ class DeliveryQueue(MarkingQueue):
                 tell(
                     journal, _TOLD[values["state"]], delivery.job_id, now,
                     reason=values["reason"], destination=delivery.destination,
-                    status=values["status"],
+                    status=values["status"], delivered_syntax_uid=syntax,
                 )  # fmt: skip
             return journal.row("settle_job", id=delivery.job_id, now=now)
 

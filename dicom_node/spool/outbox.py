@@ -39,8 +39,12 @@ class OutboxRow:
         As the destinations know it.
     received_sop_instance_uid
         As it came; "" in a row of a release that knew only this one.
+    transfer_syntax_uid
+        Of the job's result.
     destination, status
         Of a delivery; "" and None where it is the job itself.
+    delivered_syntax_uid
+        What a delivery was sent in; "" in a row of a release that did not say.
     """
 
     id: int
@@ -64,25 +68,28 @@ class OutboxRow:
     status: int | None = None
     facts: InstanceFacts = field(default_factory=InstanceFacts)
     received_sop_instance_uid: str = ""
+    delivered_syntax_uid: str = ""
 
 
 def tell(
     journal: Journal, kind: Kind, job_id: int, at: float, *, reason: str = "",
     destination: str = "", status: int | None = None, facts: InstanceFacts | None = None,
+    delivered_syntax_uid: str = "",
 ) -> None:  # fmt: skip
     """Write one row, inside the caller's transaction."""
     job = journal.row("told_of", job_id=job_id)
     assert job is not None, "told of in the transaction that changed it"
     body = encode(
         job, reason=reason, destination=destination, status=status,
-        facts=facts or InstanceFacts(),
+        facts=facts or InstanceFacts(), delivered_syntax_uid=delivered_syntax_uid,
     )  # fmt: skip
     journal.rows("tell", kind=kind, at=at, body=body)
 
 
 def encode(
-    job: sqlite3.Row, *, reason: str, destination: str, status: int | None, facts: InstanceFacts
-) -> str:
+    job: sqlite3.Row, *, reason: str, destination: str, status: int | None, facts: InstanceFacts,
+    delivered_syntax_uid: str = "",
+) -> str:  # fmt: skip
     """Return the body of a row: JSON that any later release reads."""
     body: dict[str, Any] = {
         "format": FORMAT,
@@ -103,6 +110,7 @@ def encode(
         "reason": reason,
         "destination": destination,
         "status": status,
+        "delivered_syntax_uid": delivered_syntax_uid,
         "modality": facts.modality,
         "instance_number": facts.instance_number,
         "frame_count": facts.frame_count,
@@ -140,6 +148,7 @@ def decode(row: sqlite3.Row, spool: str) -> OutboxRow:
         status=body["status"],
         facts=facts,
         received_sop_instance_uid=body.get("received_sop_instance_uid", ""),
+        delivered_syntax_uid=body.get("delivered_syntax_uid", ""),
     )
 
 

@@ -44,6 +44,11 @@ class Summary:
         Instances by verdict.
     unsound
         Studies of which something is not authentic or missing.
+    unsent
+        Of those missing, what the PACS has and failed to send.
+    headers_changed, headers_unsealed
+        Instances whose header is not what was signed, or has no seal that holds; their studies may
+        be sound.
     failed
         Studies that could not be checked, with the reason.
     """
@@ -51,8 +56,11 @@ class Summary:
     studies: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     missing: int = 0
+    unsent: int = 0
     extra: int = 0
     transcoded: int = 0
+    headers_changed: int = 0
+    headers_unsealed: int = 0
     unsound: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -67,6 +75,10 @@ class Summary:
         self.missing += line["missing"]
         self.extra += line["extra"]
         self.transcoded += line["transcoded"]
+        # A run that an earlier release began has no such numbers.
+        self.unsent += line.get("unsent", 0)
+        self.headers_changed += line.get("headers_changed", 0)
+        self.headers_unsealed += line.get("headers_unsealed", 0)
         if not line["sound"]:
             self.unsound.append(line["study"])
 
@@ -75,18 +87,23 @@ class Summary:
         return {
             "summary": {
                 "studies": self.studies, "instances": sum(self.counts.values()),
-                "counts": dict(self.counts), "missing": self.missing, "extra": self.extra,
-                "transcoded": self.transcoded, "unsound": self.unsound, "failed": self.failed,
+                "counts": dict(self.counts), "missing": self.missing, "unsent": self.unsent,
+                "extra": self.extra,
+                "transcoded": self.transcoded, "headers_changed": self.headers_changed,
+                "headers_unsealed": self.headers_unsealed, "unsound": self.unsound,
+                "failed": self.failed,
             }
         }  # fmt: skip
 
 
 def line_of(check: StudyCheck) -> dict[str, Any]:
     """Return what the file of a run keeps of a study."""
+    headers = check.headers
     return {
         "study": check.study_instance_uid, "sound": check.sound, "counts": check.counts,
-        "missing": len(check.missing), "extra": len(check.extra),
-        "transcoded": len(check.transcoded),
+        "missing": len(check.missing), "unsent": len(check.unsent), "extra": len(check.extra),
+        "transcoded": len(check.transcoded), "headers_changed": headers.changed,
+        "headers_unsealed": headers.unsealed,
     }  # fmt: skip
 
 
@@ -179,7 +196,7 @@ def run(
     -------
     Summary
         Of all of the plan, what an earlier run finished included. A study that the PACS could not
-        be asked about is in `failed`, and is left for the next run.
+        be asked about, or failed to send whole, is in `failed`, and is left for the next run.
     """
     keep_files = keep_files or inspector.config.verify.store_reports
     summary = Summary()
@@ -199,6 +216,10 @@ def run(
         try:
             if not check.instances and not check.missing:
                 summary.failed[study] = f"{inspector.pacs.name} does not have it"
+            elif check.unfinished:
+                # The next run may have more luck; what came was remembered.
+                log.warning("study not checked", study_instance_uid=study, reason=check.failure)
+                summary.failed[study] = check.failure
             else:
                 summary.add(check)
             told(check)

@@ -16,7 +16,7 @@ from dicom_node.dimse import Incoming
 from dicom_node.errors import NodeError
 from dicom_node.verify.checking import Checked, Task
 from dicom_node.verify.checking_pool import CheckingPool
-from dicom_node.verify.fetching import Fetched, Fetcher
+from dicom_node.verify.fetching import Fetched, Fetcher, FetchRefused
 from dicom_node.verify.pacs import Planned, Wanted
 
 _TICK_S = 0.1
@@ -144,6 +144,12 @@ class CheckedFetch:
                 yield Arrival(checked, task.path, incoming, original)
             finally:
                 self._release(task)
+
+    @property
+    def shortfall(self) -> Fetched | None:
+        """What the PACS says it failed to send; None where it says nothing of the kind."""
+        said = self.error.fetched if isinstance(self.error, FetchRefused) else self.fetched
+        return said if said is not None and said.reason else None
 
     def _release(self, task: Task) -> None:
         with self._lock:

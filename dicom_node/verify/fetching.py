@@ -54,12 +54,27 @@ class Fetched:
     failed
         Sub-operations that the PACS says have failed.
     reason
-        In words, where the PACS did not do all of it.
+        In words, where the PACS says that it did not do all of it: how many, and its status.
+    failed_uids
+        SOP Instance UIDs of these, where it names them.
     """
 
     how: str
     failed: int = 0
     reason: str = ""
+    failed_uids: tuple[str, ...] = ()
+
+
+class FetchRefused(PacsRefused):
+    """The PACS ended C-GET or C-MOVE with a failure; `fetched` is what it says it did."""
+
+    def __init__(self, name: str, status: int, comment: str, fetched: Fetched) -> None:
+        super().__init__(name, status, comment)
+        self.fetched = fetched
+        self._comment = comment
+
+    def __str__(self) -> str:
+        return self.fetched.reason + (f": {self._comment}" if self._comment else "")
 
 
 class Fetcher:
@@ -168,16 +183,25 @@ class Fetcher:
             kind, sop_class, identifiers.encode(wanted.identifier(), syntax), syntax,
             move_destination=self._config.verify.fetch_ae_title, watch=watch,
         )  # fmt: skip
-        response = QueryResponse(kind, 0, 0xFF00)
+        response, identifier = QueryResponse(kind, 0, 0xFF00), None
         with closing(answers):
             for answer in answers:
-                response = answer.response
+                response, identifier = answer.response, answer.identifier
                 watch()
-        counts = response.counts or SubOperations()
+        fetched = self._outcome(response, _failed_uids(identifier, syntax))
         if response.status not in (0x0000, _WARNING):
-            raise PacsRefused(self.pacs.name, response.status, response.comment)
-        reason = f"{self.pacs.name} failed to send {counts.failed}" if counts.failed else ""
-        return Fetched(kind, counts.failed, reason)
+            raise FetchRefused(self.pacs.name, response.status, response.comment, fetched)
+        return fetched
+
+    def _outcome(self, response: QueryResponse, failed_uids: tuple[str, ...]) -> Fetched:
+        """Say what a final response says of failures; a warning without numbers means some."""
+        counts = response.counts or SubOperations()
+        refused = response.status not in (0x0000, _WARNING)
+        if not counts.failed and not refused and (response.counts or response.status == 0x0000):
+            return Fetched(response.kind)
+        number = counts.failed or len(failed_uids) or ("what was asked for" if refused else "some")
+        reason = f"{self.pacs.name} failed to send {number} (status 0x{response.status:04X})"
+        return Fetched(response.kind, counts.failed, reason, failed_uids)
 
     def _storage(self) -> InnerStorage | Lodger:
         """Return the inner Storage SCP, or a place at the one that another process has open."""
@@ -190,6 +214,18 @@ class Fetcher:
                         raise
                     self._inner = Lodger(self._config, self._folder)
             return self._inner
+
+
+def _failed_uids(encoded: bytes | None, syntax: str) -> tuple[str, ...]:
+    """Return the Failed SOP Instance UID List of a final response; () where it cannot be read."""
+    if not encoded:
+        return ()
+    try:
+        identifier = identifiers.decode(encoded, syntax)
+    except identifiers.IdentifierError:
+        return ()
+    listed = identifiers.text_of(identifier, "FailedSOPInstanceUIDList")
+    return tuple(uid for each in listed.split("\\") if (uid := each.strip(" \0")))
 
 
 def _storage_pairs(planned: Sequence[Planned]) -> list[tuple[str, str]]:

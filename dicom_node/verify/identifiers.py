@@ -42,6 +42,7 @@ IMPLICIT = "1.2.840.10008.1.2"
 VERDICT, VERIFIED_AT, AGE_S = 0x10, 0x11, 0x12
 VERIFIED, TAMPERED, UNMARKED, MISSING = 0x13, 0x14, 0x15, 0x16
 DETAILS, SUPERSEDED, VERIFY_NOW, PROGRESS = 0x17, 0x18, 0x20, 0x21
+HEADERS_CHANGED, HEADERS_UNSEALED = 0x19, 0x1A
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _MOST_UIDS = 10_000
@@ -96,6 +97,9 @@ class Standing:
         While a check goes on: how far it is.
     superseded
         Of those verified, older versions than the last that was delivered.
+    headers_changed, headers_unsealed
+        Of those verified: whose header is not what was signed; authentic ones whose header has no
+        seal that holds.
     """
 
     verdict: str = ""
@@ -107,6 +111,8 @@ class Standing:
     details: dict[str, Any] | None = None
     progress: str = ""
     superseded: int = 0
+    headers_changed: int = 0
+    headers_unsealed: int = 0
 
 
 def decode(encoded: bytes, syntax: str) -> Dataset:
@@ -275,6 +281,8 @@ def _put_block(ds: Dataset, standing: Standing) -> None:
     if standing.details is not None:
         put(DETAILS, "UT", json.dumps(standing.details, separators=(",", ":")))
     put(SUPERSEDED, "UL", standing.superseded)
+    put(HEADERS_CHANGED, "UL", standing.headers_changed)
+    put(HEADERS_UNSEALED, "UL", standing.headers_unsealed)
     if standing.progress:
         put(PROGRESS, "LO", standing.progress)
 

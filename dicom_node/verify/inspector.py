@@ -16,7 +16,7 @@ from dicom_node.verify.admission import pacs_only
 from dicom_node.verify.checked_fetch import Arrival, CheckedFetch, Pace
 from dicom_node.verify.checking import Setup
 from dicom_node.verify.checking_pool import CheckingPool
-from dicom_node.verify.fetching import Fetcher
+from dicom_node.verify.fetching import Fetched, Fetcher
 from dicom_node.verify.inner_storage import scratch_folder
 from dicom_node.verify.pacs import Pacs, Planned, Wanted
 from dicom_node.verify.recording import Recorder
@@ -96,6 +96,7 @@ class Inspector:
         planned = self.pacs.plan(wanted, alive)
         entries = self.recorder.entries(wanted)
         found: list[CheckedInstance] = []
+        shortfall: Fetched | None = None
         if planned:
             with CheckedFetch(
                 self.fetcher, self.pool, wanted, planned, pace=pace, keep=keep_files
@@ -105,9 +106,12 @@ class Inspector:
                 )
                 if arrivals.error is not None:
                     raise arrivals.error
+                shortfall = arrivals.shortfall
         check = study_check(
             wanted.study_instance_uid, found, entries, destination=self.pacs.name,
             listed=[each.sop_instance_uid for each in planned], checked_at=datetime.now(UTC),
+            failure=shortfall.reason if shortfall else "",
+            failed=shortfall.failed_uids if shortfall else (),
         )  # fmt: skip
         self.recorder.remember((), checked_by=checked_by, missing=missing_entries(check))
         return check
@@ -159,6 +163,6 @@ def found_of(arrival: Arrival, *, keep_path: bool = False) -> CheckedInstance:
 
 
 def missing_entries(check: StudyCheck) -> tuple[MarkedInstance, ...]:
-    """Return the registry's records of what is missing."""
+    """Return the registry's records of what is missing, but for what the PACS failed to send."""
     known = {each.sop_instance_uid: each for each in check.entries}
-    return tuple(known[uid] for uid in check.missing if uid in known)
+    return tuple(known[uid] for uid in check.absent if uid in known)

@@ -67,10 +67,17 @@ class Nightly(threading.Thread):
                 raise CalledOff("shutting down")
 
         def told(check: StudyCheck) -> None:
-            if not check.sound:
+            if not check.sound and not check.unfinished:
                 log.error(
                     "study not sound", study_instance_uid=check.study_instance_uid,
-                    verdict=check.verdict, counts=check.counts, missing=len(check.missing),
+                    verdict=check.verdict, counts=check.counts, missing=len(check.absent),
+                    unsent=len(check.unsent),
+                    **check.headers.to_log(),
+                )  # fmt: skip
+            elif check.headers:
+                log.warning(
+                    "headers not as signed", study_instance_uid=check.study_instance_uid,
+                    **check.headers.to_log(),
                 )  # fmt: skip
 
         found = audit_run.run(

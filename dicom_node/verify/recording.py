@@ -177,4 +177,5 @@ def _verified(found: CheckedInstance, checked_by: str, at: datetime) -> Verified
         sop_class_uid=found.sop_class_uid, study_instance_uid=found.study_instance_uid,
         series_instance_uid=found.series_instance_uid, checked_by=checked_by,
         signed_by=verdict.signed_by.hex(), changed=verdict.changed, reason=verdict.reason,
+        header_seal="" if verdict.header_seal == "valid" else verdict.header_seal,
     )  # fmt: skip

@@ -171,7 +171,7 @@ def facts_of(check: StudyCheck, ring: KeyRing | None, *, checked_by: str = "") -
     # Of a study of one instance the chain is the instance's.
     own = entries if len(check.instances) > 1 else {}
     bare = [_instance(each, own.get(each.sop_instance_uid)) for each in check.instances]
-    older = frozenset(check.superseded)
+    older, unsent = frozenset(check.superseded), frozenset(check.unsent)
     told = [i for i, each in enumerate(check.instances) if is_finding(each, older)]
     told.sort(key=lambda i: (-ORDER.index(bare[i].verdict), i))
     findings, left = [], _MOST_PICTURES
@@ -186,7 +186,9 @@ def facts_of(check: StudyCheck, ring: KeyRing | None, *, checked_by: str = "") -
         printable(check.study_instance_uid), level, headline, sentences,
         moment(check.checked_at.timestamp()), __version__, _patient(check.instances),
         chain_of(check, checked_by), tuple(findings), len(told) - len(findings), tuple(bare),
-        tuple(_missing(uid, entries.get(uid)) for uid in check.missing),
+        tuple(
+            _missing(uid, entries.get(uid), unsent=uid in unsent) for uid in check.missing
+        ),
         tuple(map(printable, check.extra)),
         () if told else _samples(check.instances), _keys(check, ring), _caveats(check, ring),
     )  # fmt: skip
@@ -216,12 +218,12 @@ def _instance(each: CheckedInstance, entry: MarkedInstance | None) -> InstanceFa
     )  # fmt: skip
 
 
-def _missing(uid: str, entry: MarkedInstance | None) -> str:
+def _missing(uid: str, entry: MarkedInstance | None, *, unsent: bool) -> str:
     """Name an instance that did not come back as the registry knows it."""
     number = None if entry is None else entry.instance_number
     known = [] if entry is None else [printable(entry.modality or "Instance", 16)]
     known += [] if number is None else [str(number)]
-    return " ".join([*known, printable(uid)])
+    return " ".join([*known, printable(uid)]) + (", which the archive failed to send" * unsent)
 
 
 def _finding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dicom_node.verify.report_text import printable
 from dicom_node.verify.study import StudyCheck
 from dicom_node.verify.verdict import ORDER, Verdict
 
@@ -39,21 +40,18 @@ def verdict_in_words(check: StudyCheck) -> tuple[str, str, tuple[str, ...]]:
         f" {WORDS[verdict][1]}."
         for verdict in reversed(ORDER) if check.counts.get(verdict)
     ]  # fmt: skip
-    retold = sum(bool(each.verdict.changed) for each in check.instances)
+    retold = check.headers.changed
     if retold:
         where = "this one instance" if total == 1 else f"{retold} of {total} instances"
         sentences.append(f"In {where} attributes of the header are not what was signed; they are "
                          "named below.")  # fmt: skip
-    unsealed = sum(
-        each.verdict.verdict == "authentic" and each.verdict.header_seal in ("absent", "invalid")
-        for each in check.instances
-    )
+    unsealed = check.headers.unsealed
     if unsealed:
         where = "this one instance" if total == 1 else f"{unsealed} of {total} instances"
         sentences.append(f"In {where} the seal of the header is gone or not ours: pixels are "
                          "vouched for, most of the header is not.")  # fmt: skip
     for uids, what in (
-        (check.missing, "that this node delivered did not come back"),
+        (check.absent, "that this node delivered did not come back"),
         (check.stripped, "came back without the marks they were delivered with"),
         (check.superseded, "came back in an older version than the one that was delivered last"),
         (check.extra, "came back that this node never delivered"),
@@ -61,6 +59,9 @@ def verdict_in_words(check: StudyCheck) -> tuple[str, str, tuple[str, ...]]:
     ):
         if uids:
             sentences.append(f"{_instances(len(uids))} {what}.")
+    if check.unsent:
+        sentences.append(f"{_instances(len(check.unsent))} that the archive has did not come: "
+                         f"{printable(check.failure)}.")  # fmt: skip
     if not total:
         return "unmarked", "Nothing to judge", (*sentences, "No instance came back.")
     if check.verdict == "authentic" and check.superseded:

@@ -30,6 +30,7 @@ from dicom_node.errors import (
 from dicom_node.registry.records import MarkedInstance
 from dicom_node.verify import identifiers
 from dicom_node.verify.checked_fetch import Arrival, CheckedFetch
+from dicom_node.verify.fetching import Fetched
 from dicom_node.verify.identifiers import IdentifierError, Inquiry
 from dicom_node.verify.inspector import Inspector, found_of, missing_entries
 from dicom_node.verify.pacs import Planned, Wanted
@@ -59,6 +60,9 @@ class RetrieveHandler:
 
     def __call__(self, call: Call) -> None:
         """Fetch, re-check, and send on what the client asked for.
+
+        A changed header makes nothing suspect: an archive may correct a name. It is named in the
+        log, the audit trail and the verdict's details, and counted in the error comment.
 
         Answers
         -------
@@ -196,6 +200,7 @@ class _Retrieval:
         found: list[CheckedInstance] = []
         due = {(each.series_instance_uid, each.sop_instance_uid) for each in planned}
         error, complete = "", not planned
+        shortfall: Fetched | None = None
         entries = self._inspector.recorder.entries(wanted)
         try:
             if planned:
@@ -204,10 +209,12 @@ class _Retrieval:
                     restore=self._policy == "restored",
                 ) as arrivals:  # fmt: skip
                     self._relay(arrivals, found, due, entries)
-                error = str(arrivals.error or "")
+                shortfall = arrivals.shortfall
+                error = str(arrivals.error or (shortfall.reason if shortfall else ""))
                 complete = arrivals.fetched is not None and not self._receiver_gone
         finally:
-            self._note(wanted, planned, found, before, error, complete=complete)
+            self._note(wanted, planned, found, before, error, complete=complete,
+                       shortfall=shortfall)  # fmt: skip
         for _, uid in sorted(due):
             self.tally.count("failed", uid)
 
@@ -290,7 +297,7 @@ class _Retrieval:
 
     def _note(
         self, wanted: Wanted, planned: Sequence[Planned], found: Sequence[CheckedInstance],
-        before: SubOperations, error: str, *, complete: bool,
+        before: SubOperations, error: str, *, complete: bool, shortfall: Fetched | None,
     ) -> None:  # fmt: skip
         """Remember the verdicts, and tell the audit trail and the client how it was."""
         recorder, call = self._inspector.recorder, self._call
@@ -298,12 +305,17 @@ class _Retrieval:
             wanted.study_instance_uid, found, recorder.entries(wanted),
             destination=self._inspector.pacs.name,
             listed=[each.sop_instance_uid for each in planned],
+            failure=shortfall.reason if shortfall else "",
+            failed=shortfall.failed_uids if shortfall else (),
         )  # fmt: skip
         recorder.remember(
             found, checked_by=call.calling_ae,
             missing=missing_entries(check) if complete else (), entries=check.entries,
         )  # fmt: skip
         self.tally.notes += in_words(check, error)
+        if headers := check.headers.to_log():  # a success has no comment to say it in
+            log.warning("headers not as signed", calling_ae=call.calling_ae,
+                        study_instance_uid=check.study_instance_uid, **headers)  # fmt: skip
         recorder.record(*self._events, *self._told(check, before))
         self._events.clear()
 

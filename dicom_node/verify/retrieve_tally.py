@@ -46,15 +46,16 @@ class Tally:
 
 def in_words(check: StudyCheck, error: str) -> list[str]:
     """Return what is to be said of a study in an error comment of 64 characters."""
-    counts = check.counts
+    counts, headers = check.counts, check.headers
     said = [
         f"{number} {what}"
         for what, number in (
             ("tampered", counts.get("tampered", 0)), ("foreign", counts.get("foreign", 0)),
             ("unreadable", counts.get("unreadable", 0)), ("stripped", len(check.stripped)),
             ("superseded", len(check.superseded)),
-            ("missing", len(check.missing)), ("extra", len(check.extra)),
-            ("transcoded", len(check.transcoded)),
+            ("missing", len(check.absent)), ("extra", len(check.extra)),
+            ("transcoded", len(check.transcoded)), ("header changed", headers.changed),
+            ("header unsealed", headers.unsealed),
         ) if number
     ]  # fmt: skip
     return [*said, *([error] if error else [])]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dicom_node.errors import PixelError
 from dicom_node.instance.datafile import open_data_file
 from dicom_node.instance.syntaxes import name_of
+from dicom_node.verify.headers import Headers, headers_of
 from dicom_node.verify.verdict import InstanceVerdict, Verdict, worst
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ class StudyCheck:
     missing
         SOP Instance UIDs that the registry knows as delivered, or the PACS lists, and that did
         not come.
+    unsent
+        Of those missing, what the PACS has and failed to send, as it says itself: no sign that
+        anything was taken away.
+    failure
+        How it says so, in words; "" where it does not.
     extra
         That came back although the registry does not know them, in a study of which it knows some.
     transcoded
@@ -101,6 +107,8 @@ class StudyCheck:
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     transcoded: tuple[str, ...] = ()
+    unsent: tuple[str, ...] = ()
+    failure: str = ""
     entries: tuple[MarkedInstance, ...] = field(default=(), repr=False)
 
     @property
@@ -131,8 +139,28 @@ class StudyCheck:
         return superseded(self.instances, self.entries)
 
     @property
+    def absent(self) -> tuple[str, ...]:
+        """Of those missing, what the PACS does not claim to have failed at."""
+        unsent = set(self.unsent)
+        return tuple(uid for uid in self.missing if uid not in unsent)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether all that is wrong is that the PACS failed to send some of it."""
+        sound = all(each.verdict.verdict == "authentic" for each in self.instances)
+        return bool(self.unsent) and sound and not self.absent and not self.superseded
+
+    @property
+    def headers(self) -> Headers:
+        """Headers that are not what was signed, or not sealed."""
+        return headers_of(each.verdict for each in self.instances)
+
+    @property
     def sound(self) -> bool:
-        """Whether every instance is authentic, as last delivered, and none is missing."""
+        """Whether every instance is authentic, as last delivered, and none is missing.
+
+        A changed header does not make it unsound: an archive may correct a name. See `headers`.
+        """
         return self.verdict == "authentic" and not self.missing and not self.superseded
 
     def to_json(self) -> dict[str, Any]:
@@ -144,6 +172,8 @@ class StudyCheck:
             "sound": self.sound,
             "counts": self.counts,
             "missing": list(self.missing),
+            "unsent": list(self.unsent),
+            "failure": self.failure or None,
             "extra": list(self.extra),
             "transcoded": [
                 {"sop_instance_uid": each.sop_instance_uid,
@@ -152,6 +182,7 @@ class StudyCheck:
             ],
             "stripped": list(self.stripped),
             "superseded": list(self.superseded),
+            "headers": self.headers.to_json(),
             "instances": [each.to_json() for each in self.instances],
         }  # fmt: skip
 
@@ -163,6 +194,8 @@ def study_check(
     *,
     destination: str = "",
     listed: Iterable[str] = (),
+    failure: str = "",
+    failed: Iterable[str] = (),
     checked_at: datetime | None = None,
 ) -> StudyCheck:
     """Compare what was checked with what the registry says was delivered.
@@ -178,19 +211,29 @@ def study_check(
         expected back.
     listed
         SOP Instance UIDs that the PACS says it has.
+    failure, failed
+        In words, that the PACS failed to send some; their SOP Instance UIDs, where it named them:
+        else it may be any that it lists.
     """
+    listed = tuple(listed)
     found = tuple(sorted(instances, key=_in_order))
     came = {each.sop_instance_uid: each for each in found}
     known = {entry.sop_instance_uid: entry for entry in entries}
     delivered = [entry.sop_instance_uid for entry in entries if was_delivered(entry, destination)]
     due = dict.fromkeys([*delivered, *listed])
+    missing = tuple(uid for uid in due if uid not in came)
+    claimed = (set(failed) or set(listed)) if failure else set()
     return StudyCheck(
         study_instance_uid,
         checked_at or datetime.now(UTC),
         found,
-        missing=tuple(uid for uid in due if uid not in came),
+        missing=missing,
+        unsent=tuple(uid for uid in missing if uid in claimed),
+        failure=failure,
         extra=tuple(uid for uid in came if known and uid not in known),
-        transcoded=tuple(uid for uid, each in came.items() if is_transcoded(each, known.get(uid))),
+        transcoded=tuple(
+            uid for uid, each in came.items() if is_transcoded(each, known.get(uid), destination)
+        ),
         entries=tuple(entries),
     )
 
@@ -216,11 +259,13 @@ def was_delivered(entry: MarkedInstance, destination: str = "") -> bool:
     return entry.delivered_to(destination) if destination else bool(entry.deliveries)
 
 
-def is_transcoded(found: CheckedInstance, entry: MarkedInstance | None) -> bool:
-    """Say whether an instance is coded otherwise than we wrote it."""
+def is_transcoded(
+    found: CheckedInstance, entry: MarkedInstance | None, destination: str = ""
+) -> bool:
+    """Say whether an instance is coded otherwise than we sent it there ("": anywhere)."""
     if entry is None or not entry.transfer_syntax_uid or not found.transfer_syntax_uid:
         return False
-    return entry.transfer_syntax_uid != found.transfer_syntax_uid
+    return found.transfer_syntax_uid not in entry.sent_in(destination)
 
 
 def checked_instance(

@@ -140,6 +140,25 @@ def test_extra_tampered_and_transcoded_instances_are_named(audit, pacs, marks, t
     assert bad["sop_instance_uid"] == "1.2.3.3.1.3"
 
 
+def test_a_changed_header_is_named_and_counted_and_its_study_stays_sound(
+    audit, pacs, marks, tmp_path, capsys
+):
+    study = [marked for _, marked in marks.study(5, 2)]
+    audit.register(*map(verifying.entry_of, study))
+    changed = verifying.retold(study[1], tmp_path / "c.dcm", PatientID="P78", PixelSpacing=[9, 9])
+    pacs.store(study[0], changed)
+    code, [said], summary, errors = audit.run("--study", "1.2.3.5")
+    assert (code, said["sound"], said["counts"]) == (0, True, {"authentic": 2})
+    assert said["headers"]["attributes"] == {"PatientID": 1, "PixelSpacing": 1}
+    assert (summary["headers_changed"], summary["headers_unsealed"]) == (1, 0)
+    assert main(["audit", "--config", str(audit.path), "--study", "1.2.3.5"]) == 0
+    out, errors = capsys.readouterr()
+    assert "headers changed: 1 (PatientID, PixelSpacing)" in out
+    assert "1 headers changed, 0 not sealed" in errors
+    events = audit.service.audit_events("verified")
+    assert [e["changed"] for e in events if "changed" in e] == [["PatientID", "PixelSpacing"]] * 2
+
+
 def test_studies_are_found_by_date_and_modality(audit, pacs, marks):
     put(audit, pacs, marks, 4)
     code, studies, _, _ = audit.run("--since", "2026-01-01", "--until", "2026-01-31",

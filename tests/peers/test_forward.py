@@ -318,6 +318,10 @@ def test_a_refused_syntax_is_transcoded_only_then(node, pacs, make_ct, wait_for,
     ]
     assert not (tmp_path / "recoded.dcm").exists()
     assert {d.state for d in one.deliveries()} == {"delivered"}
+    with one.spool() as spool:
+        told = {row.sop_instance_uid: row for row in spool.outbox() if row.kind == "delivered"}
+    assert {row.delivered_syntax_uid for row in told.values()} == {str(ImplicitVRLittleEndian)}
+    assert told[uids[0]].transfer_syntax_uid == str(ExplicitVRLittleEndian)
 
 
 def test_a_copy_that_finds_no_room_is_made_later_and_its_instance_not_held(

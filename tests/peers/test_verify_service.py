@@ -10,6 +10,7 @@ import time
 import harness
 import pydicom
 import pytest
+import structlog
 import verifying
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
@@ -32,6 +33,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.slow]
 VERDICT, AT, AGE, VERIFIED, TAMPERED, UNMARKED, MISSING, DETAILS, SUPERSEDED, PROGRESS = (
     0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0x21,
 )  # fmt: skip
+HEADERS_CHANGED, HEADERS_UNSEALED = 0x19, 0x1A
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +310,24 @@ def test_a_stripped_instance_is_suspect_because_the_registry_knows_it(service, m
     assert status.NumberOfWarningSuboperations == 1
     came, status, _ = get(service, keys(StudyInstanceUID="1.2.3.5"), "STRICT")
     assert (len(came), status.Status) == (0, 0xA702)
+
+
+def test_a_changed_header_is_named_and_no_reason_to_refuse(service, marks, pacs, tmp_path):
+    study = [marked for _, marked in marks.study(7, 2)]
+    pacs.store(study[0], verifying.retold(study[1], tmp_path / "c.dcm", PatientName="ROE^JANE"))
+    service.register(*map(verifying.entry_of, study))
+    asked = keys(StudyInstanceUID="1.2.3.7")
+    for identifier in (verify_now(keys(StudyInstanceUID="1.2.3.7")), asked):
+        [match], _ = find(service, identifier)
+        said = block_of(match)
+        assert (said[VERDICT], said[HEADERS_CHANGED], said[HEADERS_UNSEALED]) == ("authentic", 1, 0)
+        [named] = json.loads(said[DETAILS])["headers"]["instances"]
+        assert (named["sop_instance_uid"], named["changed"]) == ("1.2.3.7.1.2", ["PatientName"])
+    with structlog.testing.capture_logs() as logs:
+        came, status, _ = get(service, asked, "STRICT")
+    assert (len(came), status.Status, status.NumberOfCompletedSuboperations) == (2, 0x0000, 2)
+    [told] = [line for line in logs if line["event"] == "headers not as signed"]
+    assert (told["calling_ae"], told["attributes"]) == ("STRICT", "PatientName")
 
 
 def test_an_older_version_is_told_by_a_check_and_remembered(service, marks, pacs):

@@ -1,6 +1,7 @@
 """A PACS with marked studies in it, and the verification service in front of it."""
 
 import contextlib
+import copy
 import json
 import socket
 import threading
@@ -114,6 +115,15 @@ def tampered(path, out, *, row=40, column=60):
     pixels = ds.pixel_array.copy()
     pixels[row, column] += 1
     ds.PixelData = pixels.tobytes()
+    ds.save_as(out)
+    return out
+
+
+def retold(path, out, **attributes):
+    """Write a copy of a marked file with attributes changed and its pixels left alone."""
+    ds = pydicom.dcmread(path)
+    for keyword, value in attributes.items():
+        setattr(ds, keyword, value)
     ds.save_as(out)
     return out
 
@@ -255,6 +265,10 @@ class FakePacs:
         Waits before each instance or match.
     ignores_cancel
         Goes on after C-CANCEL, as many archives do.
+    unsendable
+        SOP Instance UIDs that it lists and fails to send.
+    fails_with
+        Ends a C-GET or C-MOVE with this status after so many instances: ``(status, after)``.
     matches
         Answers a STUDY query with so many made-up studies instead.
     """
@@ -264,6 +278,8 @@ class FakePacs:
         self.abort_after = None
         self.delay_s = 0.0
         self.ignores_cancel = False
+        self.unsendable = ()
+        self.fails_with = None
         self.matches = None
         self.send = None
         self.cancelled = []
@@ -325,6 +341,12 @@ class FakePacs:
                 event.assoc.abort()
                 return
             time.sleep(self.delay_s)
+            if self.fails_with is not None and self.fails_with[1] == index:
+                yield self.fails_with[0], None
+                return
+            if ds.SOPInstanceUID in self.unsendable:
+                ds = copy.copy(ds)
+                ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.66"  # no context has it
             yield 0xFF00, ds
 
     def _get(self, event):

@@ -49,7 +49,7 @@ def spool(config: Config) -> Iterator[Spool]:
         yield opened
 
 
-def mark(spool: Spool, number: int, *, deliver: bool = True) -> None:
+def mark(spool: Spool, number: int, *, deliver: bool = True, sent_in: str = "") -> None:
     """Take one instance through the spool, as receiver, worker and forwarder would."""
     spool.receive(b"h", b"pixels %d" % number, sop_class_uid=CT, sop_instance_uid=uid(number),
                   transfer_syntax_uid="1.2.840.10008.1.2.1", calling_ae="CT1")  # fmt: skip
@@ -63,7 +63,7 @@ def mark(spool: Spool, number: int, *, deliver: bool = True) -> None:
         series_instance_uid=f"{STUDY}.1", facts=InstanceFacts("CT", number, 1, (frame,)),
     )  # fmt: skip
     for delivery in spool.claim_delivery("pacs") if deliver else ():
-        spool.delivered(delivery, 0xB000)
+        spool.delivered(delivery, 0xB000, transfer_syntax_uid=sent_in)
 
 
 def uid(number: int) -> str:
@@ -113,6 +113,23 @@ def test_an_instance_is_registered_and_audited_from_marking_to_delivery(
     assert (forwarded["address"], forwarded["status"]) == ("10.0.0.7:104", 0xB000)
     assert forwarded["ref"] == delivery.reference
     assert spool.outbox() == []
+
+
+@pytest.mark.parametrize(
+    ("sent_in", "recorded"),
+    [("1.2.840.10008.1.2", "1.2.840.10008.1.2"), ("1.2.840.10008.1.2.1", ""), ("", "")],
+)
+def test_a_delivery_is_registered_with_the_syntax_it_was_recoded_to(
+    config: Config, spool: Spool, sent_in: str, recorded: str
+) -> None:
+    mark(spool, 1, sent_in=sent_in)
+    registrar = registrar_of(config, spool)
+    registrar.step()
+    registrar.close()
+    with Registry.open(config.registry_url) as registry:
+        [found] = registry.instances(sop_instance_uid=uid(1))
+    assert found.transfer_syntax_uid == "1.2.840.10008.1.2.1"
+    assert [each.transfer_syntax_uid for each in found.deliveries] == [recorded]
 
 
 def test_what_is_held_or_refused_stands_in_the_trail_and_not_in_the_registry(

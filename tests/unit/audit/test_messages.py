@@ -1,6 +1,7 @@
 """Audit messages: valid by the standard's schema, and what they say of every event."""
 
 import base64
+from dataclasses import replace
 from datetime import UTC, datetime
 from xml.etree import ElementTree as Xml
 
@@ -44,6 +45,12 @@ EVERY = {
                                  study_instance_uid="1.2.9", checked_by="AUDITOR"),
     "tampered": events.Verified(at=AT, sop_instance_uid="1.2.1", verdict="tampered",
                                 study_instance_uid="1.2.9", checked_by="audit"),
+    "header changed": events.Verified(at=AT, sop_instance_uid="1.2.1", verdict="authentic",
+                                      study_instance_uid="1.2.9", checked_by="AUDITOR",
+                                      changed=("Laterality", "PatientName")),
+    "header unsealed": events.Verified(at=AT, sop_instance_uid="1.2.1", verdict="authentic",
+                                       study_instance_uid="1.2.9", checked_by="AUDITOR",
+                                       header_seal="absent"),
     "verdict given": events.VerdictGiven(at=AT, given_to="AUDITOR", verdict="tampered",
                                          study_instance_uid="1.2.9", counts={"tampered": 1}),
     "restored": events.Restored(at=AT, sop_instance_uid="1.2.1", study_instance_uid="1.2.9",
@@ -95,6 +102,8 @@ def parties(root):
         ("retrieved", [("110104", "R", "0"), ("110104", "R", "8")]),
         ("authentic", [("110103", "R", "0")]),
         ("tampered", [("110103", "R", "0"), ("110113", "E", "8", "integrity")]),
+        ("header changed", [("110103", "R", "0"), ("110113", "E", "4", "header")]),
+        ("header unsealed", [("110103", "R", "0"), ("110113", "E", "4", "header")]),
         ("verdict given", [("110103", "R", "0")]),
         ("restored", [("110106", "R", "0")]),
         ("restored to", [("110103", "R", "8")]),
@@ -105,6 +114,34 @@ def parties(root):
 )
 def test_every_event_becomes_these_messages(name, said):
     assert [summary(root) for root in told(EVERY[name])] == said
+
+
+def test_a_changed_header_is_named_beside_any_verdict():
+    changed = replace(EVERY["tampered"], changed=("PatientID",), reason="frame 1 was changed")
+    said = [
+        [root.findtext("EventIdentification/EventOutcomeDescription") for root in told(event)]
+        for event in (EVERY["header changed"], EVERY["header unsealed"], changed)
+    ]
+    assert said == [
+        ["header changed: Laterality, PatientName",
+         "verdict authentic; header changed: Laterality, PatientName"],
+        ["header seal absent", "verdict authentic; header seal absent"],
+        ["header changed: PatientID",
+         "verdict tampered: frame 1 was changed; header changed: PatientID"],
+    ]  # fmt: skip
+
+
+def test_instances_whose_headers_differ_share_no_message():
+    one = EVERY["header changed"]
+    other = replace(one, sop_instance_uid="1.2.2", changed=("PatientID",))
+    same = replace(one, sop_instance_uid="1.2.3")
+    assert len(told(one, same)) == 2
+    assert len(told(one, other)) == 4
+
+
+def test_an_unmarked_instance_without_a_seal_is_no_alert_about_its_header():
+    one = replace(EVERY["header unsealed"], verdict="content-preserved")
+    assert [summary(root) for root in told(one)] == [("110103", "R", "0")]
 
 
 def test_every_kind_of_event_is_among_the_examples():

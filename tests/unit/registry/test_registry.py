@@ -34,7 +34,9 @@ def verdict(number: int, word: str, at: float = 1.0) -> VerdictEntry:
 def test_what_was_registered_comes_back_unchanged_after_opening_again(
     registry: Registry, opened: Open
 ) -> None:
-    one = instance(1, frames=3, deliveries=(delivery("s:1"), delivery("s:2", "second", 0xB000)))
+    recoded = replace(delivery("s:3", "third"), transfer_syntax_uid="1.2.840.10008.1.2.4.80")
+    sent = delivery("s:1"), delivery("s:2", "second", 0xB000), recoded
+    one = instance(1, frames=3, deliveries=sent)
     registry.add(one)
     again = opened()
     assert again.instances(sop_instance_uid=one.sop_instance_uid) == (one,)
@@ -279,7 +281,10 @@ def test_a_registry_of_the_first_release_is_read_for_ever(tmp_path: Path) -> Non
         assert (told.verdict, told.details) == ("tampered", '{"verdict": "tampered"}')
         [match] = registry.similar(first.frames[1].perceptual_hash, within=0)
         assert match.frame == 2
-        registry.add(instance(3))
+        recoded = replace(delivery("s:9"), transfer_syntax_uid="1.2.840.10008.1.2")
+        registry.add(instance(3, deliveries=(recoded,)))
+        [third] = registry.instances(sop_instance_uid=instance(3).sop_instance_uid)
+        assert third.deliveries == (recoded,)
 
 
 def test_asking_makes_no_registry(tmp_path: Path) -> None:

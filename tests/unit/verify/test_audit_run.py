@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
+import structlog
 
 from dicom_node.errors import AssociationRejected, ConfigError
 from dicom_node.verify import audit_run
 from dicom_node.verify.audit_run import RunError, RunFile
 from dicom_node.verify.checked_fetch import Pace
-from dicom_node.verify.nightly import next_time
+from dicom_node.verify.nightly import Nightly, next_time
 from dicom_node.verify.study import CheckedInstance, StudyCheck
 from dicom_node.verify.verdict import InstanceVerdict
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def check_of(study, verdict="authentic", missing=()):
-    found = CheckedInstance(InstanceVerdict("", f"{study}.1", verdict), study)
+def check_of(study, verdict="authentic", missing=(), changed=(), seal="valid"):
+    said = InstanceVerdict("", f"{study}.1", verdict, changed=changed, header_seal=seal)
+    found = CheckedInstance(said, study)
     return StudyCheck(study, NOW, (found,), missing=missing)
 
 
@@ -33,7 +37,9 @@ class Inspector:
         self.checks = checks
         self.asked = []
         self.config = SimpleNamespace(
-            verify=SimpleNamespace(instances_per_s=100.0, store_reports=False)
+            verify=SimpleNamespace(
+                instances_per_s=100.0, store_reports=False, nightly_sample=100
+            )
         )
         self.pacs = SimpleNamespace(name="pacs")
         self.recorder = self
@@ -49,6 +55,61 @@ class Inspector:
 
     def entries(self, wanted):
         return (None,) * 10
+
+
+def test_changed_headers_have_a_count_of_their_own_and_are_kept(tmp_path):
+    path = tmp_path / "run.jsonl"
+    inspector = Inspector(
+        a=check_of("a", changed=("PatientName",)), b=check_of("b", seal="absent"), c=check_of("c")
+    )
+    file = RunFile(path)
+    file.begin(["a", "b", "c"])
+    first = audit_run.run(inspector, file, checked_by="test")
+    again = audit_run.run(inspector, RunFile(path), checked_by="test")
+    for summary in (first, again):
+        said = summary.to_json()["summary"]
+        assert (said["headers_changed"], said["headers_unsealed"]) == (1, 1)
+        assert (said["unsound"], said["counts"]) == ([], {"authentic": 3})
+
+
+def test_a_run_that_an_earlier_release_began_goes_on(tmp_path):
+    path = tmp_path / "run.jsonl"
+    line = {"study": "a", "sound": True, "counts": {"authentic": 2}, "missing": 0, "extra": 0,
+            "transcoded": 0}  # fmt: skip
+    plan = {"format": "dicom-node audit run 1", "studies": ["a"]}
+    path.write_text(f"{json.dumps(plan)}\n{json.dumps(line)}\n")
+    summary = audit_run.run(Inspector(), RunFile(path), checked_by="test")
+    assert (summary.studies, summary.headers_changed) == (1, 0)
+
+
+def test_what_the_pacs_failed_to_send_is_not_finished_and_left_for_the_next_run(tmp_path):
+    failure = "pacs failed to send 1 (status 0xB000)"
+    sound, bad = check_of("a", missing=("a.2",)), check_of("b", "tampered", missing=("b.2",))
+    inspector = Inspector(
+        a=replace(sound, unsent=("a.2",), failure=failure),
+        b=replace(bad, unsent=("b.2",), failure=failure),
+    )
+    file = RunFile(tmp_path / "run.jsonl")
+    file.begin(["a", "b"])
+    summary = audit_run.run(inspector, file, checked_by="test")
+    assert (summary.failed, summary.unsound) == ({"a": failure}, ["b"])
+    assert (summary.missing, summary.unsent) == (1, 1)
+    assert RunFile(tmp_path / "run.jsonl").left == ("a",)
+
+
+def test_the_nightly_log_names_changed_headers_of_sound_studies_too():
+    inspector = Inspector(
+        a=check_of("a", changed=("Laterality",)), c=check_of("c"),
+        b=check_of("b", "tampered", changed=("PatientID",)),
+    )  # fmt: skip
+    with structlog.testing.capture_logs() as logs:
+        Nightly(inspector, threading.Event()).check_sample()
+    told = {line["study_instance_uid"]: line for line in logs if "study_instance_uid" in line}
+    assert {(uid, line["event"], line["attributes"]) for uid, line in told.items()} == {
+        ("a", "headers not as signed", "Laterality"), ("b", "study not sound", "PatientID"),
+    }  # fmt: skip
+    [done] = [line for line in logs if line["event"] == "nightly sample checked"]
+    assert done["headers_changed"] == 2
 
 
 def test_a_finished_study_is_not_checked_again(tmp_path):

@@ -123,7 +123,8 @@ def test_an_answer_has_the_match_and_our_block_and_reads_back(syntax):
     match = asked(StudyInstanceUID="1.2.3", PatientName="Ångström", SeriesInstanceUID="9.9")
     match.SpecificCharacterSet = "ISO_IR 192"
     match.private_block(0x0071, "SOMEBODY ELSE", create=True).add_new(0x01, "LO", "theirs")
-    standing = Standing("tampered", 1_700_000_000.0, 5, 1, 0, 2, {"counts": {"tampered": 1}})
+    standing = Standing("tampered", 1_700_000_000.0, 5, 1, 0, 2, {"counts": {"tampered": 1}},
+                        headers_changed=3, headers_unsealed=4)  # fmt: skip
     want = asked(StudyInstanceUID="", PatientName="")
     ds = identifiers.answer(match, want, standing, "US")
     back = identifiers.decode(identifiers.encode(ds, syntax), syntax)
@@ -133,6 +134,8 @@ def test_an_answer_has_the_match_and_our_block_and_reads_back(syntax):
     assert block[identifiers.VERDICT].strip() == b"tampered"
     assert block[identifiers.VERIFIED_AT].strip() == b"20231114221320+0000"
     assert int.from_bytes(block[identifiers.MISSING], "little") == 2
+    assert int.from_bytes(block[identifiers.HEADERS_CHANGED], "little") == 3
+    assert int.from_bytes(block[identifiers.HEADERS_UNSEALED], "little") == 4
     assert json.loads(block[identifiers.DETAILS]) == {"counts": {"tampered": 1}}
     assert back[0x0071, 0x1001].value in ("theirs", b"theirs")
     assert back[0x0071, 0x0011].value == identifiers.CREATOR

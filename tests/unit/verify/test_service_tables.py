@@ -14,13 +14,14 @@ TEXT = (Path(__file__).parents[3] / "docs" / "CONFORMANCE.md").read_text("utf-8"
 def test_the_private_elements_of_answers_are_those_of_the_code():
     documented = {
         int(number, 16): vr
-        for number, vr in re.findall(r"\| \(0071,xx([12][0-9])\) \| [^|]+ \| (\w\w) \|", TEXT)
+        for number, vr in re.findall(r"\| \(0071,xx([12][0-9A-F])\) \| [^|]+ \| (\w\w) \|", TEXT)
     }
     known = {
         identifiers.VERDICT: "LO", identifiers.VERIFIED_AT: "DT", identifiers.AGE_S: "UL",
         identifiers.VERIFIED: "UL", identifiers.TAMPERED: "UL", identifiers.UNMARKED: "UL",
         identifiers.MISSING: "UL", identifiers.DETAILS: "UT", identifiers.VERIFY_NOW: "CS",
         identifiers.SUPERSEDED: "UL", identifiers.PROGRESS: "LO",
+        identifiers.HEADERS_CHANGED: "UL", identifiers.HEADERS_UNSEALED: "UL",
     }  # fmt: skip
     assert documented == known
 

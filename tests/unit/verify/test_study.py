@@ -6,6 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from dicom_node.registry.records import DeliveryEntry, MarkedInstance
+from dicom_node.verify.report_facts import facts_of
+from dicom_node.verify.retrieve_tally import in_words
 from dicom_node.verify.study import CheckedInstance, study_check
 from dicom_node.verify.verdict import InstanceVerdict
 
@@ -51,6 +53,45 @@ def test_what_the_pacs_lists_and_does_not_send_is_missing_too():
     assert check.missing == ("9",)
 
 
+FAILED = "pacs failed to send 1 (status 0xB000)"
+
+
+def test_what_the_pacs_names_as_failed_is_told_apart_from_what_it_does_not_have():
+    check = study_check("1.2", [found("1")], [entry("2", "pacs")], listed=["1", "3", "4"],
+                        failure=FAILED, failed=["3"])  # fmt: skip
+    assert check.missing == ("2", "3", "4")
+    assert (check.unsent, check.absent) == (("3",), ("2", "4"))
+    assert (check.sound, check.unfinished) == (False, False)
+    said = check.to_json()
+    assert (said["missing"], said["unsent"], said["failure"]) == (["2", "3", "4"], ["3"], FAILED)
+
+
+def test_a_pacs_that_names_none_may_have_failed_at_any_that_it_lists():
+    check = study_check("1.2", [found("1")], [entry("2", "pacs")], listed=["1", "3"],
+                        failure=FAILED)  # fmt: skip
+    assert (check.unsent, check.absent) == (("3",), ("2",))
+    silent = study_check("1.2", [found("1")], [entry("2", "pacs")], listed=["1", "3"])
+    assert (silent.unsent, silent.absent) == ((), ("2", "3"))
+
+
+def test_a_study_is_unfinished_where_nothing_is_wrong_but_what_was_not_sent():
+    whole = study_check("1.2", [found("1")], listed=["1", "3"], failure=FAILED)
+    assert whole.unfinished
+    assert not whole.sound
+    changed = study_check("1.2", [found("1", "tampered")], listed=["1", "3"], failure=FAILED)
+    assert not changed.unfinished
+
+
+def test_a_report_and_an_error_comment_say_what_the_pacs_failed_to_send():
+    check = study_check("1.2", [found("1")], [entry("2", "pacs")], listed=["1", "3"],
+                        failure=FAILED)  # fmt: skip
+    assert in_words(check, FAILED) == ["1 missing", FAILED]
+    facts = facts_of(check, None)
+    assert f"1 instance that the archive has did not come: {FAILED}." in facts.sentences
+    assert "1 instance that this node delivered did not come back." in facts.sentences
+    assert facts.missing == ("Instance 2", "3, which the archive failed to send")
+
+
 def test_what_the_registry_does_not_know_is_extra_where_it_knows_the_study():
     assert study_check("1.2", [found("1"), found("2")], [entry("1", "pacs")]).extra == ("2",)
     assert study_check("1.2", [found("1"), found("2")]).extra == ()
@@ -61,6 +102,17 @@ def test_another_transfer_syntax_than_delivered_is_transcoded():
                         [entry("1", "pacs"), entry("2", "pacs")])  # fmt: skip
     assert check.transcoded == ("1",)
     assert check.sound
+
+
+def test_what_we_recoded_for_the_pacs_ourselves_is_not_transcoded():
+    sent = DeliveryEntry("pacs", 0, 0.0, "s:1", JPEG_LS), DeliveryEntry("other", 0, 0.0, "s:2")
+    entries = [replace(entry("1"), deliveries=sent)]
+    as_sent = study_check("1.2", [found("1", syntax=JPEG_LS)], entries, destination="pacs")
+    assert as_sent.transcoded == ()
+    # As it was marked, and yet not as this PACS was given it.
+    as_marked = study_check("1.2", [found("1")], entries, destination="pacs")
+    assert as_marked.transcoded == ("1",)
+    assert study_check("1.2", [found("1")], entries, destination="other").transcoded == ()
 
 
 def test_unmarked_is_stripped_only_where_we_had_marked_it():

@@ -1,0 +1,102 @@
+"""A PACS that has instances and fails to send them is told apart from one that lost them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import verifying
+from pynetdicom.sop_class import CTImageStorage
+from verifying import (
+    STUDY_FIND,
+    STUDY_GET,
+    FakePacs,
+    Marks,
+    Service,
+    block_of,
+    client,
+    keys,
+    verify_now,
+)
+
+from dicom_node.cli.main import main
+from dicom_node.config import parse
+
+pytestmark = [pytest.mark.peer, pytest.mark.slow]
+MISSING, DETAILS = 0x16, 0x17
+FAILED = "pacs failed to send 1 (status 0xB000)"
+
+
+@pytest.fixture
+def pacs(tmp_path):
+    """An archive that has slices 1 and 2 of three that were delivered, and cannot send 2."""
+    marks = Marks(tmp_path)
+    study = [marked for _, marked in marks.study(1, 3, size=128)]
+    one = FakePacs(study[:2])
+    one.marks, one.study = marks, study
+    one.unsendable = ("1.2.3.1.1.2",)
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def config(tmp_path, pacs):
+    path = tmp_path / "node.toml"
+    path.write_text(verifying.config_text(tmp_path, pacs.marks.keys, pacs.port))
+    return path
+
+
+def audit(config, capsys, *arguments):
+    capsys.readouterr()
+    code = main(["audit", "--config", str(config), "--json", "--study", "1.2.3.1", *arguments])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return code, lines[:-1], lines[-1]["summary"]
+
+
+def test_audit_names_it_apart_from_what_is_not_there(config, pacs, capsys):
+    service = Service(parse(config.read_text(), "test"))
+    service.register(*map(verifying.entry_of, pacs.study))
+    code, [said], summary = audit(config, capsys)
+    assert (code, said["sound"]) == (1, False)
+    assert said["missing"] == ["1.2.3.1.1.2", "1.2.3.1.1.3"]
+    assert (said["unsent"], said["failure"]) == (["1.2.3.1.1.2"], FAILED)
+    assert (summary["missing"], summary["unsent"]) == (2, 1)
+    with service.registry() as registry:
+        kept = {v.sop_instance_uid: v.verdict
+                for v in registry.verdicts(study_instance_uid="1.2.3.1")}  # fmt: skip
+    assert kept == {"1.2.3.1.1.1": "authentic", "1.2.3.1.1.3": "missing"}
+
+
+def test_a_study_of_which_nothing_else_is_wrong_could_not_be_checked(config, pacs, capsys):
+    service = Service(parse(config.read_text(), "test"))
+    service.register(*map(verifying.entry_of, pacs.study[:2]))
+    code, _, summary = audit(config, capsys)
+    assert (code, summary["failed"], summary["unsound"]) == (3, {"1.2.3.1": FAILED}, [])
+    pacs.unsendable, pacs.fails_with = (), (0xA702, 1)
+    code, _, summary = audit(config, capsys)
+    assert (code, summary["failed"]["1.2.3.1"]) == (3, "pacs failed to send 1 (status 0xA702)")
+
+
+def test_c_find_and_c_get_say_so(config, pacs):
+    service = Service(parse(config.read_text(), "test")).start()
+    try:
+        service.register(*map(verifying.entry_of, pacs.study))
+        with client(service, STUDY_FIND) as assoc:
+            [(_, match), _] = assoc.send_c_find(
+                verify_now(keys(StudyInstanceUID="1.2.3.1")), STUDY_FIND
+            )
+        said = block_of(match)
+        details = json.loads(said[DETAILS])
+        assert (said[MISSING], details["unsent"]) == (2, ["1.2.3.1.1.2"])
+        assert details["failure"] == FAILED
+        with client(service, STUDY_GET, storage=[CTImageStorage],
+                    on_store=lambda _: 0x0000) as assoc:  # fmt: skip
+            status, _ = list(assoc.send_c_get(keys(StudyInstanceUID="1.2.3.1"), STUDY_GET))[-1]
+        assert (status.Status, status.NumberOfFailedSuboperations) == (0xB000, 2)
+        assert status.ErrorComment == f"1 missing; {FAILED}"
+        with service.registry() as registry:
+            kept = {v.sop_instance_uid: v.verdict
+                    for v in registry.verdicts(study_instance_uid="1.2.3.1")}  # fmt: skip
+        assert kept == {"1.2.3.1.1.1": "authentic", "1.2.3.1.1.3": "missing"}
+    finally:
+        service.end()
