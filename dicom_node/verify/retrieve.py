@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from dicom_node.audit.events import Event, Refused, Restored, Retrieved, VerdictGiven
 from dicom_node.config import MoveDestinationConfig, Policy
 from dicom_node.dimse.query_commands import CANCELLED, SUCCESS, SubOperations
-from dicom_node.dimse.query_scp import Call, PeerGone
+from dicom_node.dimse.query_scp import Call, Cancelled, PeerGone
 from dicom_node.errors import (
     AssociationLost,
     AssociationRejected,
@@ -33,7 +33,7 @@ from dicom_node.verify.checked_fetch import Arrival, CheckedFetch
 from dicom_node.verify.identifiers import IdentifierError, Inquiry
 from dicom_node.verify.inspector import Inspector, found_of, missing_entries
 from dicom_node.verify.pacs import Planned, Wanted
-from dicom_node.verify.query import HEARTBEAT_S, Cancelled
+from dicom_node.verify.query import HEARTBEAT_S
 from dicom_node.verify.retrieve_tally import CANNOT_PERFORM, WITH_FAILURES, Tally, in_words
 from dicom_node.verify.senders import ClientSender, MoveSender, Sender
 from dicom_node.verify.study import CheckedInstance, StudyCheck, study_check
