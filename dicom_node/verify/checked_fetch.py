@@ -82,7 +82,7 @@ class CheckedFetch:
     restore
         Write originals, too.
     keep
-        Leave the files: the consumer removes them.
+        Leave the files of arrivals: the consumer removes them.
     """
 
     def __init__(
@@ -147,19 +147,21 @@ class CheckedFetch:
                     raise self._failure
                 continue
             task, incoming, future = item
+            handed_over = False
             try:
                 checked = future.result()
                 original = task.restore_to if checked.exact else None
+                handed_over = True
                 yield Arrival(checked, task.path, incoming, original)
             finally:
-                self._release(task)
+                self._release(task, keep=self._keep and handed_over)
 
-    def _release(self, task: Task) -> None:
+    def _release(self, task: Task, *, keep: bool = False) -> None:
         with self._lock:
             self._waiting -= 1
             mine = {task.path} | ({task.restore_to} if task.restore_to else set())
             self._files -= mine
-        if not self._keep:
+        if not keep:
             for path in mine:
                 path.unlink(missing_ok=True)
         self._slots.release()
