@@ -64,6 +64,10 @@ class BlockingAssociation(Association):
         self.is_established = False
         self.upper_layer.stop_dul()
 
+    def cut(self) -> None:
+        """End the connection from another thread; the one that works on it cleans up."""
+        self.transport.cut()
+
     def _abort_blocking(self, block: bool = True) -> None:
         """Send an A-ABORT if the protocol still allows one, and close."""
         if self._sent_abort or self.is_released:

@@ -14,7 +14,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from pynetdicom.dimse import DIMSEServiceProvider
@@ -39,7 +39,13 @@ _SMALLEST_PDU, _LARGEST_PDU = 128, 131072
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """One C-STORE request as its handler sees it: who sends what, in which encoding."""
+    """One C-STORE request as its handler sees it: who sends what, in which encoding.
+
+    Attributes
+    ----------
+    cut
+        Ends the association under the handler, whose data set then raises `InstanceCut`.
+    """
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -47,6 +53,7 @@ class Incoming:
     calling_ae: str
     called_ae: str
     peer: str
+    cut: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
 
 class InstanceCut(NodeError):
@@ -157,6 +164,7 @@ class BlockingDIMSE(DIMSEServiceProvider):
             assoc.requestor.ae_title.strip(),
             assoc.acceptor.ae_title.strip(),
             assoc.peer,
+            assoc.cut,
         )
         self.store = ReceivedStore(context_id, request, incoming)
         kind = commands.us(elements, commands.COMMAND_DATA_SET_TYPE)

@@ -47,6 +47,8 @@ class QueryMessages(BlockingDIMSE):
         self.inbox: deque[Message] = deque()
         self.cancelled: deque[int] = deque(maxlen=_CANCELS)
         """Message IDs of requests that the peer has called off."""
+        self.abandoned: set[int] = set()
+        """Message IDs of our C-STORE requests whose answer may come and is not waited for."""
         if assoc.is_acceptor:
             self.data_set_limit = _IDENTIFIER_LIMIT
         self._half: tuple[int, int, dict[int, bytes]] | None = None
@@ -68,9 +70,13 @@ class QueryMessages(BlockingDIMSE):
             message_id = commands.us(elements, commands.MESSAGE_ID_BEING_RESPONDED_TO)
             self.cancelled.append(-1 if message_id is None else message_id)
         elif field == commands.C_STORE_RSP:
-            if self.answers:
+            answer = StoreResponse.decode(elements)
+            if answer.message_id in self.abandoned:
+                self.abandoned.remove(answer.message_id)
+            elif self.answers:
                 raise ValueError("an answer nobody waits for")
-            self.answers.append(StoreResponse.decode(elements))
+            else:
+                self.answers.append(answer)
         elif field == commands.C_STORE_RQ and self._blocking.store_handler is not None:
             self._begin_store(context_id, elements)
         elif len(self.inbox) >= _IN_LINE and not self._blocking.is_requestor:

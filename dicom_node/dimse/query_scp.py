@@ -12,6 +12,7 @@ DICOM PS3.4 Annex C; PS3.7 9.3.2 to 9.3.5; PS3.7 D.3.3.4 (role selection, for C-
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any, BinaryIO, ClassVar, Protocol
 
 import structlog
@@ -24,6 +25,7 @@ from dicom_node.dimse.contexts import verification_contexts
 from dicom_node.dimse.messages import Incoming
 from dicom_node.dimse.part10 import FileMeta
 from dicom_node.dimse.query_commands import (
+    CANCELLED,
     PENDING,
     Kind,
     QueryRequest,
@@ -40,10 +42,19 @@ PATIENT_ROOT = "1.2.840.10008.5.1.4.1.2.1."
 STUDY_ROOT = "1.2.840.10008.5.1.4.1.2.2."
 SUFFIX: dict[Kind, str] = {"find": "1", "move": "2", "get": "3"}
 _NOT_SUPPORTED = 0x0122
+_STEP_S = 0.1
+# What a sub-operation that is under way may still take after a C-CANCEL.
+_CANCEL_S = 0.3
 
 
 class PeerGone(NodeError):
     """The client released, aborted or lost the association; nobody is left to be answered."""
+
+
+class Cancelled(NodeError):
+    """The client has called its request off."""
+
+    status = CANCELLED
 
 
 class QueryHandler(Protocol):
@@ -79,7 +90,7 @@ class Call:
         self.peer = assoc.peer
         self.originator = MoveOriginator(self.calling_ae, request.message_id)
         self.answered = False
-        self._stored = 0
+        self._cancelled_at = 0.0
 
     @property
     def patient_root(self) -> bool:
@@ -141,27 +152,60 @@ class Call:
         ------
         ContextRefused
             If the client takes the class in another transfer syntax only, or not at all.
+        Cancelled
+            If it has called the request off and does not answer for this instance.
         PeerGone
-            If it does not answer.
+            If it does not answer; also if it calls the request off inside a data set that then
+            takes longer: no message may come between, so that its association is cut.
         """
         pair = meta.sop_class_uid, meta.transfer_syntax_uid
         context_id = self._assoc.store_contexts.get(pair)
         if context_id is None:
             raise ContextRefused(self.calling_ae, *pair)
         self._assoc.listen()
-        self._stored = self._stored % 0xFFFF + 1
-        request = StoreRequest(self._stored, meta.sop_class_uid, meta.sop_instance_uid)
+        message_id = self._assoc.next_message_id()
+        request = StoreRequest(message_id, meta.sop_class_uid, meta.sop_instance_uid)
         size = file.seek(0, 2) - meta.data_set_offset
         file.seek(meta.data_set_offset)
-        queries = self._assoc.queries
+        queries, transport = self._assoc.queries, self._assoc.transport
+        transport.watch_inside = self._patience
         try:
             queries.send_store(context_id, request, file, size, lambda: None)
         except OSError as error:
             raise PeerGone(f"the client takes no data: {error.strerror or error}") from error
-        answer = queries.await_answer(timeout_s)
-        if answer is None or answer.message_id != self._stored:
-            raise PeerGone("the client did not answer a C-STORE sub-operation")
-        return answer
+        except Cancelled:
+            self._assoc.cut()
+            raise PeerGone("the client called its request off inside an instance") from None
+        finally:
+            transport.watch_inside = None
+        return self._answer_of(message_id, timeout_s)
+
+    def _answer_of(self, message_id: int, timeout_s: float) -> StoreResponse:
+        """Return the client's answer for one instance (Cancelled, PeerGone)."""
+        queries = self._assoc.queries
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and not queries.over:
+            answer = queries.await_answer(_STEP_S)
+            if answer is None:
+                try:
+                    self._patience()
+                except Cancelled:
+                    queries.abandoned.add(message_id)
+                    raise
+            elif answer.message_id == message_id:
+                return answer
+            else:
+                break
+        raise PeerGone("the client did not answer a C-STORE sub-operation")
+
+    def _patience(self) -> None:
+        """Let what is under way end for a moment after a C-CANCEL; Cancelled after that."""
+        if not self.cancelled:
+            return
+        now = time.monotonic()
+        self._cancelled_at = self._cancelled_at or now
+        if now - self._cancelled_at > _CANCEL_S:
+            raise Cancelled("called off by the client")
 
 
 class QueryAcceptor(AcceptorAssociation):
@@ -174,6 +218,12 @@ class QueryAcceptor(AcceptorAssociation):
         self.queries = QueryMessages(self)
         self.messages = self.dimse = self.queries
         self._store_contexts: dict[tuple[str, str], int] | None = None
+        self._message_id = 0
+
+    def next_message_id(self) -> int:
+        """Return the Message ID of our next request."""
+        self._message_id = self._message_id % 0xFFFF + 1
+        return self._message_id
 
     @property
     def store_contexts(self) -> dict[tuple[str, str], int]:

@@ -11,7 +11,6 @@ DICOM PS3.4 Annex C; PS3.7 9.1.2 to 9.1.4; PS3.7 D.3.3.4 (role selection).
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -176,7 +175,8 @@ class QueryAssociation:
         """Send one request and yield its answers, the last one included.
 
         `identifier` is encoded in `syntax`, which `self.syntax` gave, and so are the answers'.
-        Left early, the iterator calls the request off (C-CANCEL). Where that ends it at once the
+        `watch` is asked inside messages, too. Left early, the iterator calls the request off
+        (C-CANCEL). Where that ends it at once the
         association can be used again; else it is aborted, which every peer understands.
 
         Raises
@@ -187,6 +187,7 @@ class QueryAssociation:
         context_id = self._contexts[sop_class_uid, syntax]
         self._message_id = self._message_id % 0xFFFF + 1
         request = QueryRequest(kind, self._message_id, sop_class_uid, move_destination)
+        self._assoc.transport.watch_inside = watch
         self._send(context_id, request.encode(), identifier)
         finished = False
         try:
@@ -256,6 +257,7 @@ class QueryAssociation:
                 raise self._lost("it goes on after C-CANCEL")
             return False
 
+        self._assoc.transport.watch_inside = patience
         try:
             self._send(context_id, encode_cancel(self._message_id), None)
             while self._next(kind, patience).response.pending:
@@ -268,6 +270,10 @@ class QueryAssociation:
             self._assoc.queries.send(context_id, command, data_set)
         except OSError as error:
             raise self._lost(f"connection lost: {error.strerror or error}") from error
+        except BaseException:
+            self.cut()  # called off inside a message
+            self.abort()
+            raise
 
     def _lost(self, reason: str) -> PacsLost:
         self.abort()
@@ -279,6 +285,7 @@ class QueryAssociation:
         A peer that does not answer is not waited for longer than 2 s.
         """
         assoc = self._assoc
+        assoc.transport.watch_inside = None
         if assoc.is_established and not assoc.queries.over:
             with contextlib.suppress(OSError):  # the peer may close first, which ends it as well
                 assoc.release()
@@ -286,15 +293,13 @@ class QueryAssociation:
 
     def abort(self) -> None:
         """Abort the association and close the connection."""
+        self._assoc.transport.watch_inside = None  # nobody calls the abort itself off
         self._assoc.abort()
         self._assoc.kill()
 
     def cut(self) -> None:
         """End the connection under a waiting thread, which gets `PacsLost`."""
-        sock = self._assoc.transport.socket
-        if sock is not None:
-            with contextlib.suppress(OSError):  # it may end by itself meanwhile
-                sock.shutdown(socket.SHUT_RDWR)
+        self._assoc.cut()
 
     def __enter__(self) -> QueryAssociation:
         return self

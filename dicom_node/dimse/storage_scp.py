@@ -6,7 +6,6 @@ loop; the association limit counts associations only, so that port scanners cann
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import socket
@@ -268,7 +267,7 @@ class StorageSCP(AssociationServer):
             self._open[assoc] = time.monotonic()
             strangers = [a for a in self._open if a not in self._associated]
         if len(strangers) > MAX_UNASSOCIATED:
-            _cut(strangers[0])
+            strangers[0].cut()
         try:
             assoc.start()
         except RuntimeError:
@@ -325,26 +324,18 @@ class StorageSCP(AssociationServer):
         with self._lock:
             strangers = [a for a in self._open if a not in self._associated]
         for assoc in strangers:
-            _cut(assoc)
+            assoc.cut()
         while self._open and time.monotonic() < deadline:
             time.sleep(0.01)
         with self._lock:
             left = list(self._open)
         for assoc in left:
-            _cut(assoc)
+            assoc.cut()
         for assoc in left:
             assoc.join(1.0)
         os.close(self.wake_fd)
         os.close(self._wake_write)
         return not left
-
-
-def _cut(assoc: AcceptorAssociation) -> None:
-    """End the connection from outside; its own thread cleans up."""
-    sock = assoc.transport.socket
-    if sock is not None:
-        with contextlib.suppress(OSError):  # it may end by itself meanwhile
-            sock.shutdown(socket.SHUT_RDWR)
 
 
 def _raise_descriptor_limit(connections: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Callable, Iterable
 from typing import BinaryIO
 
@@ -204,10 +203,7 @@ class StoreAssociation:
 
     def cut(self) -> None:
         """End the connection under a sending thread, which gets `AssociationLost`."""
-        sock = self._assoc.transport.socket
-        if sock is not None:
-            with contextlib.suppress(OSError):  # it may end by itself meanwhile
-                sock.shutdown(socket.SHUT_RDWR)
+        self._assoc.cut()
 
     def _peer_said(self) -> str:
         """Return how the peer ended the association, ``""`` if it did not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
@@ -34,7 +35,12 @@ class QuickSocket(AssociationSocket):
     watch: Callable[[], object] | None = None
     """Asked some ten times a second while the peer is waited for, also to connect; may raise."""
 
+    watch_inside: Callable[[], object] | None = None
+    """Asked some ten times a second while a PDU is half read or written; may raise."""
+
     _acknowledged = 0
+    _asked_at = 0.0
+    _lingering: socket.socket | None = None
 
     @property
     def acknowledged(self) -> int:
@@ -116,10 +122,34 @@ class QuickSocket(AssociationSocket):
             # 40 ms unless asked again before each read.
             if not isinstance(sock, ssl.SSLSocket):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            self._look_round(sock, select.POLLIN)
             count = sock.recv_into(view[filled:])
             if not count:
                 raise ConnectionError("the peer closed the connection")
             filled += count
+
+    def _look_round(self, sock: socket.socket, event: int) -> None:
+        """Ask `watch_inside` until the peer goes on; silence of `silence_s` is a TimeoutError."""
+        watch = self.watch_inside
+        if watch is None or isinstance(sock, ssl.SSLSocket):
+            return
+        poll = select.poll()
+        poll.register(sock, event)
+        began = time.monotonic()
+        while True:
+            ready = poll.poll(_STEP_S * 1000)
+            now = time.monotonic()
+            if now - self._asked_at >= _STEP_S:
+                self._asked_at = now
+                self.watch_inside = None  # it may read, too, and is not asked inside itself
+                try:
+                    watch()
+                finally:
+                    self.watch_inside = watch
+            if ready:
+                return
+            if self.silence_s is not None and now - began > self.silence_s:
+                raise TimeoutError("the peer stopped inside a PDU")
 
     def write_all(self, buffers: Sequence[Buffer]) -> None:
         """Send `buffers` in order, without joining them (OSError if the peer is gone or stuck)."""
@@ -132,6 +162,7 @@ class QuickSocket(AssociationSocket):
         lengths = list(map(len, pending))
         start = 0
         while start < len(pending):
+            self._look_round(sock, select.POLLOUT)
             sent = sock.sendmsg(pending[start : start + _GATHERED])
             for length in lengths[start:]:
                 if sent < length:
@@ -156,7 +187,8 @@ class QuickSocket(AssociationSocket):
         reset would overtake an A-ABORT or A-ASSOCIATE-RJ.
         """
         self._acknowledged = self.acknowledged
-        sock, self.socket, self._is_connected = self.socket, None, False
+        sock, self._lingering = self.socket, self.socket
+        self.socket, self._is_connected = None, False
         if sock is None:
             return
         deadline = time.monotonic() + _LINGER_S
@@ -169,6 +201,13 @@ class QuickSocket(AssociationSocket):
             pass  # the peer is already gone: nothing is left to be read
         finally:
             sock.close()
+
+    def cut(self) -> None:
+        """End the connection under the thread that works on it, or that is closing it."""
+        sock = self.socket or self._lingering
+        if sock is not None:
+            with contextlib.suppress(OSError):  # it may end by itself meanwhile
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _shutdown_socket(self) -> None:
         """Close, where pynetdicom's state machine asks for it."""

@@ -146,6 +146,12 @@ class BlockingDUL(DULServiceProvider):
             self.ended = "connection lost"
             self.event_queue.put("Evt17")
             return
+        except BaseException:
+            # Called off inside a PDU: where the next one begins is not known any more.
+            self.transport.cut()
+            self.event_queue.put("Evt17")
+            self.settle()
+            raise
         if kind == P_DATA_TF and self.state_machine.current_state in ("Sta6", "Sta7"):
             try:
                 self._blocking.messages.receive_p_data(body)

@@ -23,7 +23,7 @@ from dicom_node.verify import identifiers
 from dicom_node.verify.checked_fetch import Pace
 from dicom_node.verify.inspector import Inspector
 from dicom_node.verify.pacs import Wanted
-from dicom_node.verify.study import StudyCheck
+from dicom_node.verify.study import StudyCheck, remove_files
 
 log = structlog.get_logger(__name__)
 
@@ -226,7 +226,7 @@ def run(
             if inspector.config.verify.store_reports and check.instances:
                 _store_report(check, inspector, checked_by)
         finally:
-            _remove_files(check)
+            remove_files(check.instances)
         if study not in summary.failed:
             file.done(check)
     return summary
@@ -245,12 +245,6 @@ def _store_report(check: StudyCheck, inspector: Inspector, checked_by: str) -> N
         )
     else:
         inspector.recorder.register(entry)
-
-
-def _remove_files(check: StudyCheck) -> None:
-    for each in check.instances:
-        if each.path is not None:
-            each.path.unlink(missing_ok=True)
 
 
 # Which studies

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dicom_node.dimse import Incoming
+from dicom_node.dimse.query_scu import QueryAssociation
 from dicom_node.errors import NodeError
 from dicom_node.verify.checking import Checked, Task
 from dicom_node.verify.checking_pool import CheckingPool
@@ -20,6 +21,8 @@ from dicom_node.verify.fetching import Fetched, Fetcher, FetchRefused
 from dicom_node.verify.pacs import Planned, Wanted
 
 _TICK_S = 0.1
+# What the PACS has to heed a C-CANCEL before it is cut: our client waits a second at most.
+_PATIENCE_S = 0.4
 _IN_FLIGHT = 96
 """Fetched files that are not done with yet; more wait in the PACS."""
 
@@ -79,7 +82,7 @@ class CheckedFetch:
     restore
         Write originals, too.
     keep
-        Leave the files: the consumer removes them.
+        Leave the files of arrivals: the consumer removes them.
     """
 
     def __init__(
@@ -102,6 +105,8 @@ class CheckedFetch:
         self._files: set[Path] = set()
         self._waiting = 0
         self._stop = threading.Event()
+        self._over = False
+        self._assoc: QueryAssociation | None = None
         self._failure: BaseException | None = None
         self.fetched: Fetched | None = None
         """How the fetch ended; None while it goes on, and where it failed."""
@@ -118,9 +123,13 @@ class CheckedFetch:
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE_S)
+        while self._thread.is_alive():  # it waits inside an instance, or for the PACS to let go
+            if self._assoc is not None:
+                self._assoc.cut()
+            self._thread.join(_TICK_S)
         with self._lock:
-            left, self._files = self._files, set()
+            left, self._files, self._over = self._files, set(), True
         for path in left:
             path.unlink(missing_ok=True)
 
@@ -138,12 +147,14 @@ class CheckedFetch:
                     raise self._failure
                 continue
             task, incoming, future = item
+            handed_over = False
             try:
                 checked = future.result()
                 original = task.restore_to if checked.exact else None
+                handed_over = True
                 yield Arrival(checked, task.path, incoming, original)
             finally:
-                self._release(task)
+                self._release(task, keep=self._keep and handed_over)
 
     @property
     def shortfall(self) -> Fetched | None:
@@ -151,25 +162,31 @@ class CheckedFetch:
         said = self.error.fetched if isinstance(self.error, FetchRefused) else self.fetched
         return said if said is not None and said.reason else None
 
-    def _release(self, task: Task) -> None:
+    def _release(self, task: Task, *, keep: bool = False) -> None:
         with self._lock:
             self._waiting -= 1
             mine = {task.path} | ({task.restore_to} if task.restore_to else set())
             self._files -= mine
-        if not self._keep:
+        if not keep:
             for path in mine:
                 path.unlink(missing_ok=True)
         self._slots.release()
 
     def _fetch(self) -> None:
         try:
-            self.fetched = self._fetcher.fetch(self._wanted, self._planned, self._take, self._watch)
+            self.fetched = self._fetcher.fetch(
+                self._wanted, self._planned, self._take, self._watch, self._opened
+            )
         except NodeError as error:
             self.error = error
         except BaseException as error:  # noqa: BLE001 - raised again by the consumer
             self._failure = error
         finally:
             self._done.put(None)
+
+    def _opened(self, assoc: QueryAssociation) -> None:
+        self._assoc = assoc
+        self._watch()
 
     def _watch(self) -> bool:
         if self._stop.is_set():
@@ -185,11 +202,9 @@ class CheckedFetch:
                 self._watch()
             self._watch()
             task = Task(path, path.with_suffix(".original.dcm") if self._restore else None)
-            with self._lock:
-                self._files |= {path} | ({task.restore_to} if task.restore_to else set())
-                self._waiting += 1
+            self._count_in(task)
             try:
-                future = self._pool.check(task)
+                future = self._pool.check(task, self._watch)
             except NodeError:
                 self._release(task)
                 raise
@@ -197,4 +212,18 @@ class CheckedFetch:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
             raise
-        future.add_done_callback(lambda done: self._done.put((task, incoming, done)))
+        future.add_done_callback(lambda done: self._checked(task, incoming, done))
+
+    def _count_in(self, task: Task) -> None:
+        with self._lock:
+            if self._over:  # it came over the inner Storage SCP meanwhile
+                raise CalledOff("the fetch was called off")
+            self._files |= {task.path} | ({task.restore_to} if task.restore_to else set())
+            self._waiting += 1
+
+    def _checked(self, task: Task, incoming: Incoming, done: Future[Checked]) -> None:
+        self._done.put((task, incoming, done))
+        with self._lock:
+            over = self._over
+        if over and task.restore_to is not None:
+            task.restore_to.unlink(missing_ok=True)  # written after the others were removed

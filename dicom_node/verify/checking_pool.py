@@ -15,6 +15,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
 
@@ -64,8 +65,8 @@ class CheckingPool:
         for thread in self._threads:
             thread.start()
 
-    def check(self, task: Task) -> Future[Checked]:
-        """Hand in one file; waits while too many are in line.
+    def check(self, task: Task, watch: Callable[[], object] = lambda: None) -> Future[Checked]:
+        """Hand in one file; waits while too many are in line, and asks `watch`, which may raise.
 
         Raises
         ------
@@ -77,6 +78,7 @@ class CheckingPool:
             with contextlib.suppress(queue.Full):
                 self._jobs.put((task, done), timeout=0.2)
                 return done
+            watch()
         raise _closing()
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ from dicom_node.verify.lodging import Lodger
 from dicom_node.verify.pacs import Pacs, PacsRefused, Planned, Wanted
 
 log = structlog.get_logger(__name__)
+
+Opened = Callable[[QueryAssociation], None]
 
 GET, MOVE = STUDY_ROOT + SUFFIX["get"], STUDY_ROOT + SUFFIX["move"]
 _WARNING = 0xB000
@@ -115,8 +117,9 @@ class Fetcher:
                 self._inner.close()
 
     def fetch(
-        self, wanted: Wanted, planned: Sequence[Planned], take: Take, watch: Watch
-    ) -> Fetched:
+        self, wanted: Wanted, planned: Sequence[Planned], take: Take, watch: Watch,
+        opened: Opened = lambda assoc: None,
+    ) -> Fetched:  # fmt: skip
         """Fetch what is wanted; `take` is given each file.
 
         Parameters
@@ -125,6 +128,8 @@ class Fetcher:
             What the PACS says it has of it: its SOP classes are what C-GET may bring.
         watch
             Asked some ten times a second; may raise to call the fetch off.
+        opened
+            Given each association with the PACS, which another thread may then cut; may raise.
 
         Raises
         ------
@@ -137,15 +142,17 @@ class Fetcher:
         """
         if self._how != "move":
             try:
-                return self._get(wanted, planned, take, watch)
+                return self._get(wanted, planned, take, watch, opened)
             except ContextRefused:
                 if self._how == "get":
                     raise
                 log.info("the PACS has no C-GET", pacs=self.pacs.name)
                 self._how = "move"
-        return self._move(wanted, take, watch)
+        return self._move(wanted, take, watch, opened)
 
-    def _get(self, wanted: Wanted, planned: Sequence[Planned], take: Take, watch: Watch) -> Fetched:
+    def _get(
+        self, wanted: Wanted, planned: Sequence[Planned], take: Take, watch: Watch, opened: Opened
+    ) -> Fetched:
         def store(incoming: Incoming, data_set: Iterator[memoryview]) -> int:
             path = self._folder / f"get-{next(self._numbers)}.dcm"
             write_instance(path, incoming, data_set)
@@ -158,13 +165,15 @@ class Fetcher:
             sop_classes=[GET], storage=_storage_pairs(planned), store_handler=store,
             timeout_s=pacs.timeout_s, watch=watch,
         ) as assoc:  # fmt: skip
+            opened(assoc)
             return self._request(assoc, wanted, watch)
 
-    def _move(self, wanted: Wanted, take: Take, watch: Watch) -> Fetched:
+    def _move(self, wanted: Wanted, take: Take, watch: Watch, opened: Opened) -> Fetched:
         with (
             self._storage().expect(wanted, take) as expected,
             self.pacs.open(MOVE, watch=watch) as assoc,
         ):
+            opened(assoc)
             before = 0
 
             def alive() -> bool:

@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -29,6 +30,20 @@ log = structlog.get_logger(__name__)
 
 _NOT_AUTHORIZED = 0x0124
 _STUDY, _SERIES = 0x0020000D, 0x0020000E
+
+
+@dataclass(eq=False)
+class _Arriving:
+    """An instance that has begun to arrive.
+
+    Attributes
+    ----------
+    awaited_by
+        Who it can be for; cut when the last of them has gone. Empty: also another process.
+    """
+
+    incoming: Incoming
+    awaited_by: set[Expected]
 
 
 class InnerStorage:
@@ -54,6 +69,7 @@ class InnerStorage:
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._expected: list[Expected] = []
+        self._arriving: list[_Arriving] = []
         with written(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         verify, node = config.verify, config.node
@@ -85,6 +101,11 @@ class InnerStorage:
         finally:
             with self._lock:
                 self._expected.remove(one)
+                nobodys = [each for each in self._arriving if each.awaited_by == {one}]
+                for each in self._arriving:
+                    each.awaited_by.discard(one)
+            for each in nobodys:
+                each.incoming.cut()  # the PACS may have stopped in the middle of it
 
     def close(self) -> None:
         """Stop listening; associations that are open are cut."""
@@ -97,13 +118,27 @@ class InnerStorage:
         if self._expected or self._claims.any:
             path = self._folder / f"in-{next(self._numbers)}.dcm"
             try:
-                write_instance(path, incoming, data_set)
+                with self._awaited(incoming):
+                    write_instance(path, incoming, data_set)
                 if self._handed_on(path, incoming):
                     return 0x0000
             finally:
                 path.unlink(missing_ok=True)
         log.warning("instance nobody asked for refused", calling_ae=incoming.calling_ae)
         return _NOT_AUTHORIZED
+
+    @contextlib.contextmanager
+    def _awaited(self, incoming: Incoming) -> Iterator[None]:
+        """Note who may be waiting for an instance as long as it arrives."""
+        claimed = self._claims.any
+        with self._lock:
+            arriving = _Arriving(incoming, set() if claimed else set(self._expected))
+            self._arriving.append(arriving)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._arriving.remove(arriving)
 
     def _handed_on(self, path: Path, incoming: Incoming) -> bool:
         """Give a file to everybody who waits for it; False if nobody does."""

@@ -20,7 +20,7 @@ from dicom_node.verify.fetching import Fetched, Fetcher
 from dicom_node.verify.inner_storage import scratch_folder
 from dicom_node.verify.pacs import Pacs, Planned, Wanted
 from dicom_node.verify.recording import Recorder
-from dicom_node.verify.study import CheckedInstance, StudyCheck, study_check
+from dicom_node.verify.study import CheckedInstance, StudyCheck, remove_files, study_check
 
 _BATCH = 50
 
@@ -81,21 +81,36 @@ class Inspector:
         Parameters
         ----------
         keep_files
-            Leave the fetched files, named by the instances' `path`: the caller removes them.
+            Leave the fetched files, named by the instances' `path`: the caller removes them. Where
+            the check fails none is left.
 
         Raises
         ------
         ForwardError
             If the PACS cannot be asked or does not finish: nothing is said of what is missing.
         """
+        found: list[CheckedInstance] = []
+        try:
+            return self._check(wanted, found, checked_by, progress, pace, keep_files)
+        except BaseException:
+            remove_files(found)
+            raise
 
+    def _check(
+        self,
+        wanted: Wanted,
+        found: list[CheckedInstance],
+        checked_by: str,
+        progress: Progress,
+        pace: Pace | None,
+        keep_files: bool,
+    ) -> StudyCheck:
         def alive() -> bool:
             progress(0, 0)
             return False
 
         planned = self.pacs.plan(wanted, alive)
         entries = self.recorder.entries(wanted)
-        found: list[CheckedInstance] = []
         shortfall: Fetched | None = None
         if planned:
             with CheckedFetch(

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 
 from dicom_node.audit.events import Event, Queried, Refused, VerdictGiven
 from dicom_node.dimse.query_commands import CANCELLED, PENDING, SUCCESS
-from dicom_node.dimse.query_scp import Call, PeerGone
+from dicom_node.dimse.query_scp import Call, Cancelled, PeerGone
 from dicom_node.errors import ForwardError, NodeError
 from dicom_node.verify import identifiers
 from dicom_node.verify.identifiers import Inquiry, Level, Standing
@@ -37,12 +37,6 @@ log = structlog.get_logger(__name__)
 OUT_OF_RESOURCES = 0xA700
 HEARTBEAT_S = 10.0
 """Longest silence towards a client while its matches are checked."""
-
-
-class Cancelled(NodeError):
-    """The client has called its request off."""
-
-    status = CANCELLED
 
 
 class FindHandler:

@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from dicom_node.audit.events import Event, Refused, Restored, Retrieved, VerdictGiven
 from dicom_node.config import MoveDestinationConfig, Policy
 from dicom_node.dimse.query_commands import CANCELLED, SUCCESS, SubOperations
-from dicom_node.dimse.query_scp import Call, PeerGone
+from dicom_node.dimse.query_scp import Call, Cancelled, PeerGone
 from dicom_node.errors import (
     AssociationLost,
     AssociationRejected,
@@ -34,8 +34,8 @@ from dicom_node.verify.fetching import Fetched
 from dicom_node.verify.identifiers import IdentifierError, Inquiry
 from dicom_node.verify.inspector import Inspector, found_of, missing_entries
 from dicom_node.verify.pacs import Planned, Wanted
-from dicom_node.verify.query import HEARTBEAT_S, Cancelled
-from dicom_node.verify.retrieve_tally import CANNOT_PERFORM, WITH_FAILURES, Tally, in_words
+from dicom_node.verify.query import HEARTBEAT_S
+from dicom_node.verify.retrieve_tally import CANNOT_PERFORM, WITH_FAILURES, Due, Tally, in_words
 from dicom_node.verify.senders import ClientSender, MoveSender, Sender
 from dicom_node.verify.study import CheckedInstance, StudyCheck, study_check
 
@@ -139,9 +139,7 @@ class _Retrieval:
         self._planned = True
         self._sender = self._open_sender([p.sop_class_uid for _, plan in work for p in plan])
         for (wanted, planned), (_, uids) in zip(work, absent, strict=True):
-            for uid in uids:
-                self.tally.count("failed", uid)
-            self._study(wanted, planned)
+            self._study(wanted, planned, uids)
         return self.tally.status
 
     def _destination_of(self, ae_title: str) -> MoveDestinationConfig:
@@ -194,11 +192,12 @@ class _Retrieval:
 
     # One study
 
-    def _study(self, wanted: Wanted, planned: Sequence[Planned]) -> None:
+    def _study(self, wanted: Wanted, planned: Sequence[Planned], absent: Sequence[str]) -> None:
         """Fetch, check and send on; what did not come has failed."""
         before = self.tally.counts()
         found: list[CheckedInstance] = []
-        due = {(each.series_instance_uid, each.sop_instance_uid) for each in planned}
+        due = Due(planned, absent)
+        self._receiver_gone = ""  # it may be back for this study
         error, complete = "", not planned
         shortfall: Fetched | None = None
         entries = self._inspector.recorder.entries(wanted)
@@ -212,14 +211,14 @@ class _Retrieval:
                 shortfall = arrivals.shortfall
                 error = str(arrivals.error or (shortfall.reason if shortfall else ""))
                 complete = arrivals.fetched is not None and not self._receiver_gone
+            for uid in due.left():
+                self.tally.count("failed", uid)
         finally:
             self._note(wanted, planned, found, before, error, complete=complete,
                        shortfall=shortfall)  # fmt: skip
-        for _, uid in sorted(due):
-            self.tally.count("failed", uid)
 
     def _relay(
-        self, arrivals: CheckedFetch, found: list[CheckedInstance], due: set[tuple[str, str]],
+        self, arrivals: CheckedFetch, found: list[CheckedInstance], due: Due,
         entries: Sequence[MarkedInstance],
     ) -> None:  # fmt: skip
         known: dict[str, list[MarkedInstance]] = {}
@@ -231,14 +230,13 @@ class _Retrieval:
                 continue
             one = found_of(arrival)
             found.append(one)
-            key = one.series_instance_uid, one.sop_instance_uid
-            if key not in due:
+            uid = arrival.incoming.sop_instance_uid or one.sop_instance_uid
+            if not due.take(uid, one.series_instance_uid):
                 self.tally.remaining += 1  # extra: nobody counted on it
-            due.discard(key)
             alone = study_check(one.study_instance_uid, [one], known.get(one.sop_instance_uid, []))
             suspect = one.suspect or bool(alone.stripped or alone.superseded)
             outcome = self._send_on(arrival, one, suspect=suspect)
-            self.tally.count(outcome, one.sop_instance_uid)
+            self.tally.count(outcome, uid)
             self._say()
             if self._receiver_gone:
                 return

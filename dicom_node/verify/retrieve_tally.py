@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dicom_node.dimse.query_commands import SUCCESS, SubOperations
+from dicom_node.verify.pacs import Planned
 from dicom_node.verify.study import StudyCheck
 
 CANNOT_PERFORM = 0xA702
 WITH_FAILURES = 0xB000
 _LISTED = 900  # UIDs that fit a value of 16-bit length
+
+
+class Due:
+    """The instances of a study that are counted on, each until it came.
+
+    An instance is known by what the PACS calls it: its header may be unreadable, or name another
+    series than the PACS's index.
+
+    Parameters
+    ----------
+    planned
+        What the PACS lists.
+    absent
+        SOP Instance UIDs that it should list and does not; they may come all the same.
+    """
+
+    def __init__(self, planned: Iterable[Planned], absent: Iterable[str] = ()) -> None:
+        self._series: dict[str, list[str]] = {}
+        for each in planned:
+            self._series.setdefault(each.sop_instance_uid, []).append(each.series_instance_uid)
+        for uid in absent:
+            self._series.setdefault(uid, []).append("")
+
+    def take(self, sop_instance_uid: str, series_instance_uid: str) -> bool:
+        """Cross an instance off; False if it was not counted on.
+
+        Two series may have the same UID: that of its own series goes first.
+        """
+        left = self._series.get(sop_instance_uid)
+        if not left:
+            return False
+        own = series_instance_uid if series_instance_uid in left else left[0]
+        left.remove(own)
+        return True
+
+    def left(self) -> list[str]:
+        """Return the SOP Instance UIDs of what has not come, in order."""
+        return sorted(uid for uid, series in self._series.items() for _ in series)
 
 
 @dataclass

@@ -295,6 +295,13 @@ def checked_instance(
         return CheckedInstance(verdict, path=kept)
 
 
+def remove_files(instances: Iterable[CheckedInstance]) -> None:
+    """Remove the fetched files that instances still name."""
+    for each in instances:
+        if each.path is not None:
+            each.path.unlink(missing_ok=True)
+
+
 def _in_order(each: CheckedInstance) -> tuple[str, int, str]:
     number = each.instance_number
     return each.series_instance_uid, -1 if number is None else number, each.sop_instance_uid
