@@ -318,7 +318,8 @@ def test_a_changed_header_is_named_and_no_reason_to_refuse(service, marks, pacs,
     service.register(*map(verifying.entry_of, study))
     asked = keys(StudyInstanceUID="1.2.3.7")
     for identifier in (verify_now(keys(StudyInstanceUID="1.2.3.7")), asked):
-        [match], _ = find(service, identifier)
+        # On a slow machine the match comes before with how far the check is.
+        [*_, match], _ = find(service, identifier)
         said = block_of(match)
         assert (said[VERDICT], said[HEADERS_CHANGED], said[HEADERS_UNSEALED]) == ("authentic", 1, 0)
         [named] = json.loads(said[DETAILS])["headers"]["instances"]

@@ -345,7 +345,7 @@ class FakePacs:
                 yield self.fails_with[0], None
                 return
             if ds.SOPInstanceUID in self.unsendable:
-                ds = copy.copy(ds)
+                ds = copy.deepcopy(ds)
                 ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.66"  # no context has it
             yield 0xFF00, ds
 

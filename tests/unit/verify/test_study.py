@@ -83,8 +83,8 @@ def test_a_study_is_unfinished_where_nothing_is_wrong_but_what_was_not_sent():
 
 
 def test_a_report_and_an_error_comment_say_what_the_pacs_failed_to_send():
-    check = study_check("1.2", [found("1")], [entry("2", "pacs")], listed=["1", "3"],
-                        failure=FAILED)  # fmt: skip
+    known = [entry("1", "pacs"), entry("2", "pacs")]
+    check = study_check("1.2", [found("1")], known, listed=["1", "3"], failure=FAILED)
     assert in_words(check, FAILED) == ["1 missing", FAILED]
     facts = facts_of(check, None)
     assert f"1 instance that the archive has did not come: {FAILED}." in facts.sentences
