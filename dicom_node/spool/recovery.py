@@ -98,9 +98,15 @@ class RecoverableSpool(Intake):
 
     def _delivery_crashed(self, delivery_id: int, worker: str, now: float) -> list[str]:
         rows = self._journal.rows(
-            "delivery_crashed", id=delivery_id, worker=worker, now=now, due_at=now
-        )
-        return [row["destination"] for row in rows]
+            "delivery_crashed", id=delivery_id, worker=worker, now=now, limit=CRASH_LIMIT,
+            delay_s=CRASH_DELAY_S,
+        )  # fmt: skip
+        for row in rows:
+            if row["state"] == "held":
+                tell(self._journal, "held", row["job_id"], now, reason=row["reason"],
+                     destination=row["destination"])  # fmt: skip
+                self._journal.rows("settle_job", id=row["job_id"], now=now)
+        return [row["destination"] for row in rows if row["state"] == "waiting"]
 
     @on_a_full_disk
     def _hold_lost(self, row: sqlite3.Row, reason: str) -> int:
