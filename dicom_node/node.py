@@ -318,7 +318,9 @@ def _verify(config: Config, *, stop: StopEvent, ready: Callable[[], None]) -> No
     run_verifier(config, stop, on_ready=ready)
 
 
-def transcoder(config: Config, name: str) -> Callable[[Path, tuple[str, ...]], Path | None]:
+def transcoder(
+    config: Config, name: str
+) -> Callable[[Path, tuple[str, ...], Callable[[], None]], Path]:
     """Return what a forwarder uses when its destination refuses a transfer syntax.
 
     Copies go to a folder of the destination's own, emptied here: a killed forwarder may have left
@@ -328,22 +330,18 @@ def transcoder(config: Config, name: str) -> Callable[[Path, tuple[str, ...]], P
     shutil.rmtree(folder, ignore_errors=True)
     numbers = itertools.count()
 
-    def transcode(path: Path, accepted: tuple[str, ...]) -> Path | None:
+    def copy_of(path: Path, accepted: tuple[str, ...], on_frame: Callable[[], None]) -> Path:
         # Decoders are loaded only once a destination refuses something.
-        from dicom_node.instance.transcode import EXPLICIT_LE, decompress
+        from dicom_node.instance.transcode import transcode
 
-        if EXPLICIT_LE not in accepted:
-            return None
         out = folder / f"{next(numbers)}.dcm"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            reason = decompress(path, out, max_pixels=config.watermark.max_pixels)
+            limit = config.watermark.max_pixels
+            transcode(path, out, accepted, max_pixels=limit, on_frame=on_frame)
         except (OSError, DecoderLost) as error:
             out.unlink(missing_ok=True)
             raise SpoolError(f"{out}: not transcoded: {describe(error)}") from error
-        if reason:
-            _log.warning("not_transcoded", destination=name, reason=reason)
-            return None
         return out
 
-    return transcode
+    return copy_of

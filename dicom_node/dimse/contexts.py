@@ -22,11 +22,9 @@ Pair = tuple[str, str]
 LOSSLESS_FALLBACKS = (
     str(uid.ExplicitVRLittleEndian),
     str(uid.ImplicitVRLittleEndian),
-    str(uid.JPEGLSLossless),
-    str(uid.JPEG2000Lossless),
-    str(uid.RLELossless),
 )
-"""What a refused instance may be transcoded to, proposed beside its own transfer syntax."""
+"""What a refused instance may be transcoded to, proposed beside its own transfer syntax, the
+preferred one first. Implicit VR Little Endian every acceptor has to take (PS3.5 10.1)."""
 
 NATIVE = (
     str(uid.ImplicitVRLittleEndian),

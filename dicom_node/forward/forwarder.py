@@ -37,6 +37,7 @@ from dicom_node.errors import (
     ForwardError,
     LeaseLost,
     NodeError,
+    PixelError,
     SpoolError,
     StoreFailed,
 )
@@ -45,14 +46,19 @@ from dicom_node.spool import Delivery, Spool
 
 log = structlog.get_logger(__name__)
 
-Transcode = Callable[[Path, tuple[str, ...]], Path | None]
-"""``transcode(path, accepted_syntaxes)``: a lossless copy in one of them, None if there is no way.
-The forwarder removes the copy after sending."""
+Transcode = Callable[[Path, tuple[str, ...], Callable[[], None]], Path]
+"""``transcode(path, accepted_syntaxes, still_at_it)``: a lossless copy in one of them, PixelError if
+there is no way. It calls `still_at_it` now and then. The forwarder removes the copy after sending.
+"""
 
 IDLE_RELEASE_S = 4.0
 _STOP_CHECK_S = 0.25
 _RENEW_EVERY_S = 30.0
 _MIN_LEASE_S = 180.0
+# Answers A7xx to so many different instances in a row, and the destination is at fault, not they.
+_REFUSED_IN_A_ROW = 20
+# One claim in so many takes the oldest delivery, however often it was refused.
+_TURN = 10
 # 2 ** 2 times the first delay is the longest pause of a destination that answers.
 _REACHABLE_FAILURES = 3
 
@@ -65,6 +71,20 @@ class Pause:
         self._lock = threading.Lock()
         self._failures = 0
         self._until = 0.0
+        self._refused: set[int] = set()
+
+    def refused(self, job_id: int) -> float:
+        """Count an instance answered out of resources; return the delay in seconds, mostly 0.
+
+        Some destinations answer so to what they can never take. Only many different instances
+        refused in a row, none taken between them, say that it is the destination's own fault.
+        """
+        with self._lock:
+            self._refused.add(job_id)
+            if len(self._refused) < _REFUSED_IN_A_ROW:
+                return 0.0
+            self._refused.clear()
+        return self.failed(reachable=True)
 
     def failed(self, *, reachable: bool = False) -> float:
         """Count a failure of the destination; return the delay in seconds.
@@ -89,6 +109,7 @@ class Pause:
         with self._lock:
             self._failures = 0
             self._until = 0.0
+            self._refused.clear()
 
     @property
     def left_s(self) -> float:
@@ -132,14 +153,17 @@ class Lane(threading.Thread):
             self._release()
 
     def _run(self) -> None:
-        name = self._destination.name
+        name, claims = self._destination.name, 0
         idle_since = time.monotonic()
         while not self._end.is_set():
             left = self._pause.left_s
             if left > 0:
                 self._end.wait(min(left, _STOP_CHECK_S))
                 continue
-            claimed = self._spool.claim_delivery(name, lease_s=self._lease_s, limit=1)
+            claims += 1
+            claimed = self._spool.claim_delivery(
+                name, lease_s=self._lease_s, fresh_first=claims % _TURN != 0
+            )
             for delivery in claimed:
                 self._deliver(delivery)
             if claimed:
@@ -189,20 +213,31 @@ class Lane(threading.Thread):
 
         try:
             return self._store(file, meta, keep_lease), meta.transfer_syntax_uid
-        except ContextRefused:
-            assert self._association is not None, "somebody refused"
-            accepted = self._association.accepted_syntaxes(meta.sop_class_uid)
-            if self._transcode is None or not accepted:
-                raise
-            recoded = self._transcode(delivery.path, accepted)
-            if recoded is None:
-                raise
+        except ContextRefused as refused:
+            recoded = self._recoded(delivery, meta, refused, keep_lease)
         try:
             with _opened(recoded) as (other, other_meta):
                 response = self._store(other, other_meta, keep_lease)
                 return response, other_meta.transfer_syntax_uid
         finally:
             recoded.unlink(missing_ok=True)
+
+    def _recoded(
+        self,
+        delivery: Delivery,
+        meta: FileMeta,
+        refused: ContextRefused,
+        keep_lease: Callable[[], None],
+    ) -> Path:
+        """Return a copy in a transfer syntax it takes (ForwardError if there is none)."""
+        assert self._association is not None, "somebody refused"
+        accepted = self._association.accepted_syntaxes(meta.sop_class_uid)
+        if self._transcode is None or not accepted:
+            raise refused
+        try:
+            return self._transcode(delivery.path, accepted, keep_lease)
+        except PixelError as error:
+            raise ForwardError(f"{refused}, and it cannot be transcoded: {error}") from error
 
     def _store(
         self, file: BinaryIO, meta: FileMeta, keep_lease: Callable[[], None]
@@ -225,7 +260,7 @@ class Lane(threading.Thread):
             self._destination.name, delivery.sop_instance_uid, response.status, response.comment
         )
         if verdict is Verdict.TRANSIENT:
-            self._retry(delivery, failed, self._pause.failed(reachable=True), response.status)
+            self._retry(delivery, failed, self._pause.refused(delivery.job_id), response.status)
         else:
             self._pause.succeeded()
             self._hold(delivery, failed, response.status)
@@ -315,7 +350,7 @@ def run_forwarder(
         None: SIGTERM or SIGINT end this process instead.
     transcode
         Used only when the destination refuses an instance's transfer syntax; without it, or when it
-        returns None, the delivery is held.
+        finds no way, the delivery is held.
 
     Raises
     ------

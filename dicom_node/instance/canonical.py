@@ -65,7 +65,7 @@ def sorted_items(header: Dataset) -> list[tuple[int, Item]]:
 def contents(header: Dataset) -> Iterator[tuple[int, bytes]]:
     """Yield tag and canonical bytes of the contents of a data set, in tag order (PixelError)."""
     for tag, item in sorted_items(header):
-        if type(item) is RawDataElement and _form(tag, item.VR).text:
+        if type(item) is RawDataElement and form_of(tag, item.VR).text:
             # What nearly all of a header is.
             value = (item.value or b"").rstrip(b" \0")
             yield tag, _HEAD.pack(tag, b"V", len(value)) + value
@@ -95,14 +95,14 @@ def _blocks(data: DataFile, offset: int, length: int, word: int) -> Iterator[byt
     end = offset + length
     while offset < end:
         block = data.source.read(offset, min(_CHUNK, end - offset))
-        yield _swapped(block, word)
+        yield swapped(block, word)
         offset += len(block)
 
 
 def _element(header: Dataset, item: Item) -> bytes:
     tag = int(item.tag)
     if isinstance(item, RawDataElement):
-        form, value = _form(tag, item.VR), item.value or b""
+        form, value = form_of(tag, item.VR), item.value or b""
         if form.text:
             value = value.rstrip(b" \0")
             return _HEAD.pack(tag, b"V", len(value)) + value
@@ -125,7 +125,7 @@ def _element(header: Dataset, item: Item) -> bytes:
     return _written_leaf(tag, item.VR, encoded[8:], little=True)
 
 
-class _Form(NamedTuple):
+class Form(NamedTuple):
     """What is done to a value: `text` loses its padding, words are swapped, odd ones padded."""
 
     vr: str
@@ -135,13 +135,13 @@ class _Form(NamedTuple):
 
 
 @lru_cache(maxsize=1 << 13)
-def _form(tag: int, written: str | None) -> _Form:
-    """Return it for a tag and the VR it is written with."""
+def form_of(tag: int, written: str | None) -> Form:
+    """Return what is done to the value of a tag that is written with a VR (None: implicit)."""
     vr = _vr(tag, written)
     # A private value's VR is lost in implicit VR: only what any VR allows is done to it.
     text = not tag >> 16 & 1 and vr in _TEXT
     pad = b" " if vr in _TEXT and vr != "UI" else b"\0"
-    return _Form(vr, text, _WORD.get(vr, 1), pad)
+    return Form(vr, text, _WORD.get(vr, 1), pad)
 
 
 def _vr(tag: int, written: str | None) -> str:
@@ -163,11 +163,11 @@ def _encoded_sequence(tag: int, value: bytes, *, implicit: bool, little: bool) -
 
 
 def _written_leaf(tag: int, written: str | None, value: bytes, little: bool) -> bytes:
-    form = _form(tag, written)
+    form = form_of(tag, written)
     if form.text:
         value = value.rstrip(b" \0")
     else:
-        value = value if little else _swapped(value, form.word)
+        value = value if little else swapped(value, form.word)
         value += form.pad if len(value) % 2 else b""
     return _HEAD.pack(tag, b"V", len(value)) + value
 
@@ -182,10 +182,11 @@ def _sequence(tag: int, items: list[Dataset]) -> bytes:
     return b"".join(parts)
 
 
-def _swapped(value: bytes, word: int) -> bytes:
+def swapped(value: bytes, word: int) -> bytes:
+    """Return a value with the bytes of each of its words turned round."""
     if word == 1 or len(value) % word:
         return value
-    swapped = bytearray(len(value))
+    turned = bytearray(len(value))
     for k in range(word):
-        swapped[k::word] = value[word - 1 - k :: word]
-    return bytes(swapped)
+        turned[k::word] = value[word - 1 - k :: word]
+    return bytes(turned)

@@ -19,7 +19,7 @@ from dicom_node.errors import PixelError
 from dicom_node.instance.datafile import DataFile, open_data_file
 from dicom_node.instance.elements import PIXEL_DATA, Element
 from dicom_node.instance.encoding import raw_bytes
-from dicom_node.instance.metaheader import meta_bytes
+from dicom_node.instance.metaheader import MetaHeader, meta_bytes
 from dicom_node.instance.syntaxes import DEFLATED_LE
 from dicom_node.instance.values import tag_of
 
@@ -105,17 +105,45 @@ def write_file(
     PixelError
         If an element cannot be encoded.
     """
-    meta = meta_bytes(data.meta, header, transfer_syntax_uid)
+
+    def write_data_set(sink: Sink) -> None:
+        _write_data_set(data, header, write_pixels, sink)
+
+    write_part10(data.meta, header, transfer_syntax_uid, write_data_set, out)
+
+
+def write_part10(
+    said: MetaHeader,
+    header: Dataset,
+    transfer_syntax_uid: str,
+    write_data_set: Callable[[Sink], None],
+    out: Path,
+) -> None:
+    """Write a DICOM file: temporary file, fsync, rename, fsync.
+
+    Parameters
+    ----------
+    said
+        The source's meta header; what it says is kept where we do not know better.
+    write_data_set
+        Called once, to write the data set in the encoding of `transfer_syntax_uid`.
+
+    Raises
+    ------
+    PixelError
+        If an element cannot be encoded.
+    """
+    meta = meta_bytes(said, header, transfer_syntax_uid)
     handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=out.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(bytes(128) + b"DICM" + meta)
             if transfer_syntax_uid == DEFLATED_LE:
                 deflater = _Deflater(stream)
-                _write_data_set(data, header, write_pixels, deflater)
+                write_data_set(deflater)
                 deflater.finish()
             else:
-                _write_data_set(data, header, write_pixels, stream)
+                write_data_set(stream)
             stream.flush()
             os.fsync(stream.fileno())
         Path(name).replace(out)

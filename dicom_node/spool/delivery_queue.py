@@ -36,23 +36,29 @@ class DeliveryQueue(MarkingQueue):
 
     @on_a_full_disk
     def claim_delivery(
-        self, destination: str, *, lease_s: float = LEASE_S, limit: int = 1
+        self,
+        destination: str,
+        *,
+        lease_s: float = LEASE_S,
+        limit: int = 1,
+        fresh_first: bool = False,
     ) -> list[Delivery]:
-        """Take up to `limit` due deliveries, oldest first, for as long as the lease lasts."""
+        """Take up to `limit` due deliveries, oldest first, for as long as the lease lasts.
+
+        With `fresh_first` those that were refused several times come only if there are no others.
+        """
         now = self._clock()
         if self._journal.row("due_delivery", destination=destination, now=now) is None:
             return []
         with self._journal.transaction(durable=False) as journal:
             for late in journal.rows("expired_deliveries", destination=destination, before=now):
                 self._delivery_crashed(late["id"], late["worker"], now)
-            claimed = journal.rows(
-                "claim_deliveries",
-                destination=destination,
-                now=now,
-                worker=self.process,
-                lease_until=now + lease_s,
-                limit=limit,
-            )
+            values = {
+                "destination": destination, "now": now, "worker": self.process,
+                "lease_until": now + lease_s, "limit": limit,
+            }  # fmt: skip
+            claimed = journal.rows("claim_deliveries", fresh=True, **values) if fresh_first else []
+            claimed = claimed or journal.rows("claim_deliveries", fresh=False, **values)
             rows = [row for c in claimed for row in journal.rows("delivery", id=c["id"])]
         return sorted(map(self._delivery, rows), key=lambda d: (d.due_at, d.job_id))
 

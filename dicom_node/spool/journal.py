@@ -15,7 +15,7 @@ from dicom_node.errors import SpoolError, SpoolFull
 from dicom_node.spool.files import free_bytes
 
 BUSY_TIMEOUT_S = 30.0
-SCHEMA_VERSION = 3  # 1 had no outbox, 2 no new UIDs
+SCHEMA_VERSION = 4  # 1 had no outbox, 2 no new UIDs, 3 no limit of crashed deliveries
 _NO_ROOM_PERHAPS = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 _LAST_BYTES = 1 << 16
 
@@ -63,7 +63,7 @@ class Journal:
         [version] = self._connection.execute("PRAGMA user_version").fetchone()
         if version == SCHEMA_VERSION:
             return
-        if version not in (0, 1, 2):
+        if version not in (0, 1, 2, 3):
             raise SpoolError(
                 f"{self.path}: journal version {version}, this release reads {SCHEMA_VERSION};"
                 " empty the spool with the release that wrote it"
@@ -82,6 +82,9 @@ class Journal:
             for column in ("result_instance_uid", "released") if columns else ():
                 if column not in columns:
                     self._connection.execute(QUERIES[f"add_{column}"])
+            columns = {row["name"] for row in self._connection.execute(QUERIES["delivery_columns"])}
+            if columns and "crashes" not in columns:
+                self._connection.execute(QUERIES["add_crashes"])
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:

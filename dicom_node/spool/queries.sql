@@ -56,6 +56,7 @@ CREATE TABLE IF NOT EXISTS delivery (
     lease_until REAL NOT NULL DEFAULT 0,
     worker      TEXT NOT NULL DEFAULT '',
     attempts    INTEGER NOT NULL DEFAULT 0,
+    crashes     INTEGER NOT NULL DEFAULT 0,
     reason      TEXT NOT NULL DEFAULT '',
     status      INTEGER,
     updated_at  REAL NOT NULL,
@@ -84,6 +85,14 @@ ALTER TABLE job ADD COLUMN result_instance_uid TEXT;
 -- add_released --
 -- nor what an administrator had decided.
 ALTER TABLE job ADD COLUMN released INTEGER NOT NULL DEFAULT 0;
+
+-- delivery_columns --
+-- What the table of deliveries has; nothing in a new journal.
+SELECT name FROM pragma_table_info('delivery');
+
+-- add_crashes --
+-- Version 3 let an instance end its forwarder for ever.
+ALTER TABLE delivery ADD COLUMN crashes INTEGER NOT NULL DEFAULT 0;
 
 -- assign_uid --
 -- Whoever says first under which UID an instance is sent is right for ever.
@@ -250,11 +259,13 @@ SELECT min(t) FROM (SELECT min(due_at) AS t FROM delivery
                      WHERE destination = :destination AND state = 'sending');
 
 -- claim_deliveries --
--- Take the oldest due deliveries of one destination for one forwarder.
+-- Take the oldest due deliveries of one destination for one forwarder; :fresh, none that was refused
+-- three times or more.
 UPDATE delivery SET state = 'sending', worker = :worker, attempts = attempts + 1,
                     lease_until = :lease_until, updated_at = :now
  WHERE id IN (SELECT id FROM delivery WHERE destination = :destination AND state = 'waiting'
-                 AND due_at <= :now ORDER BY due_at, job_id LIMIT :limit)
+                 AND due_at <= :now AND (NOT :fresh OR status IS NULL OR attempts < 3)
+               ORDER BY due_at, job_id LIMIT :limit)
 RETURNING id;
 
 -- delivery --
@@ -291,10 +302,16 @@ SELECT id, worker FROM delivery WHERE state = 'sending' AND lease_until < :befor
 SELECT id, worker FROM delivery WHERE state = 'sending';
 
 -- delivery_crashed --
--- Its forwarder ended while sending it.
-UPDATE delivery SET state = 'waiting', worker = '', lease_until = 0, due_at = :due_at,
-                    reason = 'its forwarder ended while sending it', updated_at = :now
- WHERE id = :id AND state = 'sending' AND worker = :worker RETURNING destination;
+-- Its forwarder ended while sending it: others go first, and after the limit it is held. :blame 0: the
+-- forwarder was killed for another reason.
+UPDATE delivery SET crashes = crashes + :blame, worker = '', lease_until = 0, updated_at = :now,
+       state = CASE WHEN crashes + :blame >= :limit THEN 'held' ELSE 'waiting' END,
+       due_at = :now + :delay_s * crashes * :blame,
+       reason = CASE WHEN crashes + :blame >= :limit
+                     THEN 'sending it ended its forwarder ' || (crashes + 1) || ' times in a row'
+                     ELSE 'its forwarder ended while sending it' END
+ WHERE id = :id AND state = 'sending' AND worker = :worker
+RETURNING job_id, destination, state, reason;
 
 -- renew_delivery --
 -- A forwarder still has it in hand.
@@ -304,7 +321,8 @@ UPDATE delivery SET lease_until = :lease_until
 -- leave_delivery --
 -- A forwarder is done with it, for now or for good.
 UPDATE delivery SET state = :state, reason = :reason, status = :status, due_at = :due_at,
-                    attempts = attempts - :refund, worker = '', lease_until = 0, updated_at = :now
+                    attempts = attempts - :refund, crashes = 0, worker = '', lease_until = 0,
+                    updated_at = :now
  WHERE id = :id AND state = 'sending' AND worker = :worker AND attempts = :attempts RETURNING job_id;
 
 -- open_deliveries --
@@ -380,7 +398,8 @@ RETURNING destination;
 
 -- release_deliveries --
 -- Held deliveries go back to their queues; NULL means whatever held them.
-UPDATE delivery SET state = 'waiting', due_at = :now, reason = '', status = NULL, updated_at = :now
+UPDATE delivery SET state = 'waiting', due_at = :now, reason = '', status = NULL, crashes = 0,
+                    updated_at = :now
  WHERE job_id = :job_id AND state = 'held' AND (:reason IS NULL OR reason = :reason)
 RETURNING destination;
 

@@ -15,6 +15,7 @@ from dicom_node.spool.records import Recovery
 from dicom_node.spool.reserve import on_a_full_disk
 
 CRASH_LIMIT = 3
+DELIVERY_CRASH_LIMIT = 10  # a forwarder takes several at once: most are not to blame
 # A job that ended its worker lets others go first.
 CRASH_DELAY_S = 1.0
 
@@ -82,7 +83,9 @@ class RecoverableSpool(Intake):
                     requeued += state == "received"
                     held += state == "held"
                 for row in dead_deliveries:
-                    destinations += self._delivery_crashed(row["id"], row["worker"], now)
+                    destinations += self._delivery_crashed(
+                        row["id"], row["worker"], now, blame=not drained
+                    )
         return requeued, held, destinations
 
     def _dead(self, rows: list[sqlite3.Row]) -> list[sqlite3.Row]:
@@ -106,11 +109,19 @@ class RecoverableSpool(Intake):
         row = self._journal.row("job_drained", id=job_id, worker=worker, now=now)
         return str(row["state"]) if row else ""
 
-    def _delivery_crashed(self, delivery_id: int, worker: str, now: float) -> list[str]:
+    def _delivery_crashed(
+        self, delivery_id: int, worker: str, now: float, *, blame: bool
+    ) -> list[str]:
         rows = self._journal.rows(
-            "delivery_crashed", id=delivery_id, worker=worker, now=now, due_at=now
-        )
-        return [row["destination"] for row in rows]
+            "delivery_crashed", id=delivery_id, worker=worker, now=now, blame=int(blame),
+            limit=DELIVERY_CRASH_LIMIT, delay_s=CRASH_DELAY_S,
+        )  # fmt: skip
+        for row in rows:
+            if row["state"] == "held":
+                tell(self._journal, "held", row["job_id"], now, reason=row["reason"],
+                     destination=row["destination"])  # fmt: skip
+                self._journal.rows("settle_job", id=row["job_id"], now=now)
+        return [row["destination"] for row in rows if row["state"] == "waiting"]
 
     @on_a_full_disk
     def _hold_lost(self, row: sqlite3.Row, reason: str) -> int:

@@ -22,7 +22,7 @@ from dicom_node.dimse.query_commands import Kind, QueryResponse, SubOperations
 from dicom_node.dimse.query_scp import STUDY_ROOT, SUFFIX
 from dicom_node.dimse.query_scu import QueryAssociation, Watch
 from dicom_node.errors import ConfigError, ContextRefused
-from dicom_node.instance.syntaxes import SYNTAXES
+from dicom_node.instance.syntaxes import JPEG_2000, JPEG_LS, RLE, SYNTAXES
 from dicom_node.verify import identifiers
 from dicom_node.verify.expecting import Take
 from dicom_node.verify.inner_storage import InnerStorage, write_instance
@@ -245,12 +245,14 @@ def _storage_pairs(planned: Sequence[Planned]) -> list[tuple[str, str]]:
     """
     classes = list(dict.fromkeys(each.sop_class_uid for each in planned if each.sop_class_uid))
     classes = classes or list(_FALLBACK_CLASSES)
-    syntaxes = list(dict.fromkeys([*LOSSLESS_FALLBACKS, *SYNTAXES, *_OTHER_SYNTAXES]))
+    preferred = [*LOSSLESS_FALLBACKS, *_CODED_LOSSLESSLY]
+    syntaxes = list(dict.fromkeys([*preferred, *SYNTAXES, *_OTHER_SYNTAXES]))
     room = MAX_CONTEXTS - 2  # the retrieve class itself takes two
     each_gets = max(1, room // len(classes))
     return [(sop, syntax) for sop in classes for syntax in syntaxes[:each_gets]][:room]
 
 
+_CODED_LOSSLESSLY = (JPEG_LS, JPEG_2000, RLE)
 # Coded video and JPEG XL: fetched and sealed as they are, never decoded.
 _OTHER_SYNTAXES = (
     "1.2.840.10008.1.2.4.100", "1.2.840.10008.1.2.4.101", "1.2.840.10008.1.2.4.102",

@@ -18,8 +18,8 @@ from dicom_node.dimse import (
     read_file_meta,
 )
 from dicom_node.dimse.query_scp import Call
-from dicom_node.errors import AssociationLost, AssociationRejected, ContextRefused
-from dicom_node.instance.transcode import EXPLICIT_LE, decompress
+from dicom_node.errors import AssociationLost, AssociationRejected, ContextRefused, PixelError
+from dicom_node.instance.transcode import transcode
 
 _TIMEOUT_S = 60.0
 _STEP_S = 0.1
@@ -170,18 +170,19 @@ def _in_an_accepted_syntax(
     accepted: Callable[[str], tuple[str, ...]],
     max_pixels: int,
 ) -> int:
-    """Store a file as it is, else decompressed where that says the same."""
+    """Store a file as it is, else uncompressed where that says the same."""
     try:
         return store(path)
-    except ContextRefused:
+    except ContextRefused as refused:
         with path.open("rb") as file:
             meta = read_file_meta(file)
-        if EXPLICIT_LE not in accepted(meta.sop_class_uid):
-            raise
         plain = path.with_suffix(".plain.dcm")
         try:
-            if decompress(path, plain, max_pixels=max_pixels):
-                raise
+            syntaxes = accepted(meta.sop_class_uid)
+            try:
+                transcode(path, plain, syntaxes, max_pixels=max_pixels)
+            except PixelError as error:
+                raise refused from error
             return store(plain)
         finally:
             plain.unlink(missing_ok=True)

@@ -296,7 +296,7 @@ def test_a_refused_syntax_is_transcoded_only_then(node, pacs, make_ct, wait_for,
     uids = [put(one, explicit), put(one, implicit)]
     asked = []
 
-    def transcode(path, accepted):
+    def transcode(path, accepted, _still_at_it):
         asked.append(accepted)
         ds = pydicom.dcmread(path)
         ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
@@ -332,7 +332,7 @@ def test_a_copy_that_finds_no_room_is_made_later_and_its_instance_not_held(
     put(one, make_ct())
     asked = []
 
-    def transcode(path, _accepted):
+    def transcode(path, _accepted, _still_at_it):
         asked.append(path)
         if len(asked) == 1:
             raise SpoolFull("no space left for the copy")

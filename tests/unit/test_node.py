@@ -8,7 +8,7 @@ import structlog
 
 from dicom_node import node
 from dicom_node.config import Config, parse
-from dicom_node.errors import ConfigError, DecoderLost, SpoolError, SpoolFull
+from dicom_node.errors import ConfigError, DecoderLost, PixelError, SpoolError, SpoolFull
 from dicom_node.keys import KeyRing
 from dicom_node.node import (
     ROLES,
@@ -164,6 +164,11 @@ def test_every_role_has_a_systemd_unit_and_the_target_wants_it() -> None:
         # Who runs networks may reach a GPU, which ProtectClock alone would hide on older systemd.
         assert ("DeviceAllow=char-nvidia* rw" in unit) == (role in ("infer", "mark"))
         assert ("PrivateDevices=yes" in unit) == (role not in ("infer", "mark"))
+        # Who decodes pixels compiles loops: into memory it may execute, and a folder that keeps.
+        decodes = role in ("infer", "mark", "forward", "verify")
+        assert ("MemoryDenyWriteExecute=yes" in unit) == (not decodes)
+        assert ("Environment=NUMBA_CACHE_DIR=/var/cache/dicom-node" in unit) == decodes
+        assert ("CacheDirectory=dicom-node" in unit) == decodes
 
 
 def test_no_copy_is_made_for_a_destination_that_takes_nothing_we_can_write(
@@ -171,9 +176,11 @@ def test_no_copy_is_made_for_a_destination_that_takes_nothing_we_can_write(
 ) -> None:
     spool = config.spool.model_copy(update={"directory": tmp_path})
     transcode = transcoder(config.model_copy(update={"spool": spool}), "pacs")
-    assert transcode(tmp_path / "x.dcm", ("1.2.840.10008.1.2.4.50",)) is None
+    with pytest.raises(PixelError, match="no uncompressed transfer syntax is accepted"):
+        transcode(tmp_path / "x.dcm", ("1.2.840.10008.1.2.4.50",), print)
     (tmp_path / "x.dcm").write_bytes(b"junk" * 99)
-    assert transcode(tmp_path / "x.dcm", ("1.2.840.10008.1.2.1",)) is None
+    with pytest.raises(PixelError):
+        transcode(tmp_path / "x.dcm", ("1.2.840.10008.1.2.1",), print)
     assert list((tmp_path / "transcoded").rglob("*.dcm")) == []
 
 

@@ -18,7 +18,9 @@ def test_each_pair_gets_its_own_context_once():
 def test_fallbacks_come_after_everything_wanted_and_never_twice():
     pairs = pairs_of(proposed_contexts([(CT, J2K), (MR, JLS)], fallbacks=LOSSLESS_FALLBACKS))
     assert pairs[:2] == [(CT, J2K), (MR, JLS)]
-    assert len(pairs) == len(set(pairs)) == 2 * len(LOSSLESS_FALLBACKS)
+    assert pairs[2:] == [(sop, syntax) for sop in (CT, MR) for syntax in LOSSLESS_FALLBACKS]
+    again = pairs_of(proposed_contexts(pairs, fallbacks=LOSSLESS_FALLBACKS))
+    assert again == pairs
 
 
 def test_no_more_contexts_than_an_association_can_have():
