@@ -47,8 +47,8 @@ from dicom_node.spool import Delivery, Spool
 log = structlog.get_logger(__name__)
 
 Transcode = Callable[[Path, tuple[str, ...], Callable[[], None]], Path]
-"""``transcode(path, accepted_syntaxes, still_at_it)``: a lossless copy in one of them, PixelError if
-there is no way. It calls `still_at_it` now and then. The forwarder removes the copy after sending.
+"""``transcode(path, accepted_syntaxes, still_at_it)``: a lossless copy in one of them, or
+PixelError. It calls `still_at_it` after each frame. The forwarder removes the copy after sending.
 """
 
 IDLE_RELEASE_S = 4.0

@@ -52,7 +52,7 @@ class DeliveryQueue(MarkingQueue):
             return []
         with self._journal.transaction(durable=False) as journal:
             for late in journal.rows("expired_deliveries", destination=destination, before=now):
-                self._delivery_crashed(late["id"], late["worker"], now)
+                self._delivery_crashed(late["id"], late["worker"], now, blame=True)
             values = {
                 "destination": destination, "now": now, "worker": self.process,
                 "lease_until": now + lease_s, "limit": limit,

@@ -1,6 +1,7 @@
 """The forwarder against Orthanc, storescp, and a PACS (pynetdicom's own SCP) that misbehaves."""
 
 import hashlib
+import json
 import os
 import signal
 import threading
@@ -8,9 +9,15 @@ import time
 from io import BytesIO
 from pathlib import Path
 
+import harness
 import pydicom
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    generate_uid,
+)
 
 from dicom_node.dimse import NeverHeard, StoreAssociation, encode_file_meta, read_file_meta
 from dicom_node.errors import AssociationLost, SpoolFull
@@ -525,3 +532,45 @@ def test_a_large_instance_is_streamed(node, pacs, tmp_path, wait_for):
         peak_kib = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
     assert peak_kib < 120 * 1024
     assert peer.stored()[0][2] == sha(path)
+
+
+@pytest.fixture(scope="module")
+def implicit_only(tmp_path_factory):
+    """The whole node before a storescp that takes Implicit VR Little Endian only."""
+    folder = tmp_path_factory.mktemp("implicit")
+    (folder / "stored").mkdir()
+    port = harness.free_port()
+    scp = harness.Child(
+        [harness.tool("storescp"), "+xi", "-od", folder / "stored", port], folder / "scp.log"
+    )
+    node = harness.RunningNode(folder / "node", [{"port": port, "ae_title": "STORESCP"}])
+    try:
+        node.stored = folder / "stored"
+        yield node.start()
+    finally:
+        node.kill_all()
+        scp.kill()
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLSLossless])
+def test_a_pacs_that_takes_implicit_vr_only_gets_every_image_authentic(
+    implicit_only, tmp_path, syntax
+):
+    ds = harness.ct(generate_uid(), size=256)
+    source = harness.save(ds, tmp_path / "source.dcm")
+    if syntax == JPEGLSLossless:
+        ds = pydicom.dcmread(source)
+        ds.compress(syntax, generate_instance_uid=False)
+        ds.save_as(source)
+    options = ("-xt",) if syntax == JPEGLSLossless else ("-xe",)
+    sent = harness.storescu(implicit_only, source, options=options)
+    assert sent.returncode == 0, sent.stderr
+    assert {job.state for job in implicit_only.settled()} == {"delivered"}
+    [stored] = implicit_only.stored.glob(f"*{ds.SOPInstanceUID}")
+    assert pydicom.dcmread(stored).file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+    done = implicit_only.cli("verify", stored, "--json")
+    assert done.returncode == 0, done.stdout
+    line = json.loads(done.stdout)
+    assert (line["verdict"], line["header"]["changed"]) == ("authentic", [])
+    assert line["frames"][0]["integrity"] == "valid"
+    assert line["frames"][0]["robust"]["decoded"]
