@@ -190,8 +190,8 @@ def test_a_copy_that_fails_by_our_own_fault_is_made_later(
     def killed(*_: object, **__: object) -> str:
         raise DecoderLost("frame 1 of 1: the JPEG decoder died of signal 9")
 
-    monkeypatch.setattr("dicom_node.instance.transcode.decompress", killed)
+    monkeypatch.setattr("dicom_node.instance.transcode.transcode", killed)
     spool = config.spool.model_copy(update={"directory": tmp_path})
     transcode = transcoder(config.model_copy(update={"spool": spool}), "pacs")
     with pytest.raises(SpoolError, match=r"not transcoded: frame 1 of 1: .*died of signal 9"):
-        transcode(tmp_path / "x.dcm", ("1.2.840.10008.1.2.1",))
+        transcode(tmp_path / "x.dcm", ("1.2.840.10008.1.2.1",), print)

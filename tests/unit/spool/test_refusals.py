@@ -40,17 +40,17 @@ def put(spool: Spool, uid: str) -> int:
     ).job_id  # fmt: skip
 
 
-def test_a_delivery_that_ends_its_forwarder_three_times_is_held_with_the_reason(
+def test_a_delivery_that_ends_its_forwarder_ten_times_is_held_with_the_reason(
     spool: Spool, clock: Clock
 ) -> None:
     job = put(spool, "1.2.3")
-    for _ in range(3):
+    for _ in range(10):
         [claimed] = spool.claim_delivery("pacs", lease_s=10)
-        spool._delivery_crashed(claimed.id, claimed.worker, clock.now)
-        clock.now += 60
+        spool._delivery_crashed(claimed.id, claimed.worker, clock.now, blame=True)
+        clock.now += 600
     [delivery] = spool.deliveries(job)
     assert delivery.state == "held"
-    assert delivery.reason == "sending it ended its forwarder 3 times in a row"
+    assert delivery.reason == "sending it ended its forwarder 10 times in a row"
     assert spool.job(job).state == "held"
     assert spool.claim_delivery("pacs") == []
     spool.release(job)
@@ -59,12 +59,22 @@ def test_a_delivery_that_ends_its_forwarder_three_times_is_held_with_the_reason(
 
 def test_only_crashes_in_a_row_count(spool: Spool, clock: Clock) -> None:
     job = put(spool, "1.2.3")
-    for _ in range(4):
+    for _ in range(11):
         [claimed] = spool.claim_delivery("pacs", lease_s=10)
-        spool._delivery_crashed(claimed.id, claimed.worker, clock.now)
+        spool._delivery_crashed(claimed.id, claimed.worker, clock.now, blame=True)
         clock.now += 60
         [claimed] = spool.claim_delivery("pacs", lease_s=10)
         spool.retry_delivery(claimed, "the destination was down", clock.now)
+    assert spool.deliveries(job)[0].state == "waiting"
+
+
+def test_a_forwarder_that_was_killed_by_a_drain_is_no_crash_of_its_delivery(
+    spool: Spool, clock: Clock
+) -> None:
+    job = put(spool, "1.2.3")
+    for _ in range(11):
+        [claimed] = spool.claim_delivery("pacs", lease_s=10)
+        spool._delivery_crashed(claimed.id, claimed.worker, clock.now, blame=False)
     assert spool.deliveries(job)[0].state == "waiting"
 
 
