@@ -29,6 +29,9 @@ from verifying import (
 from dicom_node.config import parse
 from dicom_node.dimse import commands, query_commands
 from dicom_node.dimse.query_scu import PacsLost, QueryAssociation
+from dicom_node.verify import audit_run
+from dicom_node.verify.audit_run import RunFile
+from dicom_node.verify.inspector import Inspector
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
@@ -74,7 +77,7 @@ def _healthy(request):
     """Begin with a sound archive; end with nothing left in the service."""
     pacs, service = request.getfixturevalue("pacs"), request.getfixturevalue("service")
     pacs.abort_after, pacs.delay_s, pacs.matches, pacs.send = None, 0.0, None, None
-    pacs.ignores_cancel = False
+    pacs.ignores_cancel, pacs.stall = False, None
     pacs.cancelled.clear()
     yield
     wait_for(lambda: not _left(service), 15, lambda: str(_left(service)))
@@ -356,6 +359,86 @@ def test_a_client_need_not_wait_for_a_pacs_that_ignores_c_cancel(service, pacs, 
     assert last.Status == 0xFE00
     assert took_s < 1.0
     assert release_s < 1.5
+
+
+@pytest.mark.parametrize(
+    ("how", "stall"),
+    [
+        ("get", "between PDUs"), ("get", "inside a PDU"), ("get", "endless"),
+        ("move", "between PDUs"), ("move", "inside a PDU"),
+        ("verify now", "inside a PDU"), ("find", "inside a match"),
+    ],
+)  # fmt: skip
+def test_a_client_need_not_wait_for_the_rest_of_an_instance(service, pacs, how, stall):
+    pacs.stall = stall
+    model = {"get": STUDY_GET, "move": STUDY_MOVE}.get(how, STUDY_FIND)
+    with client(service, model, storage=[CTImageStorage] if how == "get" else (),
+                on_store=lambda event: 0x0000) as assoc:  # fmt: skip
+        asked = keys(StudyInstanceUID="1.2.3.1")
+        if how == "get":
+            answers = assoc.send_c_get(asked, STUDY_GET, msg_id=8)
+        elif how == "move":
+            answers = assoc.send_c_move(asked, "HANGING", STUDY_MOVE, msg_id=8)
+        else:
+            asked = verify_now(asked) if how == "verify now" else asked
+            answers = assoc.send_c_find(asked, STUDY_FIND, msg_id=8)
+        assert pacs.stalled.wait(10)
+        last, took_s, release_s = _cancelled(assoc, answers, model, 8, 0.2)
+    assert last.Status == 0xFE00
+    assert took_s < 1.0
+    assert release_s < 1.5
+    # Well before anybody's time-out, which is 10 s.
+    wait_for(lambda: not _left(service), 4, lambda: str(_left(service)))
+    wait_for(lambda: not pacs.stalled.is_set(), 4, "the PACS still has its association")
+
+
+def test_an_instance_that_stops_on_its_way_to_the_inner_storage_scp_is_cut_too(tmp_path, marks):
+    files = [marked for _, marked in marks.study(1, 2, size=128)]
+    fetch_port = verifying.refusing_port()
+    pacs = FakePacs(files, get=False, fetch_port=fetch_port)
+    text = verifying.config_text(tmp_path, marks.keys, pacs.port, fetch_port=fetch_port)
+    one = Service(parse(text, "test")).start()
+    try:
+        pacs.stall = "inside a PDU"
+        with client(one, STUDY_GET, storage=[CTImageStorage],
+                    on_store=lambda event: 0x0000) as assoc:  # fmt: skip
+            answers = assoc.send_c_get(keys(StudyInstanceUID="1.2.3.1"), STUDY_GET, msg_id=8)
+            assert pacs.stalled.wait(10)
+            last, took_s, _ = _cancelled(assoc, answers, STUDY_GET, 8, 0.2)
+        assert last.Status == 0xFE00
+        assert took_s < 1.0
+        wait_for(lambda: not pacs.stalled.is_set(), 4, "the PACS still has its association")
+        wait_for(lambda: not _left(one), 4, lambda: str(_left(one)))
+    finally:
+        one.end()
+        pacs.stop()
+
+
+def test_a_client_that_aborts_is_not_waited_for_by_an_instance_that_does_not_end(service, pacs):
+    pacs.stall = "inside a PDU"
+    with client(service, STUDY_GET, storage=[CTImageStorage],
+                on_store=lambda event: 0x0000) as assoc:  # fmt: skip
+        assoc.send_c_get(keys(StudyInstanceUID="1.2.3.1"), STUDY_GET)
+        assert pacs.stalled.wait(10)
+        assoc.abort()
+    wait_for(lambda: not _left(service), 4, lambda: str(_left(service)))
+
+
+def test_no_fetched_file_outlives_an_audit_whose_pacs_goes_down(tmp_path, marks, pacs):
+    text = verifying.config_text(tmp_path, marks.keys, pacs.port, store_reports=True)
+    config = parse(text, "test")
+    fetched = config.spool.directory / "fetched"
+    file = RunFile(None)
+    file.begin(["1.2.3.1"])
+    pacs.abort_after = 3
+    came = []
+    with Inspector(config, listen=False) as inspector:
+        summary = audit_run.run(
+            inspector, file, checked_by="test", progress=lambda done, total: came.append(done)
+        )
+        assert list(summary.failed) == ["1.2.3.1"]
+        assert max(came) == 3
+        assert [p for p in fetched.rglob("*") if p.is_file()] == []
 
 
 def test_a_client_hears_of_a_long_check_before_it_loses_patience(service, pacs, monkeypatch):

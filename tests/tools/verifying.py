@@ -17,6 +17,8 @@ from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import CTImageStorage
 
 from dicom_node.config import parse
+from dicom_node.dimse.commands import StoreRequest
+from dicom_node.dimse.messages import _pdu_header
 from dicom_node.inference import open_engine
 from dicom_node.keys import KeyRing
 from dicom_node.marking import Marker
@@ -271,6 +273,11 @@ class FakePacs:
         Ends a C-GET or C-MOVE with this status after so many instances: ``(status, after)``.
     matches
         Answers a STUDY query with so many made-up studies instead.
+    stall
+        Stops in the middle of the first instance: ``between PDUs`` or ``inside a PDU``; or never
+        comes to its end: ``endless``. ``inside a match`` stops in the first answer to a query.
+    stalled
+        Set when it has stopped, cleared when the other side has ended the association.
     """
 
     def __init__(self, files, *, get=True, fetch_port=None):
@@ -282,6 +289,8 @@ class FakePacs:
         self.fails_with = None
         self.matches = None
         self.send = None
+        self.stall = None
+        self.stalled = threading.Event()
         self.cancelled = []
         self.queries = 0
         self._fetch_port = fetch_port
@@ -303,6 +312,9 @@ class FakePacs:
 
     def _find(self, event):
         self.queries += 1
+        if self.stall == "inside a match":
+            self._stop_inside(event.assoc, STUDY_FIND, bytes(6))
+            return
         asked = event.identifier
         level = asked.QueryRetrieveLevel
         if self.matches is not None and level == "STUDY":
@@ -350,11 +362,44 @@ class FakePacs:
             yield 0xFF00, ds
 
     def _get(self, event):
+        if self.stall:
+            self._stop_inside(event.assoc, CTImageStorage)
+            return
         yield from self._instances(event)
 
     def _move(self, event):
+        if self.stall:
+            ae = AE("ORTHANC")
+            ae.add_requested_context(CTImageStorage, EXPLICIT)
+            self._stop_inside(ae.associate("127.0.0.1", self._fetch_port), CTImageStorage)
+            return
         yield "127.0.0.1", self._fetch_port
         yield from self._instances(event)
+
+    def _stop_inside(self, assoc, sop_class, command=b""):
+        """Send the beginning of a message, and wait for the other side to end the association."""
+        accepted = {c.abstract_syntax: c.context_id for c in assoc.accepted_contexts}
+        context = accepted[sop_class]
+        command = command or StoreRequest(1, sop_class, "1.2.3.1.1.1").encode()
+
+        def pdu(control, data):
+            return _pdu_header(context, control, len(data)) + data
+
+        send = assoc.dul.socket.send
+        if self.stall == "inside a match":
+            send(pdu(0x03, command)[:-3])
+        else:
+            send(pdu(0x03, command) + pdu(0x00, bytes(1000)))
+        if self.stall == "inside a PDU":
+            send(pdu(0x00, bytes(1000))[:500])
+        self.stalled.set()
+        deadline = time.monotonic() + 30
+        while assoc.dul.state_machine.current_state == "Sta6" and time.monotonic() < deadline:
+            if self.stall == "endless":
+                send(pdu(0x00, bytes(20000)))
+            time.sleep(0.02)
+        if assoc.dul.state_machine.current_state != "Sta6":
+            self.stalled.clear()
 
     def stop(self):
         self.server.shutdown()
