@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _UID = re.compile(r"[0-9.]{1,64}")
 _NAMED = 5
 _CHECKED_BY = "audit"
+_SAY_WHICH = "say which studies: --study, --since, --until, --modality or --sample"
 
 
 def register(subparsers: Subparsers) -> None:
@@ -52,10 +53,14 @@ def register(subparsers: Subparsers) -> None:
     which.add_argument("--study", nargs="+", metavar="UID", help="Study Instance UIDs")
     which.add_argument("--since", type=_day, metavar="DATE", help="study date, YYYY-MM-DD or later")
     which.add_argument("--until", type=_day, metavar="DATE", help="study date, this or earlier")
-    which.add_argument("--modality", default="", metavar="CS", help="with a series of this, as CT")
+    which.add_argument(
+        "--modality", default="", metavar="CS",
+        help="with a series of this, as CT: all of them, or of the dates, or of the sample",
+    )  # fmt: skip
     which.add_argument(
         "--sample", type=_number, metavar="N",
-        help="studies drawn by chance from what was marked, with about N instances in all",
+        help="studies drawn by chance, of the dates or else of what was marked, with about N"
+             " instances in all",
     )  # fmt: skip
     parser.add_argument(
         "--resume", type=Path, metavar="FILE",
@@ -74,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = config_of(arguments)
     file = RunFile(arguments.resume)
+    if not (file.begun or _selects(arguments)):
+        raise ConfigError(_SAY_WHICH)
     with Inspector(config, listen=False) as inspector:
         if not file.begun:
             file.begin(_plan(arguments, inspector))
@@ -102,12 +109,22 @@ def exit_code(summary: Summary) -> int:
     return EXIT_FAILED if summary.failed else EXIT_OK
 
 
+def _selects(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.study or _is_searched(arguments) or arguments.sample is not None)
+
+
+def _is_searched(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.since or arguments.until or arguments.modality)
+
+
 def _check_usage(arguments: argparse.Namespace) -> None:
-    dated = bool(arguments.since or arguments.until)
-    ways = sum((bool(arguments.study), dated, arguments.sample is not None))
-    resumes = arguments.resume is not None and arguments.resume.exists()
-    if ways > 1 or (ways == 0 and not resumes):
-        raise ConfigError("say which studies: --study, --since (with --until), or --sample")
+    named = bool(arguments.study)
+    if named and (_is_searched(arguments) or arguments.sample is not None):
+        raise ConfigError(
+            "--study names the studies: leave out --since, --until, --modality and --sample"
+        )
+    if arguments.resume is None and not _selects(arguments):
+        raise ConfigError(_SAY_WHICH)
     for uid in arguments.study or ():
         if not _UID.fullmatch(uid):
             raise ConfigError(f"--study {uid!r}: not a UID")
@@ -118,9 +135,11 @@ def _plan(arguments: argparse.Namespace, inspector: Inspector) -> tuple[str, ...
 
     if arguments.study:
         return tuple(dict.fromkeys(arguments.study))
-    if arguments.sample is not None:
-        return audit_run.sample(inspector, arguments.sample, arguments.modality)
-    return audit_run.by_date(inspector, arguments.since, arguments.until, arguments.modality)
+    size: int | None = arguments.sample
+    if size is not None and not (arguments.since or arguments.until):
+        return audit_run.sample(inspector, size, arguments.modality)
+    found = audit_run.by_date(inspector, arguments.since, arguments.until, arguments.modality)
+    return found if size is None else audit_run.draw(inspector, found, size)
 
 
 def _tell(check: StudyCheck, *, as_json: bool) -> None:

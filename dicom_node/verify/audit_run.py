@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from dicom_node.verify import identifiers
 from dicom_node.verify.checked_fetch import Pace
 from dicom_node.verify.inspector import Inspector
 from dicom_node.verify.pacs import Wanted
-from dicom_node.verify.study import StudyCheck, remove_files
+from dicom_node.verify.study import StudyCheck, remove_files, was_delivered
 
 log = structlog.get_logger(__name__)
 
 _FORMAT = "dicom-node audit run 1"
+_FIRST_DAY, _LAST_DAY = date(1970, 1, 2), date(9998, 12, 31)
 
 
 class RunError(NodeError):
@@ -125,13 +126,14 @@ class RunFile:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a plan already."""
+        """Whether there is a plan, of one study at least."""
         return bool(self.studies)
 
     def begin(self, studies: Sequence[str]) -> None:
-        """Write the plan down."""
+        """Write the plan down; one of no study is not kept, so that the next run looks again."""
         self.studies = tuple(studies)
-        self._append({"format": _FORMAT, "studies": list(studies)})
+        if studies:
+            self._append({"format": _FORMAT, "studies": list(studies)})
 
     def done(self, check: StudyCheck) -> None:
         """Write down that a study is finished."""
@@ -153,13 +155,19 @@ class RunFile:
                      if line.endswith("\n")]  # fmt: skip
             if lines and lines[0].get("format") != _FORMAT:
                 raise RunError(f"{path}: not the file of an audit run")
-            if lines:
-                self.studies = tuple(map(str, lines[0]["studies"]))
-                self.finished = [line for line in lines[1:] if line["study"] in self.studies]
+            for line in lines:
+                self._take(line)
             if not text.endswith("\n"):
                 os.truncate(path, text.rfind("\n") + 1)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{path}: not the file of an audit run: {error}") from error
+
+    def _take(self, line: dict[str, Any]) -> None:
+        """Take in a line; the last plan counts, as earlier releases wrote empty ones before it."""
+        if "format" in line:
+            self.studies, self.finished = tuple(map(str, line["studies"])), []
+        elif line["study"] in self.studies:
+            self.finished.append(line)
 
     def _append(self, line: dict[str, Any]) -> None:
         if self._path is None:
@@ -253,21 +261,49 @@ def _store_report(check: StudyCheck, inspector: Inspector, checked_by: str) -> N
 def by_date(
     inspector: Inspector, since: date | None, until: date | None, modality: str = ""
 ) -> tuple[str, ...]:
-    """Return the studies of these days (both included) that the PACS has or the registry knows.
+    """Return the studies of these days (both included) that the PACS has or ought to have.
+
+    The PACS is asked by Study Date. The registry keeps no Study Date: it adds what was marked on
+    these days (local time) and delivered to the PACS, so that a study deleted there is missed.
 
     Raises
     ------
     ForwardError
         If the PACS cannot be asked.
     """
+    found = dict.fromkeys(_listed(inspector, since, until, modality))
+    marked = inspector.recorder.studies(
+        since=None if since is None else _clock_s(since, time.min),
+        until=None if until is None else _clock_s(until, time.max),
+        modality=modality,
+    )
+    expected = (each for each in marked if each not in found and _was_delivered(inspector, each))
+    return tuple(dict.fromkeys([*found, *expected]))
+
+
+def _listed(
+    inspector: Inspector, since: date | None, until: date | None, modality: str
+) -> Iterator[str]:
+    """Yield the studies that the PACS says it has."""
     span = f"{since:%Y%m%d}-" if since else "-"
     span += f"{until:%Y%m%d}" if until else ""
     values = {"StudyDate": span} if span != "-" else {}
     if modality:
         values["ModalitiesInStudy"] = modality
     keys = identifiers.keys_of("STUDY", values, ("StudyInstanceUID", "ModalitiesInStudy"))
-    found = inspector.pacs.studies_by(keys)
-    return tuple(dict.fromkeys(_with_modality(found, modality)))
+    yield from _with_modality(inspector.pacs.studies_by(keys), modality)
+
+
+def _clock_s(day: date, at: time) -> float:
+    """Return Unix seconds of a local time; days that have none become the nearest that has."""
+    day = min(max(day, _FIRST_DAY), _LAST_DAY)
+    return datetime.combine(day, at).timestamp()
+
+
+def _was_delivered(inspector: Inspector, study: str) -> bool:
+    """Say whether the PACS has ever taken anything of a study."""
+    entries = inspector.recorder.entries(Wanted(study))
+    return any(was_delivered(each, inspector.pacs.name) for each in entries)
 
 
 def _with_modality(matches: Iterable[Any], modality: str) -> Iterator[str]:
@@ -289,9 +325,21 @@ def sample(
     ConfigError
         If the registry knows of none.
     """
-    known = list(inspector.recorder.studies(modality=modality))
+    known = inspector.recorder.studies(modality=modality)
     if not known:
         raise ConfigError("the registry knows of no study to draw from; use --since or --study")
+    return draw(inspector, known, instances, chance=chance)
+
+
+def draw(
+    inspector: Inspector, studies: Sequence[str], instances: int,
+    *, chance: random.Random | None = None,
+) -> tuple[str, ...]:  # fmt: skip
+    """Return some of these studies, drawn by chance, with about `instances` instances in all.
+
+    One that the registry does not know counts as one instance.
+    """
+    known = list(studies)
     (chance or random.SystemRandom()).shuffle(known)
     drawn, left = [], instances
     for study in known:

@@ -1,9 +1,15 @@
-"""The nightly re-check: a sample drawn by chance, at the hour that ``[verify]`` names."""
+"""The nightly re-check: a sample drawn by chance, at the hour that ``[verify]`` names.
+
+The plan of the night and every finished study are in a file of the spool: a service that was
+stopped in the middle goes on with what is left when it is started again.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import structlog
 
@@ -17,6 +23,7 @@ from dicom_node.verify.study import StudyCheck
 log = structlog.get_logger(__name__)
 
 CHECKED_BY = "nightly"
+RUN_FILE = "nightly-run.jsonl"
 _LONGEST_WAIT_S = 300.0
 
 
@@ -32,11 +39,15 @@ class Nightly(threading.Thread):
         self._stop_event = stop
 
     def run(self) -> None:
-        """Wait and check; what fails tonight is tried again tomorrow."""
+        """Go on with a night that was cut short, then wait and check, night after night.
+
+        What fails tonight, for whatever reason, is logged, and another night follows.
+        """
         verify = self._inspector.config.verify
         if not verify.nightly_sample:
             return
         due = next_time(verify.nightly_at, datetime.now().astimezone())
+        self._attempt(self.go_on)
         while not self._stop_event.is_set():
             left_s = (due - datetime.now().astimezone()).total_seconds()
             if left_s > 0:
@@ -44,12 +55,30 @@ class Nightly(threading.Thread):
                 self._stop_event.wait(min(left_s, _LONGEST_WAIT_S))
                 continue
             due = next_time(verify.nightly_at, datetime.now().astimezone())
-            try:
-                self.check_sample()
-            except CalledOff:
-                return
-            except NodeError as error:
-                log.error("nightly check failed", reason=str(error))  # noqa: TRY400
+            self._attempt(self.check_sample)
+
+    def _attempt(self, check: Callable[[], object]) -> None:
+        try:
+            check()
+        except CalledOff:
+            log.info("nightly check cut short; it goes on when the service is started again")
+        except NodeError as error:
+            log.error("nightly check failed", reason=str(error))  # noqa: TRY400
+        except Exception:
+            # Nobody watches this thread: a night that was lost is seen, and not the last one.
+            log.exception("nightly check failed")
+
+    def go_on(self) -> Summary | None:
+        """Check what is left of a night that was cut short; None where nothing is."""
+        file = RunFile(self._path)
+        if not file.left:
+            return None
+        log.info("nightly check goes on", finished=len(file.finished), studies=len(file.studies))
+        return self._check(file)
+
+    @property
+    def _path(self) -> Path:
+        return self._inspector.config.spool.directory / RUN_FILE
 
     def check_sample(self) -> Summary | None:
         """Check tonight's sample and log what was found; None where there is nothing to draw."""
@@ -59,9 +88,12 @@ class Nightly(threading.Thread):
         except ConfigError:
             log.info("nothing marked yet to draw a sample from")
             return None
-        file = RunFile(None)
+        self._path.unlink(missing_ok=True)
+        file = RunFile(self._path)
         file.begin(studies)
+        return self._check(file)
 
+    def _check(self, file: RunFile) -> Summary:
         def progress(_done: int, _total: int) -> None:
             if self._stop_event.is_set():
                 raise CalledOff("shutting down")

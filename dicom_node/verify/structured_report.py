@@ -56,7 +56,7 @@ from dicom_node.instance.derivation import MANUFACTURER, MODEL
 from dicom_node.keys import KeySet
 from dicom_node.verify.report import ReportError
 from dicom_node.verify.report_evidence import evidence_of, referable
-from dicom_node.verify.report_facts import InstanceFacts, StudyFacts, is_finding
+from dicom_node.verify.report_facts import HeaderLine, InstanceFacts, StudyFacts, is_finding
 from dicom_node.verify.report_text import printable
 from dicom_node.verify.report_words import WORDS
 from dicom_node.verify.study import CheckedInstance, StudyCheck
@@ -221,15 +221,24 @@ def _instance(each: CheckedInstance, told: InstanceFacts | None, room: int) -> C
     items: list[ContentItem] = [_reference(each), _verdict(each.verdict.verdict)]
     if told is not None:
         items += [_text("FINDING", remark) for remark in told.remarks]
-        for line in told.header:
-            digests = f"; digest signed {line.before or 'none'}, now {line.now or 'none'}"
-            items.append(_text("CHANGEDATTR", line.name + (digests if line.tag else "")))
+        items += [_text("CHANGEDATTR", _attribute(line)) for line in told.header]
         boxes = [(frame.frame, box) for frame in each.verdict.frames for box in frame.tampered]
         if referable(each):
             items += [_region(each, frame, box) for frame, box in boxes[:room]]
         if len(boxes) > room:
             items.append(_text("FINDING", f"{len(boxes) - room} more regions are changed."))
     return _container("INSTANCE", items)
+
+
+def _attribute(line: HeaderLine) -> str:
+    """Say what changed: digests and the value now; the value signed where it is proven."""
+    if not line.tag:
+        return line.name
+    said = [
+        line.name, f"digest signed {line.before or 'none'}, now {line.now or 'none'}",
+        f"value now: {line.value or 'none'}",
+    ]  # fmt: skip
+    return "; ".join([*said, f"value signed: {line.original}"] if line.original else said)
 
 
 def _reference(each: CheckedInstance) -> ContentItem:

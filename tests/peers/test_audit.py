@@ -18,6 +18,7 @@ from verifying import Marks, QueryOrthanc, Service
 
 from dicom_node.cli.main import main
 from dicom_node.config import parse
+from dicom_node.verify.checked_fetch import Pace
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
@@ -124,13 +125,7 @@ def test_extra_tampered_and_transcoded_instances_are_named(audit, pacs, marks, t
     recoded.save_as(tmp_path / "recoded.dcm")
     changed = verifying.tampered(study[2], tmp_path / "changed.dcm")
     pacs.store(study[0], changed, study[3])
-    # storescu would decompress: Orthanc takes the file over HTTP as it is.
-    harness.urllib.request.urlopen(
-        harness.urllib.request.Request(
-            f"http://127.0.0.1:{pacs.http}/instances", (tmp_path / "recoded.dcm").read_bytes()
-        ),
-        timeout=10,
-    ).close()
+    pacs.upload(tmp_path / "recoded.dcm")
     code, [said], _, _ = audit.run("--study", "1.2.3.3")
     assert code == 1
     assert said["counts"] == {"authentic": 3, "tampered": 1}
@@ -166,6 +161,62 @@ def test_studies_are_found_by_date_and_modality(audit, pacs, marks):
     assert (code, [s["study_instance_uid"] for s in studies]) == (0, ["1.2.3.4"])
     assert audit.run("--since", "2026-02-01")[:2] == (0, [])
     assert audit.run("--since", "2026-01-01", "--modality", "MR")[1] == []
+
+
+def test_a_study_deleted_as_a_whole_is_missed_by_an_audit_of_its_days(audit, pacs, marks):
+    put(audit, pacs, marks, 4)
+    gone = [verifying.entry_of(marked) for _, marked in marks.study(5, 3)]
+    elsewhere = [verifying.entry_of(marked, "other") for _, marked in marks.study(6, 1)]
+    audit.register(*gone, *elsewhere)
+    days = ("--since", "2026-01-01", "--until", "2026-01-01")
+    for which in (days, (*days, "--modality", "CT"), ("--since", "2025-12-31")):
+        code, studies, summary, _ = audit.run(*which)
+        assert (code, summary["missing"], summary["failed"]) == (1, 3, {})
+        found = {study["study_instance_uid"]: study for study in studies}
+        assert set(found) == {"1.2.3.4", "1.2.3.5"}
+        assert found["1.2.3.4"]["sound"]
+        assert found["1.2.3.5"]["missing"] == [f"1.2.3.5.1.{n}" for n in (1, 2, 3)]
+    for which in (("--since", "2026-01-02"), ("--until", "2025-12-31"),
+                  (*days, "--modality", "MR")):  # fmt: skip
+        assert audit.run(*which)[:2] == (0, [])
+
+
+def test_a_modality_alone_selects_its_studies(audit, pacs, marks):
+    put(audit, pacs, marks, 4)
+    audit.register(*(verifying.entry_of(marked) for _, marked in marks.study(5, 3)))
+    code, studies, _, _ = audit.run("--modality", "CT")
+    assert (code, {s["study_instance_uid"] for s in studies}) == (1, {"1.2.3.4", "1.2.3.5"})
+    assert audit.run("--modality", "MR")[:2] == (0, [])
+
+
+def test_a_sample_of_a_range_of_days_is_drawn_from_these_days(audit, pacs, marks):
+    for number in (1, 4, 5):
+        put(audit, pacs, marks, number)
+    code, studies, summary, _ = audit.run("--since", "2026-01-01", "--sample", "4")
+    assert (code, len(studies), summary["instances"]) == (0, 2, 6)
+    assert audit.run("--since", "2026-01-02", "--sample", "4")[:2] == (0, [])
+
+
+def test_every_instance_of_an_audit_waits_for_its_turn(tmp_path, marks, pacs, monkeypatch):
+    pacs.empty()
+    audit = Audit(tmp_path, marks, pacs, instances_per_s=25.0)
+    audit.register = audit.service.register
+    for number in (1, 4):
+        put(audit, pacs, marks, number)
+    paces, wait = [], Pace.wait
+    monkeypatch.setattr(Pace, "wait", lambda pace, stop: paces.append(pace) or wait(pace, stop))
+    assert audit.run("--since", "2026-01-01")[0] == 0
+    assert len(paces) == 6
+    [pace] = set(paces)
+    assert pace._per_s == 25.0
+
+
+def test_a_resumed_run_has_to_know_its_studies(audit, tmp_path):
+    plan = tmp_path / "run.jsonl"
+    assert audit.run("--since", "2026-02-01", "--resume", plan)[:2] == (0, [])
+    assert audit.run("--resume", plan)[0] == 2
+    plan.touch()
+    assert audit.run("--resume", plan)[0] == 2
 
 
 def test_a_sample_is_drawn_from_what_was_marked(audit, pacs, marks):
@@ -257,7 +308,8 @@ def test_a_report_is_stored_into_the_pacs_and_is_no_stranger_there(tmp_path, pac
 @pytest.mark.parametrize(
     "arguments",
     [(), ("--study", "1.2", "--sample", "3"), ("--study", "not-a-uid"), ("--since", "yesterday"),
-     ("--sample", "0")],
+     ("--sample", "0"), ("--study", "1.2", "--modality", "CT"),
+     ("--study", "1.2", "--until", "2026-01-01")],
 )  # fmt: skip
 def test_a_wrong_use_is_exit_code_2(audit, arguments):
     try:

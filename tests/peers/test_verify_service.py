@@ -8,10 +8,12 @@ import threading
 import time
 
 import harness
+import numpy as np
 import pydicom
 import pytest
 import structlog
 import verifying
+from pydicom.pixels import pixel_array
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
 from verifying import (
@@ -57,12 +59,21 @@ def workstation(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory, marks, pacs, workstation):
+def viewer(tmp_path_factory):
+    """A move destination without codecs: uncompressed transfer syntaxes only."""
+    one = harness.StoreSCP(tmp_path_factory.mktemp("viewer"), "+x=")
+    yield one
+    one.child.kill()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory, marks, pacs, workstation, viewer):
     """The service, over an Orthanc with study 1 (4 slices, authentic) and 2 (slice 2 tampered)."""
     folder = tmp_path_factory.mktemp("service")
     text = verifying.config_text(
         folder, marks.keys, pacs.port, port=pacs.verify_port, fetch_port=pacs.fetch_port,
-        move=[("WORKSTATION", workstation.port), ("AWAY", verifying.refusing_port())],
+        move=[("WORKSTATION", workstation.port), ("VIEWER", viewer.port),
+              ("AWAY", verifying.refusing_port())],
         clients=[("TRUSTED", "restored"), ("STRICT", "refuse-tampered")], max_matches=50,
     )  # fmt: skip
     one = Service(parse(text, "test")).start()
@@ -158,6 +169,23 @@ def test_the_details_name_the_instance_and_where_it_was_changed(service):
     [box] = finding["frames"][0]["tampered"]
     assert box["row"] <= 40 < box["row"] + box["rows"]
     assert box["column"] <= 60 < box["column"] + box["columns"]
+
+
+def test_a_service_that_checks_on_find_does_so_unasked(tmp_path, marks, pacs):
+    text = verifying.config_text(tmp_path, marks.keys, pacs.port, on_find="verify", retrieve="get")
+    (tmp_path / "copy").mkdir()
+    (_, first), (_, second) = marks.study(7, 2)
+    pacs.store(first, verifying.tampered(second, tmp_path / "copy" / "changed.dcm"))
+    one = Service(parse(text, "test")).start()
+    try:
+        [match], last = find(one, keys(StudyInstanceUID="1.2.3.7"))
+        said = block_of(match)
+        assert last.Status == 0x0000
+        assert (said[VERDICT], said[VERIFIED], said[TAMPERED]) == ("tampered", 2, 1)
+        seen = one.audit_events("verified")
+        assert sorted(event["verdict"] for event in seen) == ["authentic", "tampered"]
+    finally:
+        one.end()
 
 
 def test_what_was_never_checked_has_an_empty_verdict(service, marks, pacs):
@@ -373,6 +401,97 @@ class _Second:
 
     def close(self):
         self.pacs.child.end()
+
+
+# Compressed, colour and multi-frame instances
+
+
+COMPRESSED = {
+    "CT, JPEG-LS": "ct_transfer_syntaxes/cornerstoneWADOImageLoader__CTImage.dcm_JPEGLSLossless"
+                   "TransferSyntax_1.2.840.10008.1.2.4.80.dcm",
+    "colour, RLE": "sc/pydicom__SC_rgb_rle.dcm",
+    "multi-frame, RLE": "mr/pylibjpeg-data__emri_small_RLE.dcm",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compressed(marks, pacs, shared):
+    """Real objects, marked; the PACS has them as they are coded."""
+    made = {}
+    for name, path in COMPRESSED.items():
+        made[name] = marks.mark(shared / "dicom" / path)
+        pacs.upload(made[name])
+    return made
+
+
+def is_the_same_decompressed(came, marked, marks):
+    there, sent = pydicom.dcmread(came), pydicom.dcmread(marked)
+    assert sent.file_meta.TransferSyntaxUID.is_encapsulated
+    assert there.file_meta.TransferSyntaxUID == verifying.EXPLICIT
+    before = pixel_array(sent, raw=True)
+    assert before.size == sent.Rows * sent.Columns * sent.SamplesPerPixel * int(
+        sent.get("NumberOfFrames", 1)
+    )
+    assert np.array_equal(pixel_array(there, raw=True), before)
+    assert there.PhotometricInterpretation == sent.PhotometricInterpretation
+    assert marks.verdict(came) == "authentic"
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_a_client_without_codecs_gets_every_pixel_and_the_same_verdict(
+    service, marks, compressed, name, tmp_path
+):
+    sent = pydicom.dcmread(compressed[name], stop_before_pixels=True)
+    came = tmp_path / "came.dcm"
+
+    def store(event):
+        assert not came.exists()
+        came.write_bytes(event.encoded_dataset())
+        return 0x0000
+
+    with client(service, STUDY_GET, storage=[sent.SOPClassUID], on_store=store) as assoc:
+        asked = keys(StudyInstanceUID=sent.StudyInstanceUID)
+        status = list(assoc.send_c_get(asked, STUDY_GET))[-1][0]
+    assert (status.Status, status.NumberOfCompletedSuboperations) == (0x0000, 1)
+    is_the_same_decompressed(came, compressed[name], marks)
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_a_destination_without_codecs_gets_every_pixel_and_the_same_verdict(
+    service, marks, compressed, name, viewer
+):
+    sent = pydicom.dcmread(compressed[name], stop_before_pixels=True)
+    with client(service, STUDY_MOVE) as assoc:
+        asked = keys(StudyInstanceUID=sent.StudyInstanceUID)
+        status = list(assoc.send_c_move(asked, "VIEWER", STUDY_MOVE))[-1][0]
+    assert (status.Status, status.NumberOfCompletedSuboperations) == (0x0000, 1)
+    [came] = viewer.stored()[sent.SOPInstanceUID]
+    is_the_same_decompressed(came, compressed[name], marks)
+
+
+def test_a_destination_with_codecs_gets_a_compressed_instance_as_it_is(
+    service, compressed, workstation
+):
+    marked = compressed["CT, JPEG-LS"]
+    sent = pydicom.dcmread(marked, stop_before_pixels=True)
+    with client(service, STUDY_MOVE) as assoc:
+        asked = keys(StudyInstanceUID=sent.StudyInstanceUID)
+        assert list(assoc.send_c_move(asked, "WORKSTATION", STUDY_MOVE))[-1][0].Status == 0x0000
+    [came] = workstation.stored()[sent.SOPInstanceUID]
+    there = pydicom.dcmread(came)
+    assert there.file_meta.TransferSyntaxUID == sent.file_meta.TransferSyntaxUID
+    assert there.PixelData == pydicom.dcmread(marked).PixelData
+
+
+def test_what_a_client_takes_in_no_syntax_of_ours_is_a_failed_sub_operation(service, compressed):
+    sent = pydicom.dcmread(compressed["CT, JPEG-LS"], stop_before_pixels=True)
+    came = []
+    with client(service, STUDY_GET, storage=[sent.SOPClassUID], on_store=came.append,
+                storage_syntax=verifying.IMPLICIT) as assoc:  # fmt: skip
+        asked = keys(StudyInstanceUID=sent.StudyInstanceUID)
+        status, identifier = list(assoc.send_c_get(asked, STUDY_GET))[-1]
+    assert (came, status.Status, status.NumberOfFailedSuboperations) == ([], 0xA702, 1)
+    assert identifier.FailedSOPInstanceUIDList == sent.SOPInstanceUID
 
 
 # What is left behind

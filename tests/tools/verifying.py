@@ -24,11 +24,12 @@ from dicom_node.keys import KeyRing
 from dicom_node.marking import Marker
 from dicom_node.registry.records import DeliveryEntry, MarkedInstance
 from dicom_node.registry.registry import Registry
+from dicom_node.verify.check import check_instance
 from dicom_node.verify.service import run_verifier
 
 STUDY_FIND, STUDY_MOVE, STUDY_GET = (f"1.2.840.10008.5.1.4.1.2.2.{n}" for n in (1, 2, 3))
 PATIENT_FIND = "1.2.840.10008.5.1.4.1.2.1.1"
-EXPLICIT = "1.2.840.10008.1.2.1"
+IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 MARKED_AT = datetime(2026, 1, 1, 9, tzinfo=UTC)
 
 
@@ -63,6 +64,15 @@ class QueryOrthanc(harness.Orthanc):
         )
         assert result.returncode == 0, result.stderr
 
+    def upload(self, path):
+        """Store a file as it is coded; storescu would decompress it."""
+        harness.urllib.request.urlopen(
+            harness.urllib.request.Request(
+                f"http://127.0.0.1:{self.http}/instances", path.read_bytes()
+            ),
+            timeout=30,
+        ).close()
+
     def empty(self):
         """Delete every study."""
         for identifier in self.get("/studies"):
@@ -77,11 +87,23 @@ class Marks:
         self.keys = folder / "keys"
         self.ring = KeyRing.open(self.keys, owner="TEST-HOSPITAL", create=True)
         settings = parse('[watermark]\nowner = "TEST-HOSPITAL"\nengine = "onnx"', "test")
-        self._marker = Marker(settings.watermark, self.ring, open_engine("onnx"))
+        self._engine = open_engine("onnx")
+        self._marker = Marker(settings.watermark, self.ring, self._engine)
 
     def study(self, number, slices=4, *, size=192, **attributes):
         """Return ``[(original, marked)]`` of a study: UIDs 1.2.3.<number>..."""
         return [self.slice(number, n, size=size, **attributes) for n in range(1, slices + 1)]
+
+    def mark(self, original):
+        """Mark a file as it is coded and return the marked one."""
+        marked = self.folder / f"marked-{original.name}"
+        done = self._marker.mark(original, marked, marked_at=MARKED_AT)
+        assert done.action == "marked", done.reason
+        return marked
+
+    def verdict(self, path):
+        """Return the verdict on a file."""
+        return check_instance(path, self.ring, self._engine).verdict
 
     def slice(self, number, index, *, size=192, **attributes):
         """Return ``(original, marked)`` of one slice of a study."""
@@ -212,7 +234,9 @@ class Service:
 
 
 @contextlib.contextmanager
-def client(service, *sop_classes, ae_title="AUDITOR", storage=(), on_store=None):
+def client(
+    service, *sop_classes, ae_title="AUDITOR", storage=(), on_store=None, storage_syntax=EXPLICIT
+):
     """Associate as pynetdicom does it; `storage` classes are proposed in the SCP role."""
     ae = AE(ae_title)
     ae.dimse_timeout = 30
@@ -220,7 +244,7 @@ def client(service, *sop_classes, ae_title="AUDITOR", storage=(), on_store=None)
         ae.add_requested_context(each, EXPLICIT)
     roles = []
     for each in storage:
-        ae.add_requested_context(each, EXPLICIT)
+        ae.add_requested_context(each, storage_syntax)
         roles.append(build_role(each, scp_role=True))
     handlers = [(evt.EVT_C_STORE, on_store)] if on_store else []
     assoc = ae.associate(

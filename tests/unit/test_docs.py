@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from dicom_node import implementation
-from dicom_node.cli.main import COMMANDS
+from dicom_node.cli.main import COMMANDS, build_parser, main
 from dicom_node.config import Config
 from dicom_node.dimse import contexts
 from dicom_node.forward.rules import DELIVERED_STATUSES
@@ -140,6 +141,35 @@ def test_the_readme_names_every_command_and_no_other() -> None:
     there = {c for c in COMMANDS if importlib.util.find_spec(f"dicom_node.cli.{c}") is not None}
     named = set(re.findall(r"`(?:dicom-node )?([a-z]+)(?: [^`]*)?`", text)) & set(COMMANDS)
     assert named == there
+
+
+def _readme_commands() -> list[list[str]]:
+    text = (ROOT / "README.md").read_text("utf-8")
+    blocks = "\n".join(re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    lines = re.findall(r"^dicom-node (.*)$", blocks, re.MULTILINE)
+    # An ellipsis stands for the rest of a UID.
+    return [shlex.split(line.replace("\u2026", "1"), comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("words", _readme_commands(), ids=" ".join)
+def test_every_command_line_of_the_readme_is_taken(words: list[str]) -> None:
+    assert build_parser().parse_args(words).command == words[0]
+
+
+def test_the_audits_of_the_readme_say_which_studies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audits = [words for words in _readme_commands() if words[0] == "audit"]
+    assert len(audits) == 2
+    # There is no key ring: what was said well is not done (3), what was not is wrong usage (2).
+    (tmp_path / "node.toml").write_text(
+        f'[spool]\ndirectory = "{tmp_path}/spool"\n[keys]\ndirectory = "{tmp_path}/keys"\n'
+        '[[destination]]\nname = "pacs"\nae_title = "PACS"\nhost = "127.0.0.1"\nport = 104\n'
+        "[verify]\n"
+    )
+    for words in audits:
+        assert main([*words, "--config", str(tmp_path / "node.toml")]) == 3
+        assert str(tmp_path / "keys") in capsys.readouterr().err
 
 
 def test_every_link_between_the_documents_leads_somewhere() -> None:

@@ -115,6 +115,15 @@ def test_an_original_carries_no_mark(
     assert (code, line["decoded"]) == (1, False)
 
 
+def test_what_carries_no_mark_and_is_in_no_registry_is_called_not_ours(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    hand = DEMO / "cr_hand" / "hand.dcm"
+    assert main(["trace", str(hand), "--no-search", *config(place)]) == 1
+    assert capsys.readouterr().out == f"{hand}  no mark of this key ring  not ours\n"
+
+
 def test_what_is_no_picture_is_reported_and_the_rest_is_done(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +36,7 @@ class Inspector:
     def __init__(self, **checks):
         self.checks = checks
         self.asked = []
+        self.instances = 1
         self.config = SimpleNamespace(
             verify=SimpleNamespace(
                 instances_per_s=100.0, store_reports=False, nightly_sample=100
@@ -44,8 +45,10 @@ class Inspector:
         self.pacs = SimpleNamespace(name="pacs")
         self.recorder = self
 
-    def check(self, wanted, **_):
+    def check(self, wanted, *, pace=None, **_):
         self.asked.append(wanted.study_instance_uid)
+        for _ in range(self.instances if pace else 0):
+            pace.wait(threading.Event())
         if wanted.study_instance_uid not in self.checks:
             raise AssociationRejected("pacs", "no connection")
         return self.checks[wanted.study_instance_uid]
@@ -143,6 +146,29 @@ def test_half_a_line_is_a_study_that_is_checked_again(tmp_path):
         assert RunFile(path).left == ("b",)
 
 
+def test_a_plan_of_no_study_is_not_kept_and_the_next_run_looks_again(tmp_path):
+    path = tmp_path / "run.jsonl"
+    file = RunFile(path)
+    file.begin([])
+    assert (file.begun, RunFile(path).begun) == (False, False)
+    again = RunFile(path)
+    again.begin(["a", "b"])
+    again.done(check_of("a"))
+    assert RunFile(path).left == ("b",)
+
+
+def test_a_run_goes_on_in_a_file_that_an_empty_plan_begins(tmp_path):
+    path = tmp_path / "run.jsonl"
+    header = json.dumps({"format": "dicom-node audit run 1", "studies": []}) + "\n"
+    path.write_text(header)
+    file = RunFile(path)
+    assert not file.begun
+    file.begin(["a", "b"])
+    file.done(check_of("a"))
+    assert path.read_text().startswith(header)
+    assert RunFile(path).left == ("b",)
+
+
 @pytest.mark.parametrize("text", ['{"format": "other"}\n', "no json\n", "[1]\n", "\xff\n"])
 def test_another_file_is_refused_and_not_written_over(tmp_path, text):
     path = tmp_path / "run.jsonl"
@@ -160,6 +186,24 @@ def test_a_sample_has_about_so_many_instances_and_is_drawn_by_chance():
     assert drawn != other
 
 
+def test_a_drawing_stays_within_the_studies_it_is_drawn_from():
+    inspector = Inspector()
+    drawn = audit_run.draw(inspector, ["a", "b", "c"], 15, chance=random.Random(1))
+    assert len(drawn) == 2
+    assert set(drawn) < {"a", "b", "c"}
+    assert audit_run.draw(inspector, [], 15) == ()
+
+
+@pytest.mark.parametrize("day", [date.min, date(1969, 12, 31), date(9999, 12, 31)])
+def test_days_far_away_are_days_like_others(day):
+    inspector, asked = Inspector(), []
+    inspector.pacs.studies_by = lambda keys: iter(())
+    inspector.studies = lambda since, until, modality: asked.append((since, until)) or ()
+    audit_run.by_date(inspector, day, day)
+    [(since, until)] = asked
+    assert 86_399 < until - since <= 86_400
+
+
 def test_there_is_no_sample_of_nothing():
     with pytest.raises(ConfigError, match="registry"):
         audit_run.sample(Inspector(), 10)
@@ -170,6 +214,18 @@ def test_the_pace_is_kept_after_a_first_second_at_once():
     started = time.monotonic()
     for _ in range(100):
         pace.wait(stop)
+    assert 0.9 < time.monotonic() - started < 3.0
+
+
+def test_a_run_keeps_one_pace_over_all_its_studies():
+    inspector = Inspector(**{f"s{n}": check_of(f"s{n}") for n in range(4)})
+    inspector.config.verify.instances_per_s = 20.0
+    inspector.instances = 10
+    file = RunFile(None)
+    file.begin(list(inspector.checks))
+    started = time.monotonic()
+    audit_run.run(inspector, file, checked_by="test")
+    # 40 instances: 20 at once, then 20 a second.
     assert 0.9 < time.monotonic() - started < 3.0
 
 

@@ -416,6 +416,76 @@ def test_the_structured_report_refers_to_every_instance_and_outlines_changes(
     assert list(regions[0].GraphicData)[:2] == [0, 0]
 
 
+def texts_of(report: Dataset, term: str) -> list[str]:
+    """Return the texts of a term of ours, anywhere in a structured report."""
+    found = []
+    for item in report.ContentSequence:
+        if item.ConceptNameCodeSequence[0].CodeValue == term and "TextValue" in item:
+            found.append(str(item.TextValue))
+        found += texts_of(item, term) if "ContentSequence" in item else []
+    return found
+
+
+def changed_study(bench: Bench, ct: Path, folder: Path) -> tuple[StudyCheck, dict[str, Path]]:
+    """Check and report a CT that was delivered, and has another patient now and no Study ID."""
+
+    def change(ds: Dataset) -> None:
+        ds.PatientID = "ANOTHER-ID"
+        del ds.StudyID
+
+    bad = changed(ct, folder / "x.dcm", change)
+    check = bench.check(bad, entries=(bench.entry(ct),))
+    return check, pages(check, bench, folder / "out")
+
+
+def test_the_structured_report_tells_the_chain_the_keys_and_what_values_are_now(
+    bench: Bench, ct: Path, tmp_path: Path
+) -> None:
+    assert "StudyID" in pydicom.dcmread(ct)
+    check, made = changed_study(bench, ct, tmp_path)
+    facts, report = facts_of(check, bench.ring), pydicom.dcmread(made["dcm"])
+    for term, what in (("RECEIVED", "CT-ROOM1"), ("MARKED", "2026-11-21 09:00"),
+                       ("DELIVERED", "pacs"), ("RECHECK", "2026-11-21 09:00")):  # fmt: skip
+        [text] = texts_of(report, term)
+        assert what in text
+    [key] = texts_of(report, "KEY")
+    for part in (bench.ring.current.key_id.hex(), "TEST-HOSPITAL", facts.keys[0].fingerprint):
+        assert part
+        assert part in key
+    lines = {text.split(";")[0]: text for text in texts_of(report, "CHANGEDATTR")}
+    assert set(lines) == {"PatientID", "StudyID"}
+    [finding] = facts.findings
+    for line in finding.header:
+        assert f"digest signed {line.before}, now {line.now or 'none'}" in lines[line.name]
+    assert "value now: ANOTHER-ID" in lines["PatientID"]
+    assert "value now: none" in lines["StudyID"]
+    needed("dciodvfy", "the structured report is not checked")
+    checked = subprocess.run(["dciodvfy", made["dcm"]], capture_output=True, text=True)
+    assert "Error" not in checked.stderr + checked.stdout, checked.stderr
+
+
+def test_the_pdf_says_in_text_the_verdict_the_digests_and_the_keys(
+    bench: Bench, ct: Path, tmp_path: Path
+) -> None:
+    needed("pdftotext", "what the PDF says is not read")
+    check, made = changed_study(bench, ct, tmp_path)
+    facts = facts_of(check, bench.ring)
+    done = subprocess.run(
+        ["pdftotext", "-layout", made["pdf"], "-"], capture_output=True, text=True, check=True
+    )
+    words, unbroken = " ".join(done.stdout.split()), "".join(done.stdout.split())
+    assert "Authentic pixels, changed header" in words
+    [finding], [key] = facts.findings, facts.keys
+    for line in finding.header:
+        assert line.name in words
+        assert line.before in unbroken
+    assert "ANOTHER-ID" in words
+    assert key.key_id in unbroken
+    assert key.fingerprint in unbroken
+    for step in ("Received", "Marked", "Delivered", "Checked"):
+        assert step in words
+
+
 @pytest.mark.parametrize("kind", ["ct", "us", "loop"])
 def test_dciodvfy_and_dcmtk_accept_the_structured_report(
     kind: str, bench: Bench, request: pytest.FixtureRequest, tmp_path: Path
