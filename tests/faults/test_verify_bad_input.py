@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import verifying
 from harness import wait_for
+from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage
 from verifying import (
     STUDY_FIND,
@@ -52,10 +53,23 @@ def pacs(marks):
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory, marks, pacs):
+def taking():
+    """Return the port of a Storage SCP that takes every instance."""
+    ae = AE("TAKING")
+    ae.add_supported_context(CTImageStorage)
+    server = ae.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda event: 0x0000)]
+    )
+    yield server.server_address[1]
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory, marks, pacs, taking):
     folder = tmp_path_factory.mktemp("service")
     text = verifying.config_text(
-        folder, marks.keys, pacs.port, move=[("HANGING", _hanging_port())], max_matches=20
+        folder, marks.keys, pacs.port, max_matches=20,
+        move=[("HANGING", _hanging_port()), ("TAKING", taking)],
     )
     one = Service(parse(text, "test")).start()
     yield one
@@ -479,24 +493,26 @@ def test_other_instances_than_registered_are_extra(service, pacs, marks):
 def test_aborted_associations_under_load_leave_nothing_behind(service, pacs):
     pacs.delay_s = 0.05
     descriptors = _descriptors()
-    for round_ in range(8):
-        with client(service, STUDY_GET, STUDY_FIND, storage=[CTImageStorage],
-                    on_store=lambda event: 0x0000) as assoc:  # fmt: skip
-            if round_ % 2:
-                answers = assoc.send_c_get(keys(StudyInstanceUID="1.2.3.1"), STUDY_GET)
-            else:
-                asked = verify_now(keys(StudyInstanceUID="1.2.3.1"))
-                answers = assoc.send_c_find(asked, STUDY_FIND)
-            if round_ % 3:
-                next(answers)
-            else:
-                time.sleep(0.1)
-            if round_ % 4 < 2:
-                assoc.abort()
-            else:
-                assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
-                time.sleep(0.2)
-                assoc.abort()
+    failures = []
+
+    def load(how, after_s):
+        try:
+            for politely in (True, False):
+                _go_away(service, how, after_s, politely=politely)
+        except Exception as error:  # noqa: BLE001 - shown by the test
+            failures.append(repr(error))
+
+    clients = [
+        threading.Thread(target=load, args=(how, after_s), name=f"client {how}")
+        for how in ("find", "verify now", "get", "move")
+        for after_s in (0.0, 0.3)
+    ]  # fmt: skip
+    for each in clients:
+        each.start()
+    for each in clients:
+        each.join(60)
+    assert not any(each.is_alive() for each in clients)
+    assert failures == []
     wait_for(lambda: not _left(service), 20, lambda: str(_left(service)))
     wait_for(
         lambda: _descriptors() <= descriptors + 2, 20,
@@ -504,6 +520,29 @@ def test_aborted_associations_under_load_leave_nothing_behind(service, pacs):
     )  # fmt: skip
     status, _ = get(service, keys(StudyInstanceUID="1.2.3.1"))
     assert status.Status == 0x0000
+
+
+def _go_away(service, how, after_s, *, politely):
+    """Ask for something and abort, or let the connection just end: at once, or `after_s` seconds
+    after the first answer.
+    """
+    model = {"get": STUDY_GET, "move": STUDY_MOVE}.get(how, STUDY_FIND)
+    with client(service, model, storage=[CTImageStorage] if how == "get" else (),
+                on_store=lambda event: 0x0000) as assoc:  # fmt: skip
+        asked = keys(StudyInstanceUID="1.2.3.1")
+        if how == "get":
+            answers = assoc.send_c_get(asked, STUDY_GET)
+        elif how == "move":
+            answers = assoc.send_c_move(asked, "TAKING" if after_s else "HANGING", STUDY_MOVE)
+        else:
+            asked = verify_now(asked) if how == "verify now" else asked
+            answers = assoc.send_c_find(asked, STUDY_FIND)
+        if after_s:
+            next(answers)  # it has begun
+            time.sleep(after_s)
+        if not politely:
+            assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+        assoc.abort()
 
 
 def test_a_client_that_takes_no_more_instances_is_dropped_not_waited_for(service):
