@@ -14,6 +14,7 @@ import pytest
 import structlog
 import verifying
 from pydicom.pixels import pixel_array
+from pydicom.uid import JPEG2000Lossless
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
 from verifying import (
@@ -424,10 +425,10 @@ def compressed(marks, pacs, shared):
     return made
 
 
-def is_the_same_decompressed(came, marked, marks):
+def is_the_same_decompressed(came, marked, marks, syntax=verifying.EXPLICIT):
     there, sent = pydicom.dcmread(came), pydicom.dcmread(marked)
     assert sent.file_meta.TransferSyntaxUID.is_encapsulated
-    assert there.file_meta.TransferSyntaxUID == verifying.EXPLICIT
+    assert there.file_meta.TransferSyntaxUID == syntax
     before = pixel_array(sent, raw=True)
     assert before.size == sent.Rows * sent.Columns * sent.SamplesPerPixel * int(
         sent.get("NumberOfFrames", 1)
@@ -437,9 +438,10 @@ def is_the_same_decompressed(came, marked, marks):
     assert marks.verdict(came) == "authentic"
 
 
+@pytest.mark.parametrize("syntax", [verifying.EXPLICIT, verifying.IMPLICIT])
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_a_client_without_codecs_gets_every_pixel_and_the_same_verdict(
-    service, marks, compressed, name, tmp_path
+    service, marks, compressed, name, syntax, tmp_path
 ):
     sent = pydicom.dcmread(compressed[name], stop_before_pixels=True)
     came = tmp_path / "came.dcm"
@@ -449,11 +451,12 @@ def test_a_client_without_codecs_gets_every_pixel_and_the_same_verdict(
         came.write_bytes(event.encoded_dataset())
         return 0x0000
 
-    with client(service, STUDY_GET, storage=[sent.SOPClassUID], on_store=store) as assoc:
+    with client(service, STUDY_GET, storage=[sent.SOPClassUID], on_store=store,
+                storage_syntax=syntax) as assoc:  # fmt: skip
         asked = keys(StudyInstanceUID=sent.StudyInstanceUID)
         status = list(assoc.send_c_get(asked, STUDY_GET))[-1][0]
     assert (status.Status, status.NumberOfCompletedSuboperations) == (0x0000, 1)
-    is_the_same_decompressed(came, compressed[name], marks)
+    is_the_same_decompressed(came, compressed[name], marks, syntax)
 
 
 @pytest.mark.parametrize("name", COMPRESSED)
@@ -487,7 +490,7 @@ def test_what_a_client_takes_in_no_syntax_of_ours_is_a_failed_sub_operation(serv
     sent = pydicom.dcmread(compressed["CT, JPEG-LS"], stop_before_pixels=True)
     came = []
     with client(service, STUDY_GET, storage=[sent.SOPClassUID], on_store=came.append,
-                storage_syntax=verifying.IMPLICIT) as assoc:  # fmt: skip
+                storage_syntax=JPEG2000Lossless) as assoc:  # fmt: skip
         asked = keys(StudyInstanceUID=sent.StudyInstanceUID)
         status, identifier = list(assoc.send_c_get(asked, STUDY_GET))[-1]
     assert (came, status.Status, status.NumberOfFailedSuboperations) == ([], 0xA702, 1)

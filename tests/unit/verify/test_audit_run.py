@@ -100,11 +100,12 @@ def test_what_the_pacs_failed_to_send_is_not_finished_and_left_for_the_next_run(
     assert RunFile(tmp_path / "run.jsonl").left == ("a",)
 
 
-def test_the_nightly_log_names_changed_headers_of_sound_studies_too():
+def test_the_nightly_log_names_changed_headers_of_sound_studies_too(tmp_path):
     inspector = Inspector(
         a=check_of("a", changed=("Laterality",)), c=check_of("c"),
         b=check_of("b", "tampered", changed=("PatientID",)),
     )  # fmt: skip
+    inspector.config.spool = SimpleNamespace(directory=tmp_path)
     with structlog.testing.capture_logs() as logs:
         Nightly(inspector, threading.Event()).check_sample()
     told = {line["study_instance_uid"]: line for line in logs if "study_instance_uid" in line}
