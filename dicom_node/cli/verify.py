@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dicom_node.audit.events import Event, KeyUsed, VerdictGiven
 from dicom_node.cli.common import (
     EXIT_FAILED,
     EXIT_NOT_AUTHENTIC,
@@ -76,10 +78,13 @@ def run(arguments: argparse.Namespace) -> int:
     ring = _ring(arguments.public_key, config)
     # Whoever has no more than a public key is not where the registry is.
     at_node = arguments.public_key is None
-    with _registry(config if at_node else None) as registry:
-        checked, whole = _check(arguments, config, inputs, registry)
+    node = config if at_node else None
+    with _registry(node) as registry, _trail(node, ring) as record:
+        checked, whole = _check(arguments, config, inputs, registry, record)
         code = exit_code({each.verdict.verdict for each in checked})
+        _record_given(checked, record, "command" if arguments.report is None else "report")
         if arguments.report is not None:
+            record(_signing(ring))
             whole = _report(arguments.report, checked, ring, registry) and whole
     return code if whole else code or EXIT_FAILED
 
@@ -93,10 +98,11 @@ def exit_code(verdicts: set[str]) -> int:
 
 def _check(
     arguments: argparse.Namespace, config: Config, inputs: Sequence[Input],
-    registry: Registry | None,
+    registry: Registry | None, record: Callable[[Event], None],
 ) -> tuple[list[CheckedInstance], bool]:  # fmt: skip
     """Print a line for each file as it is checked; False if a picture could not be written."""
     from dicom_node.verify.checking import Setup
+    from dicom_node.verify.recording import verified
     from dicom_node.verify.report import write_pictures
 
     setup = Setup(
@@ -109,6 +115,7 @@ def _check(
         found = _found([item.path for item in inputs], setup)
         for item, each in zip(inputs, found, strict=True):
             verdict = each.verdict
+            record(verified(each, "cli", datetime.now(UTC)))
             if arguments.report is not None:
                 folder = arguments.report / item.relative.parent
                 try:
@@ -152,11 +159,8 @@ def _report(
     from dicom_node.verify.report import write_reports
     from dicom_node.verify.study import study_check
 
-    studies: dict[str, list[CheckedInstance]] = {}
-    for each in checked:
-        studies.setdefault(each.study_instance_uid, []).append(each)
     whole = True
-    for uid, members in studies.items():
+    for uid, members in _by_study(checked).items():
         try:
             entries = registry.instances(study_instance_uid=uid) if registry and uid else ()
             write_reports(study_check(uid, members, entries), folder, ring=ring, checked_by="cli")
@@ -164,6 +168,13 @@ def _report(
             complain(folder, f"no report on study {uid or '(unknown)'}: {reason_of(error)}")
             whole = False
     return whole
+
+
+def _by_study(checked: Sequence[CheckedInstance]) -> dict[str, list[CheckedInstance]]:
+    studies: dict[str, list[CheckedInstance]] = {}
+    for each in checked:
+        studies.setdefault(each.study_instance_uid, []).append(each)
+    return studies
 
 
 def _ring(public_key: Path | None, config: Config) -> KeyRing:
@@ -175,6 +186,42 @@ def _ring(public_key: Path | None, config: Config) -> KeyRing:
         return KeyRing.from_public_pem(public_key.read_text("ascii"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{public_key}: not a readable PEM file: {error}") from error
+
+
+def _signing(ring: KeyRing) -> Event:
+    from dicom_node.audit.recording import account
+
+    key_id = ring.current.key_id.hex()
+    return KeyUsed(at=datetime.now(UTC), use="sign", key_id=key_id, by=account())
+
+
+def _record_given(
+    checked: Sequence[CheckedInstance], record: Callable[[Event], None], how: str
+) -> None:
+    """Record that verdicts on studies were told to whoever runs this."""
+    from dicom_node.audit.recording import account
+    from dicom_node.verify.study import study_check
+
+    for uid, members in _by_study(checked).items():
+        told = study_check(uid, members, ())
+        record(
+            VerdictGiven(
+                at=datetime.now(UTC), given_to=account(), verdict=told.verdict, how=how,
+                study_instance_uid=uid, counts=told.counts,
+            )
+        )  # fmt: skip
+
+
+@contextmanager
+def _trail(config: Config | None, ring: KeyRing) -> Iterator[Callable[[Event], None]]:
+    """Give what records an event where there is a node; it does nothing elsewhere."""
+    if config is None:
+        yield lambda event: None
+        return
+    from dicom_node.audit.recording import recorded
+
+    with recorded(config, ring) as record:
+        yield record
 
 
 @contextmanager

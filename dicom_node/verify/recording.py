@@ -132,7 +132,7 @@ class Recorder:
         ]  # fmt: skip
         if rows:
             self._ask(lambda registry: registry.add_verdicts(rows), None)
-        self.record(*(_verified(each, checked_by, now) for each in found))
+        self.record(*(verified(each, checked_by, now) for each in found))
 
     def register(self, entry: MarkedInstance) -> None:
         """Register an instance of our own that the PACS has taken."""
@@ -170,7 +170,8 @@ def _details(found: CheckedInstance, *, older: bool) -> str:
     return json.dumps(line, separators=(",", ":"))
 
 
-def _verified(found: CheckedInstance, checked_by: str, at: datetime) -> Verified:
+def verified(found: CheckedInstance, checked_by: str, at: datetime) -> Verified:
+    """Return what the audit trail says of one check."""
     verdict = found.verdict
     return Verified(
         at=at, sop_instance_uid=found.sop_instance_uid, verdict=verdict.verdict,

@@ -54,6 +54,34 @@ def test_a_restoration_is_in_the_trail_before_it_is_done(conf, trail, tmp_path, 
     assert check_log(trail, KeyRing.open(tmp_path / "keys")).broken is None
 
 
+def test_a_check_its_verdict_and_the_signing_of_its_report_are_in_the_trail(
+    conf, trail, tmp_path, shared, capsys
+):
+    source = shared / "dicom/ct_series_generated_headers"
+    source = min(source.rglob("*.dcm"))
+    assert main(["mark", str(source), "--out", str(tmp_path / "out"), "--config", str(conf)]) == 0
+    [marked] = (tmp_path / "out").iterdir()
+    before = len(told(trail))
+    assert main(["verify", str(marked), "--config", str(conf)]) == 0
+    checked, given = told(trail)[before:]
+    assert (checked["kind"], checked["verdict"], checked["checked_by"]) == (
+        "verified", "authentic", "cli")  # fmt: skip
+    assert (given["kind"], given["verdict"], given["how"]) == (
+        "verdict-given", "authentic", "command")  # fmt: skip
+    assert given["study_instance_uid"] == checked["study_instance_uid"] != ""
+    assert "@" in given["given_to"]
+    report = ["--report", str(tmp_path / "report")]
+    assert main(["verify", str(marked), *report, "--config", str(conf)]) == 0
+    assert [event.get("use") or event.get("how") for event in told(trail)[before + 3 :]] == [
+        "report", "sign"]  # fmt: skip
+    known = len(told(trail))
+    public = tmp_path / "public.pem"
+    public.write_text(KeyRing.open(tmp_path / "keys").export_public())
+    assert main(["verify", str(marked), "--public-key", str(public), "--config", str(conf)]) == 0
+    assert len(told(trail)) == known, "whoever has a public key only is not at the node"
+    assert check_log(trail, KeyRing.open(tmp_path / "keys")).broken is None
+
+
 def test_without_a_trail_to_write_into_nothing_is_restored(conf, trail, tmp_path, capsys):
     trail.rename(tmp_path / "away")
     trail.write_text("in the way")
