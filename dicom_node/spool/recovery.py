@@ -15,7 +15,8 @@ from dicom_node.spool.records import Recovery
 from dicom_node.spool.reserve import on_a_full_disk
 
 CRASH_LIMIT = 3
-DELIVERY_CRASH_LIMIT = 10  # a forwarder takes several at once: most are not to blame
+# A forwarder has one delivery in hand for each of its associations: most are not to blame.
+DELIVERY_CRASH_LIMIT = 10
 # A job that ended its worker lets others go first.
 CRASH_DELAY_S = 1.0
 
