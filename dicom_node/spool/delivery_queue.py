@@ -18,6 +18,7 @@ from dicom_node.spool.records import Delivery
 from dicom_node.spool.reserve import on_a_full_disk
 
 LEASE_S = 180.0
+LET_PASS_S = 1.0
 _HOLD_AT_ONCE = 500
 _TOLD: dict[str, Kind] = {"delivered": "delivered", "held": "held"}
 _log = structlog.get_logger(__name__)
@@ -57,10 +58,28 @@ class DeliveryQueue(MarkingQueue):
                 "destination": destination, "now": now, "worker": self.process,
                 "lease_until": now + lease_s, "limit": limit,
             }  # fmt: skip
-            claimed = journal.rows("claim_deliveries", fresh=True, **values) if fresh_first else []
-            claimed = claimed or journal.rows("claim_deliveries", fresh=False, **values)
-            rows = [row for c in claimed for row in journal.rows("delivery", id=c["id"])]
+            rows = self._claim_in_order(fresh=True, **values) if fresh_first else []
+            rows = rows or self._claim_in_order(fresh=False, **values)
         return sorted(map(self._delivery, rows), key=lambda d: (d.due_at, d.job_id))
+
+    def _claim_in_order(self, **values: Any) -> list[sqlite3.Row]:
+        """Claim what is due, but for what has to wait for an earlier version."""
+        while claimed := self._journal.rows("claim_deliveries", **values):
+            found = [row for c in claimed for row in self._journal.rows("delivery", id=c["id"])]
+            if rows := [row for row in found if not self._lets_pass(row, values["now"])]:
+                return rows
+        return []
+
+    def _lets_pass(self, row: sqlite3.Row, now: float) -> bool:
+        """Whether an earlier version of this instance goes first; put it back then."""
+        where = {"destination": row["destination"], "job_id": row["job_id"]}
+        [earlier] = self._journal.rows("overtaken", **where)
+        if earlier["id"] is None:
+            return False
+        due_at = max(now, earlier["due_at"]) + LET_PASS_S
+        reason = f"job {earlier['id']}, an earlier version under its UID, goes first"
+        self._journal.rows("let_pass", id=row["id"], due_at=due_at, reason=reason)
+        return True
 
     def wait_for_delivery(self, destination: str, timeout_s: float) -> bool:
         """Sleep until a delivery may be due, at most `timeout_s`; False if nothing happened."""

@@ -268,6 +268,22 @@ UPDATE delivery SET state = 'sending', worker = :worker, attempts = attempts + 1
                ORDER BY due_at, job_id LIMIT :limit)
 RETURNING id;
 
+-- overtaken --
+-- When an earlier version under the same SOP Instance UID is due here itself: a PACS keeps whichever
+-- comes last. Held ones wait for an administrator and nobody waits for them.
+SELECT earlier.id, max(coalesce(d.due_at, earlier.due_at)) AS due_at
+  FROM job AS j JOIN job AS earlier ON earlier.sop_instance_uid = j.sop_instance_uid
+                                   AND earlier.id < j.id
+  LEFT JOIN delivery AS d ON d.job_id = earlier.id AND d.destination = :destination
+ WHERE j.id = :job_id AND j.sop_instance_uid <> ''
+   AND (earlier.state IN ('received', 'marking') OR d.state IN ('waiting', 'sending'));
+
+-- let_pass --
+-- A delivery just claimed waits for an earlier version; that is no attempt.
+UPDATE delivery SET state = 'waiting', worker = '', lease_until = 0, attempts = attempts - 1,
+                    due_at = :due_at, reason = :reason
+ WHERE id = :id;
+
 -- delivery --
 -- One delivery with what a forwarder needs of its job.
 SELECT d.*, j.name, j.size, j.result_name, j.result_size, j.result_syntax_uid, j.sop_class_uid,
