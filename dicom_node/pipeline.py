@@ -10,10 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -31,6 +29,7 @@ from dicom_node.errors import (
     SpoolError,
     SpoolFull,
 )
+from dicom_node.heartbeat import LEASE_S, Heartbeat
 from dicom_node.logging import describe
 from dicom_node.spool import Job, Spool
 from dicom_node.spool.files import dataset_digest
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-LEASE_S = 120.0
 IDLE_S = 1.0
 RETRY_INITIAL_S = 2.0
 RETRY_MAX_S = 300.0
@@ -53,10 +51,6 @@ RETRY_FULL_S = 15.0
 MEMORY_ATTEMPTS = 5
 DECODER_ATTEMPTS = 5
 RECYCLE_MIB = 600
-# A codec that never returns can only be stopped with its process.
-HANG_S = 600.0
-HANG_S_PER_MIB = 2.0
-_BEATS = 6  # a lease is renewed after a third of it, at the latest
 _MIB = 1 << 20
 
 
@@ -102,7 +96,7 @@ class MarkWorker:
         self._key_id = current_key_id
         self._destinations = tuple(destinations)
         self._began_s = 0.0
-        self._heartbeat = _Heartbeat(spool)
+        self._heartbeat = Heartbeat(spool)
 
     def run(self, stop: StopEvent) -> None:
         """Mark until told to stop, or until this process has grown too large to keep."""
@@ -121,7 +115,7 @@ class MarkWorker:
             return False
         out = self._spool.work_path(job)
         try:
-            with self._heartbeat.of(job):
+            with self._heartbeat.of(job, out):
                 self._handle(job, out)
         except LeaseLost as error:
             _log.warning("result_thrown_away", job=job.id, reason=str(error))
@@ -302,52 +296,3 @@ def resident_mib() -> int:
     """Return the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") // _MIB
-
-
-class _Heartbeat:
-    """Renews a job's lease while it is marked; ends a process whose codec never returns.
-
-    One thread for all jobs of a worker, started with the first: to start one takes longer than the
-    journal does.
-    """
-
-    def __init__(self, spool: Spool) -> None:
-        self._spool = spool
-        self._lock = threading.Lock()
-        self._job: Job | None = None
-        self._began = 0.0
-        self._thread: threading.Thread | None = None
-
-    @contextmanager
-    def of(self, job: Job) -> Iterator[None]:
-        """Look after `job` in the meantime."""
-        with self._lock:
-            self._job, self._began = job, time.monotonic()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
-                self._thread.start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._job = None
-
-    def _beat(self) -> None:
-        while True:
-            time.sleep(LEASE_S / _BEATS)
-            # Held while renewing, so that no job is renewed that has just been finished.
-            with self._lock:
-                job, for_s = self._job, time.monotonic() - self._began
-                if job is None or for_s < LEASE_S / _BEATS:
-                    continue
-                if for_s > HANG_S + HANG_S_PER_MIB * job.size / _MIB:
-                    _log.error("marking_hangs", job=job.id, after_s=round(HANG_S))
-                    os._exit(os.EX_SOFTWARE)
-                self._renew(job)
-
-    def _renew(self, job: Job) -> None:
-        try:
-            self._spool.renew(job, lease_s=LEASE_S)
-        except SpoolError as error:
-            # finish() will notice a lost lease; a busy journal is tried again.
-            _log.warning("lease_not_renewed", job=job.id, reason=str(error))

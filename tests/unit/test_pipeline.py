@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
-from dicom_node import pipeline
+from dicom_node import heartbeat, pipeline
 from dicom_node.config import SpoolConfig
 from dicom_node.errors import DecoderLost, EngineError, PixelError, ReadBackError
 from dicom_node.facts import InstanceFacts
@@ -298,7 +298,8 @@ def test_a_worker_that_grew_too_large_ends_after_its_job(
 
 
 def test_a_long_marking_keeps_its_lease(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "LEASE_S", 0.3)
+    for module in (pipeline, heartbeat):
+        monkeypatch.setattr(module, "LEASE_S", 0.3)
     other = Spool(spool.settings)
 
     def slow(_source: Path) -> Outcome:

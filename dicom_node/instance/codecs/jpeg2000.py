@@ -7,6 +7,7 @@ import openjpeg.utils as _openjpeg
 
 from dicom_node.errors import PixelError
 from dicom_node.instance.codecs.codestream import check_announced, read_jpeg_2000
+from dicom_node.instance.codecs.limit import limited
 from dicom_node.instance.model import Codes, PixelForm
 
 
@@ -15,7 +16,8 @@ def decode(code: bytes, form: PixelForm) -> tuple[Codes, int]:
     announced = read_jpeg_2000(code)
     check_announced(announced, form)
     try:
-        plain = _openjpeg.decode_pixel_data(code, version=2)
+        with limited(form):
+            plain = _openjpeg.decode_pixel_data(code, version=2)
     except MemoryError:
         raise
     except Exception as error:  # the wrapper raises RuntimeError and ValueError
@@ -41,18 +43,19 @@ def encode(codes: Codes, form: PixelForm, precision: int) -> bytes:
         codes = (raised >> spare).view(codes.dtype)
     transform = form.photometric == "YBR_RCT"
     try:
-        return bytes(
-            _openjpeg.encode_buffer(
-                np.ascontiguousarray(codes).tobytes(),
-                form.columns,
-                form.rows,
-                form.samples,
-                precision,
-                signed,
-                photometric_interpretation=1 if transform else 0,
-                use_mct=transform,
+        with limited(form):
+            return bytes(
+                _openjpeg.encode_buffer(
+                    np.ascontiguousarray(codes).tobytes(),
+                    form.columns,
+                    form.rows,
+                    form.samples,
+                    precision,
+                    signed,
+                    photometric_interpretation=1 if transform else 0,
+                    use_mct=transform,
+                )
             )
-        )
     except MemoryError:
         raise
     except Exception as error:

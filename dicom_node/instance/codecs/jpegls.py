@@ -7,6 +7,7 @@ import numpy as np
 
 from dicom_node.errors import PixelError
 from dicom_node.instance.codecs.codestream import check_announced, read_jpeg
+from dicom_node.instance.codecs.limit import limited
 from dicom_node.instance.model import Codes, PixelForm
 
 
@@ -17,7 +18,8 @@ def decode(code: bytes, form: PixelForm) -> tuple[Codes, int]:
         raise PixelError("the frame is a JPEG code stream, not the JPEG-LS one announced")
     check_announced(announced, form)
     try:
-        plain, info = jpeg_ls.decode_buffer(code)
+        with limited(form):
+            plain, info = jpeg_ls.decode_buffer(code)
     except MemoryError:
         raise
     except Exception as error:  # CharLS errors come as RuntimeError or ValueError
@@ -37,16 +39,17 @@ def encode(codes: Codes, form: PixelForm, precision: int) -> bytes:
     DICOM PS3.5 8.2.3: signed samples are coded as the unsigned integers of the same bits.
     """
     try:
-        return bytes(
-            jpeg_ls.encode_buffer(
-                np.ascontiguousarray(codes).tobytes(),
-                form.rows,
-                form.columns,
-                form.samples,
-                precision,
-                interleave_mode=2 if form.samples == 3 else 0,
+        with limited(form):
+            return bytes(
+                jpeg_ls.encode_buffer(
+                    np.ascontiguousarray(codes).tobytes(),
+                    form.rows,
+                    form.columns,
+                    form.samples,
+                    precision,
+                    interleave_mode=2 if form.samples == 3 else 0,
+                )
             )
-        )
     except MemoryError:
         raise
     except Exception as error:
