@@ -12,8 +12,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Literal
 
 from pydicom.dataset import Dataset
 
+from dicom_node import read_back
 from dicom_node.compiled import one_at_a_time
 from dicom_node.config import WatermarkConfig
 from dicom_node.errors import PixelError, ReadBackError, WatermarkError
@@ -28,30 +28,24 @@ from dicom_node.facts import InstanceFacts
 from dicom_node.frame_marking import FrameMarker, timed
 from dicom_node.inference.base import RobustEngine
 from dicom_node.instance import derivation, seal
-from dicom_node.instance.block import PrivateBlock, read_block, without_block, write_block
+from dicom_node.instance.block import PrivateBlock, without_block, write_block
 from dicom_node.instance.datafile import DataFile, open_data_file
 from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import Instance, open_instance
 from dicom_node.instance.particulars import facts_of
 from dicom_node.instance.rewrite import changed_tags, write_header
-from dicom_node.instance.seal import SealCheck
 from dicom_node.instance.texture import write_texture
 from dicom_node.instance.uids import referenced_uids
 from dicom_node.instance.writer import FrameWriter
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.mark_work import MarkWork
 from dicom_node.naming import Names, Naming
-from dicom_node.planes import (
-    bounds_of,
-    split,
-)
-from dicom_node.restoring import UNDO_CONTEXT, RestoreOutcome, original_frame, restore
-from dicom_node.watermark import integrity
+from dicom_node.own_marks import marks_of_ours, seal_of_ours
+from dicom_node.restoring import UNDO_CONTEXT, RestoreOutcome, restore
 
 __all__ = ["MarkOutcome", "Marker", "RestoreOutcome", "restore"]
 
 Action = Literal["marked", "sealed", "untouched", "held", "rejected"]
-_AS_RECEIVED = "passed on as received"
 _SOP_INSTANCE = 0x00080018
 # Of an instance with up to so many pixels (24 MiB), the frames are kept until read back.
 _KEPT_PIXELS = 2 << 20
@@ -133,6 +127,7 @@ class Marker:
         self._measure = measure
         self._names = names
         self._station = socket.gethostname()
+        self._read_back = read_back.ReadBack(ring, settings.max_pixels)
 
     def warm_up(self) -> None:
         """Mark a picture made here, so that the first instance need not wait for compilers.
@@ -178,7 +173,7 @@ class Marker:
             return self._unmarkable(source, out, str(error), marked_at, released=released)
         with closing(instance):
             try:
-                known = self._known(instance)
+                known = marks_of_ours(instance, self._ring)
                 if known:
                     self._own_name(instance.sop_instance_uid, marked=False)
                     _copy(source, out)
@@ -196,8 +191,8 @@ class Marker:
         stages: dict[str, float] = {}
         naming = self._naming(instance.data, instance.sop_instance_uid, marked_at, marked=True)
         work, syntax = self._write(instance, naming, out, marked_at, stages)
-        with timed(stages, "readback"), _checked(out):
-            self._read_back(instance, naming, out, work)
+        with timed(stages, "readback"), read_back.checked(out):
+            self._read_back.check(instance, naming.uid, out, work)
         return self._outcome(
             instance, "marked", _without(work), sop_instance_uid=naming.uid,
             transfer_syntax_uid=syntax, message=tuple(work.messages), psnr_db=work.psnr_db,
@@ -257,80 +252,6 @@ class Marker:
                   marked_at=int(marked_at.timestamp()), cover_pixels=False)  # fmt: skip
         return writer.finish(derived.header, out)
 
-    def _read_back(self, instance: Instance, naming: Naming, out: Path, work: MarkWork) -> None:
-        """Check the written file: header and frames hold, and give the originals back.
-
-        That its robust mark reads was seen before it was written, on the same samples.
-
-        Raises
-        ------
-        ReadBackError
-            Seal or integrity mark do not hold, or do not give back the exact original.
-        """
-        opened = open_instance(out, max_pixels=self._settings.max_pixels, scratch=out.parent)
-        with closing(opened) as written:
-            block = read_block(written.data)
-            self._read_back_header(instance, written, block)
-            blocks = block.frames if block and block.frames else ()
-            for index, frame in enumerate(written.frames()):
-                kept = work.kept[index] if work.kept else None
-                planes = split(frame, written.host_index)
-                check = integrity.check(
-                    planes.host, planes.side, bounds_of(written), ring=self._ring,
-                    sop_instance_uid=naming.uid, frame_number=index + 1,
-                    header_block=blocks[index] if blocks else b"",
-                    known=kept.carried if kept else None,
-                )  # fmt: skip
-                where = f"frame {index + 1} of {instance.sop_instance_uid}"
-                if check.status != "valid" or not check.bound:
-                    raise ReadBackError(f"{where}: the integrity mark does not read back")
-                restored = original_frame(written, frame, check, kept.residual if kept else None)
-                if not work.is_original(index, restored, written.host_index):
-                    raise ReadBackError(f"{where}: the original does not come back exactly")
-
-    def _read_back_header(
-        self, instance: Instance, written: Instance, block: PrivateBlock | None
-    ) -> None:
-        """Check that the header's seal holds and that its original comes back (ReadBackError)."""
-        header, own = written.read_header(), instance.sop_instance_uid
-        if block is None or not seal.check_header(header, written.data, self._ring).intact:
-            raise ReadBackError(f"the header seal of {own} does not read back")
-        key = self._keys.restore_key
-        undo = seal.decrypt(key, block.undo, UNDO_CONTEXT, padded=True)
-        back = without_block(derivation.undo(header, undo))
-        changed = changed_tags(without_block(instance.read_header()), back)
-        # Group lengths are counted anew by whoever writes.
-        if any(tag & 0xFFFF for tag in changed):
-            raise ReadBackError(f"the header of {own} does not come back exactly")
-
-    def _known(self, instance: Instance) -> str:
-        """Return why the instance is passed on as it is: it is ours already. Else ""."""
-        try:
-            block = read_block(instance.data)
-            sealed = seal.check_header(instance.read_header(), instance.data, self._ring)
-        except PixelError:
-            block, sealed = None, SealCheck(present=False)
-        blocks = block.frames if block and block.frames else ()
-        valid = absent = 0
-        # Without our block, a frame at each end tells: every frame of ours carries the mark.
-        last = instance.frame_count - 1
-        for index in range(last + 1) if block else sorted({0, last}):
-            planes = split(instance.frame(index), instance.host_index)
-            check = integrity.check(
-                planes.host, planes.side, bounds_of(instance), ring=self._ring,
-                sop_instance_uid=instance.sop_instance_uid, frame_number=index + 1,
-                header_block=blocks[index] if index < len(blocks) else b"",
-            )  # fmt: skip
-            if check.status == "absent":
-                absent += 1
-            elif check.status == "valid" and check.bound:
-                valid += 1
-            else:
-                return f"carries our marks, which do not hold in frame {index + 1}; {_AS_RECEIVED}"
-            if valid and absent:
-                return f"carries our marks in some frames only; {_AS_RECEIVED}"
-        return "carries our valid marks already" if valid else _sealed_before(sealed)
-
     def _unmarkable(
         self, source: Path, out: Path, why: str, marked_at: datetime, *, released: bool
     ) -> MarkOutcome:
@@ -343,7 +264,7 @@ class Marker:
             with closing(open_data_file(source, scratch=out.parent)) as data:
                 uids = (*_uids_of(data.read_header()), data.transfer_syntax_uid)
                 facts = facts_of(data)
-                known = _sealed_before(seal.check_header(data.read_header(), data, self._ring))
+                known = seal_of_ours(seal.check_header(data.read_header(), data, self._ring))
                 if known or policy == "forward-untouched":
                     self._own_name(uids[1], marked=False)
                     _copy(source, out)
@@ -352,7 +273,7 @@ class Marker:
                 naming = self._naming(data, uids[1], marked_at, marked=False)
                 uids = (uids[0], naming.uid, *uids[2:])
                 self._seal(data, naming, out, marked_at)
-            with _checked(out):
+            with read_back.checked(out):
                 checked = seal.check_seal(out, self._ring)
         except (PixelError, WatermarkError) as error:
             out.unlink(missing_ok=True)
@@ -424,18 +345,6 @@ class Marker:
         )  # fmt: skip
 
 
-@contextmanager
-def _checked(out: Path) -> Iterator[None]:
-    """Leave no file whose check failed, however; what we wrote and cannot read is our fault."""
-    try:
-        yield
-    except BaseException as error:
-        out.unlink(missing_ok=True)
-        if isinstance(error, PixelError | WatermarkError) and not isinstance(error, ReadBackError):
-            raise ReadBackError(f"the file written cannot be read back: {error}") from error
-        raise
-
-
 def _without(work: MarkWork) -> str:
     """Return what the frames had no room for, "" if for all."""
     counts = {
@@ -443,18 +352,6 @@ def _without(work: MarkWork) -> str:
         "fingerprint": sum(not signed for signed in work.features_signed),
     }
     return ", ".join(f"{count} frames carry no {what}" for what, count in counts.items() if count)
-
-
-def _sealed_before(sealed: SealCheck) -> str:
-    """Return what is said of an instance that came with a seal of ours; "" if it did not.
-
-    Sealed anew, what was changed in between would pass for what we received first.
-    """
-    if not sealed.signature_valid or "SOPInstanceUID" in sealed.changed:
-        return ""
-    if sealed.intact and sealed.covers_pixels:
-        return "carries our valid seal already"
-    return f"carries our seal, which does not hold; {_AS_RECEIVED}"
 
 
 def _uids_of(header: Dataset) -> tuple[str, str, str, str]:

@@ -1,4 +1,4 @@
-"""A marking that never comes back: its process ends, and the next one has the job, at most thrice."""
+"""A marking that never comes back ends its process; the next one has the job, at most thrice."""
 
 from __future__ import annotations
 
