@@ -34,7 +34,7 @@ from dicom_node.planes import (
     with_host,
     with_robust_part,
 )
-from dicom_node.watermark import assured, fingerprint, integrity, perceptual, quality
+from dicom_node.watermark import assured, expecting, fingerprint, integrity, quality
 from dicom_node.watermark.integrity import FrameRecord, KnownDigest, Sealing
 from dicom_node.watermark.robust import RobustMark, RobustWatermark
 
@@ -258,13 +258,14 @@ class _Work:
             if assured.must_be_read(soft, message, keys):
                 return True
             picture = robust.resample(shown, robust.second_side)
-            hashed = perceptual.perceptual_hash(picture)
-            if assured.must_be_recognised(soft, message, keys, hashed):
+            rank = expecting.rank_of(message[:8], picture)
+            spare = assured.SPARE_OF_D1
+            if assured.must_be_recognised(soft, message, keys, rank, spare=spare):
                 return True
             soft = robust.look_again(picture[None])[0]
             if assured.must_be_read(soft, message, keys):
                 return True
-            if assured.must_be_recognised(soft, message, keys, hashed):
+            if assured.must_be_recognised(soft, message, keys, rank):
                 return True
             return robust.detect(shown, [keys], weak=True).message == message
 

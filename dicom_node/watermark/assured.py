@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from dicom_node.inference.base import Float32
-from dicom_node.watermark import ecc
+from dicom_node.watermark import ecc, expecting
 from dicom_node.watermark.reading import MIN_AGREEMENT, RobustKey, code_word
 
-# Where D1 agrees so well R2, of which 0.56 is asked, is not run: on plain copies of 14 CT slices R2
-# agreed less by 0.04 at most, and more where D1 was weak.
-_SURE = 0.62
+# R2 is not run where D1 agrees by so much more than is asked of R2: on plain copies of 14 CT slices
+# R2 agreed less by 0.04 at most, and more where D1 was weak.
+SPARE_OF_D1 = 0.06
 # Of the surest 96 bits so many may be wrong for `ecc.candidates` to come to the word.
 _MENDED = 2
 _LEAST_DISTANCE = 17  # of two words: a BCH code that corrects 8 errors
@@ -43,15 +43,22 @@ def must_be_read(soft: Float32, message: bytes, key: RobustKey) -> bool:
     return lost > gained and cosine > MIN_AGREEMENT
 
 
-def must_be_recognised(soft: Float32, message: bytes, key: RobustKey, hashed: bytes) -> bool:
-    """Whether `message` cannot but be recognised in a picture whose own hash is `hashed`.
+def must_be_recognised(
+    soft: Float32, message: bytes, key: RobustKey, rank: int | None, *, spare: float = 0.0
+) -> bool:
+    """Whether `message` is recognised in a picture among whose guesses it has this rank.
 
-    The message is then the first of those that are guessed, and its code word agrees with the soft
-    bits far better than is asked of the last.
+    Another guess could be taken for it only where it agrees by chance: as rare as a false accept.
+
+    Parameters
+    ----------
+    rank
+        Of `expecting.rank_of`; None: it is not guessed.
+    spare
+        So much more than is asked has to agree: `SPARE_OF_D1` where the soft bits are not R2's.
     """
-    if hashed != message[: len(hashed)]:
+    if rank is None:
         return False
-    cosine = float(soft @ code_word(message, key)) / (
-        float(np.linalg.norm(soft)) * np.sqrt(ecc.CODE_BITS) or 1.0
-    )
-    return cosine >= _SURE
+    agreed, keyed = expecting.agreements(soft, code_word(message, key))
+    asked = expecting.least_agreements(expecting.MESSAGES)[rank] + spare
+    return bool(agreed >= asked and keyed >= expecting.least_keyed()[rank] + spare)

@@ -87,6 +87,36 @@ def least_agreements(
     return least
 
 
+def least_keyed(guesses: int = MESSAGES) -> Float32:
+    """Return the cosine asked of the bits that the key makes of each guess, ``(guesses,)``."""
+    return least_agreements(guesses, _KEYED_BITS, _NEAR_MISS_BITS)
+
+
+def agreements(soft: Float32, word: Float32) -> tuple[float, float]:
+    """Return the cosine of soft bits with a code word: of all of them, and of the keyed ones."""
+    keyed = slice(_HASH_BITS, None)
+    return (
+        float(soft @ word) / _most(soft),
+        float(soft[keyed] @ word[keyed]) / _most(soft[keyed]),
+    )
+
+
+def rank_of(hashed: bytes, display: Float32) -> int | None:
+    """Return which of the guesses at a picture's hash this one is, from 0; None if none of them.
+
+    Parameters
+    ----------
+    hashed
+        8 bytes.
+    display
+        Display values 0..1, ``(rows, columns)``.
+    """
+    if perceptual.perceptual_hash(display) == hashed:
+        return 0
+    alike = (hashes(display) == np.frombuffer(hashed, np.uint8)).all(axis=1)
+    return int(np.argmax(alike)) if alike.any() else None
+
+
 def hashes(display: Float32, most: int = MESSAGES) -> Bytes:
     """Return the hashes a picture may have had, the likeliest first, ``(most, 8)``.
 
@@ -186,7 +216,7 @@ def likeliest(
     agreed /= _most(soft)
     keyed /= _most(soft[_HASH_BITS:])
     over = agreed - least_agreements(len(candidates))
-    over[keyed < least_agreements(len(candidates), _KEYED_BITS, _NEAR_MISS_BITS)] = -np.inf
+    over[keyed < least_keyed(len(candidates))] = -np.inf
     best = int(np.argmax(over))
     if over[best] < 0:
         return None
