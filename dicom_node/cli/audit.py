@@ -73,9 +73,11 @@ def register(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check every study of the plan; one that cannot be checked does not end the run."""
     _check_usage(arguments)
+    from dicom_node.audit.recording import account
     from dicom_node.verify import audit_run
     from dicom_node.verify.audit_run import RunFile
     from dicom_node.verify.inspector import Inspector
+    from dicom_node.verify.recording import verdict_given
 
     config = config_of(arguments)
     file = RunFile(arguments.resume)
@@ -90,8 +92,12 @@ def run(arguments: argparse.Namespace) -> int:
 
             def told(check: StudyCheck) -> None:
                 advance()
+                reported = arguments.report is not None and bool(check.instances)
+                inspector.recorder.record(
+                    verdict_given(check, account(), "report" if reported else "command")
+                )
                 _tell(check, as_json=arguments.json)
-                if arguments.report is not None and check.instances:
+                if reported:
                     _report(check, arguments.report, inspector)
 
             summary = audit_run.run(
@@ -188,8 +194,10 @@ def _finding(line: dict[str, Any]) -> str:
 
 
 def _report(check: StudyCheck, folder: Path, inspector: Inspector) -> None:
+    from dicom_node.audit.recording import key_used
     from dicom_node.verify.report import write_reports
 
+    inspector.recorder.record(key_used(inspector.ring, "sign"))
     write_reports(check, folder, ring=inspector.ring, checked_by=_CHECKED_BY)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from dicom_node.audit.recording import key_used
 from dicom_node.errors import ConfigError, ForwardError, NodeError
 from dicom_node.verify import identifiers
 from dicom_node.verify.checked_fetch import Pace
@@ -245,6 +246,7 @@ def _store_report(check: StudyCheck, inspector: Inspector, checked_by: str) -> N
     from dicom_node.verify.report_storing import Destination, store_study_report
 
     to = Destination.of(inspector.config)
+    inspector.recorder.record(key_used(inspector.ring, "sign"))
     try:
         entry = store_study_report(check, to, inspector.ring, checked_by=checked_by)
     except NodeError as error:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import structlog
 
-from dicom_node.audit.events import Event, Verified
+from dicom_node.audit.events import Event, VerdictGiven, Verified
 from dicom_node.audit.log import AuditLog
 from dicom_node.config import Config
 from dicom_node.errors import AuditError, ConfigError, RegistryError
@@ -22,7 +22,7 @@ from dicom_node.keys import KeyRing
 from dicom_node.registry.records import MarkedInstance, VerdictEntry
 from dicom_node.registry.registry import Registry
 from dicom_node.verify.pacs import Wanted
-from dicom_node.verify.study import CheckedInstance, superseded
+from dicom_node.verify.study import CheckedInstance, StudyCheck, superseded
 
 log = structlog.get_logger(__name__)
 
@@ -168,6 +168,19 @@ def _details(found: CheckedInstance, *, older: bool) -> str:
     line = found.to_json() | ({SUPERSEDED: True} if older else {})
     line.pop("path", None)
     return json.dumps(line, separators=(",", ":"))
+
+
+def verdict_given(
+    check: StudyCheck, given_to: str, how: str, *, address: str = ""
+) -> VerdictGiven:
+    """Return what the audit trail says of a verdict on a study that somebody was told."""
+    counts = check.counts
+    if check.absent:
+        counts[MISSING] = len(check.absent)
+    return VerdictGiven(
+        at=datetime.now(UTC), given_to=given_to, verdict=check.verdict, address=address, how=how,
+        study_instance_uid=check.study_instance_uid, counts=counts,
+    )
 
 
 def verified(found: CheckedInstance, checked_by: str, at: datetime) -> Verified:

@@ -267,12 +267,16 @@ def test_reports_are_written_and_no_fetched_file_is_left(audit, pacs, marks, tmp
     assert code == 0, said
     written = {path.suffix for path in (tmp_path / "reports").rglob("*") if path.is_file()}
     assert {".html", ".pdf", ".json"} <= written
+    given, used = audit.service.audit_events("verdict-given", "key-used")
+    assert (given["how"], given["verdict"]) == ("report", "authentic")
+    assert given["given_to"] == used["by"] != ""
+    assert (used["use"], used["key_id"]) == ("sign", marks.ring.current.key_id.hex())
     assert audit.service.scratch() == []
 
 
 def test_the_nightly_sample_is_checked_at_its_hour(tmp_path, pacs, marks, monkeypatch):
     pacs.empty()
-    audit = Audit(tmp_path, marks, pacs, nightly_sample=2)
+    audit = Audit(tmp_path, marks, pacs, nightly_sample=2, store_reports=True)
     audit.register = audit.service.register
     put(audit, pacs, marks, 1, leave_out=[3])
     hours = iter([datetime.now().astimezone() + timedelta(seconds=0.5)])
@@ -289,6 +293,8 @@ def test_the_nightly_sample_is_checked_at_its_hour(tmp_path, pacs, marks, monkey
         audit.service.end()
     assert {entry.checked_by for entry in verdicts} == {"nightly"}
     assert sorted(entry.verdict for entry in verdicts) == ["authentic", "authentic", "missing"]
+    [used] = audit.service.audit_events("key-used")
+    assert used["use"] == "sign", "of the report that was stored"
 
 
 def test_a_report_is_stored_into_the_pacs_and_is_no_stranger_there(tmp_path, pacs, marks):
@@ -301,6 +307,8 @@ def test_a_report_is_stored_into_the_pacs_and_is_no_stranger_there(tmp_path, pac
         each for each in pacs.get("/series?expand") if each["MainDicomTags"]["Modality"] == "SR"
     ]
     assert len(report["Instances"]) == 1
+    [used] = audit.service.audit_events("key-used")
+    assert used["use"] == "sign"
     code, [again], _, _ = audit.run("--study", "1.2.3.1")
     assert (code, again["extra"], again["counts"]) == (0, [], {"authentic": 4})
 
