@@ -115,6 +115,8 @@ class Refused(Event):
         peer was answered with a failure).
     status
         DIMSE status, where there was one.
+    count
+        Where one event stands for several refusals: how many; 0: for one.
     """
 
     kind: ClassVar[str] = "refused"
@@ -127,6 +129,7 @@ class Refused(Event):
     peer_ae: str = ""
     peer_address: str = ""
     status: int | None = None
+    count: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -520,10 +520,14 @@ def test_files_are_gone_and_the_inner_scp_takes_nothing_unasked(service, marks):
     ae = AE("STRANGER")
     ae.add_requested_context(CTImageStorage, verifying.EXPLICIT)
     assoc = ae.associate("127.0.0.1", service.config.verify.fetch_port)
-    status = assoc.send_c_store(pydicom.dcmread(marks.study(1)[0][1])).Status
+    instance = pydicom.dcmread(marks.study(1)[0][1])
+    statuses = {assoc.send_c_store(instance).Status for _ in range(5)}
     assoc.release()
-    assert status == 0x0124
+    assert statuses == {0x0124}
     assert service.scratch() == []
+    [event] = [e for e in service.audit_events("refused") if e["peer_ae"] == "STRANGER"]
+    assert (event["stage"], event["outcome"], event["status"]) == ("receive", "rejected", 0x0124)
+    assert (event["sop_instance_uid"], event["peer_address"]) == ("1.2.3.1.1.1", "127.0.0.1")
 
 
 # Who may ask
