@@ -16,8 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def cell(outcome):
-    """Say in a cell: verdict, place, names; what failed is bold."""
+    """Say in a cell: verdict, what the registry adds, place, names; what failed is bold."""
     said = [outcome.verdict if outcome.caught else f"**{outcome.verdict}**"]
+    if outcome.stripped:
+        said.append("registry: stripped")
     if outcome.contains is not None:
         place = f"{100 * outcome.share:.1f} % outlined"
         if outcome.overlap >= 0.005:
@@ -56,7 +58,8 @@ def main():
                     continue
                 out = each.folder / "tampered.dcm"
                 made = kind.make(each, out)
-                cells.append(cell(judged(kind, made, bench.verdict(made.path))))
+                entry = bench.entries[each.marked]
+                cells.append(cell(judged(kind, made, bench.verdict(made.path), entry)))
             print(f"| {kind.words} | {named(kind)} | " + " | ".join(cells) + " |", flush=True)
 
 
