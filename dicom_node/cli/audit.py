@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 _UID = re.compile(r"[0-9.]{1,64}")
 _NAMED = 5
 _CHECKED_BY = "audit"
+_WHICH_DAYS = """\
+A day means two things: the Study Date that the PACS has, and the day (local time) on which this
+node marked a study. What was marked on these days and delivered to the PACS is looked for there,
+and named as missing where it is gone. The registry keeps no Study Date: that a study was deleted
+shows in an audit of the days on which it was marked. For one that was sent later than it was
+acquired these are not its Study Date; leave --until out to have them all."""
 _SAY_WHICH = "say which studies: --study, --since, --until, --modality or --sample"
 
 
@@ -49,10 +55,10 @@ def register(subparsers: Subparsers) -> None:
             3: "at least one study could not be checked; all others are authentic and whole",
         },
     )  # fmt: skip
-    which = parser.add_argument_group("which studies")
+    which = parser.add_argument_group("which studies", _WHICH_DAYS)
     which.add_argument("--study", nargs="+", metavar="UID", help="Study Instance UIDs")
-    which.add_argument("--since", type=_day, metavar="DATE", help="study date, YYYY-MM-DD or later")
-    which.add_argument("--until", type=_day, metavar="DATE", help="study date, this or earlier")
+    which.add_argument("--since", type=_day, metavar="DATE", help="this day, YYYY-MM-DD, or later")
+    which.add_argument("--until", type=_day, metavar="DATE", help="this day or earlier")
     which.add_argument(
         "--modality", default="", metavar="CS",
         help="with a series of this, as CT: all of them, or of the dates, or of the sample",

@@ -266,12 +266,15 @@ def by_date(
     """Return the studies of these days (both included) that the PACS has or ought to have.
 
     The PACS is asked by Study Date. The registry keeps no Study Date: it adds what was marked on
-    these days (local time) and delivered to the PACS, so that a study deleted there is missed.
+    these days (local time) and delivered to the PACS, so that a study deleted there is missed. One
+    that was marked on another day than these, and deleted, is not, whatever its Study Date was.
 
     Raises
     ------
     ForwardError
         If the PACS cannot be asked.
+    RegistryError
+        If the registry cannot: without it nothing that was deleted would be missed.
     """
     found = dict.fromkeys(_listed(inspector, since, until, modality))
     marked = inspector.recorder.studies(
@@ -326,6 +329,8 @@ def sample(
     ------
     ConfigError
         If the registry knows of none.
+    RegistryError
+        If it cannot be asked.
     """
     known = inspector.recorder.studies(modality=modality)
     if not known:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import harness
@@ -18,6 +19,8 @@ from verifying import Marks, QueryOrthanc, Service
 
 from dicom_node.cli.main import main
 from dicom_node.config import parse
+from dicom_node.errors import RegistryError
+from dicom_node.registry.registry import Registry
 from dicom_node.verify.checked_fetch import Pace
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
@@ -179,6 +182,29 @@ def test_a_study_deleted_as_a_whole_is_missed_by_an_audit_of_its_days(audit, pac
     for which in (("--since", "2026-01-02"), ("--until", "2025-12-31"),
                   (*days, "--modality", "MR")):  # fmt: skip
         assert audit.run(*which)[:2] == (0, [])
+
+
+def test_a_study_sent_long_after_its_study_date_is_missed_on_the_days_it_was_marked(audit, marks):
+    late = datetime(2026, 3, 1, 12).astimezone().timestamp()  # its Study Date is January 1
+    entries = [verifying.entry_of(marked) for _, marked in marks.study(5, 2)]
+    audit.register(*(replace(entry, marked_at=int(late)) for entry in entries))
+    for which in (("--since", "2026-01-01"), ("--since", "2026-03-01", "--until", "2026-03-01")):
+        code, [study], summary, _ = audit.run(*which)
+        assert (code, study["study_instance_uid"], summary["missing"]) == (1, "1.2.3.5", 2)
+    # Nobody has its Study Date any more: this is the limit that help and docs tell of.
+    assert audit.run("--since", "2026-01-01", "--until", "2026-01-31")[:2] == (0, [])
+
+
+def test_no_audit_of_days_begins_while_the_registry_is_away(audit, pacs, marks, monkeypatch):
+    put(audit, pacs, marks, 4)
+
+    def away(*_, **__):
+        raise RegistryError("the registry is away")
+
+    monkeypatch.setattr(Registry, "studies", away)
+    code, studies, _, said = audit.run("--since", "2026-01-01")
+    assert (code, studies) == (3, [])
+    assert "the registry is away" in said
 
 
 def test_a_modality_alone_selects_its_studies(audit, pacs, marks):
