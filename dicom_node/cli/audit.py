@@ -99,8 +99,9 @@ def run(arguments: argparse.Namespace) -> int:
             def told(check: StudyCheck) -> None:
                 advance()
                 reported = arguments.report is not None and bool(check.instances)
+                how = "report" if reported else "command"
                 inspector.recorder.record(
-                    verdict_given(check, account(), "report" if reported else "command")
+                    verdict_given(check, account(), how, missing=len(check.absent))
                 )
                 _tell(check, as_json=arguments.json)
                 if reported:

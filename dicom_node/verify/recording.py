@@ -172,12 +172,14 @@ def _details(found: CheckedInstance, *, older: bool) -> str:
 
 
 def verdict_given(
-    check: StudyCheck, given_to: str, how: str, *, address: str = ""
+    check: StudyCheck, given_to: str, how: str, *, address: str = "", missing: int = 0
 ) -> VerdictGiven:
-    """Return what the audit trail says of a verdict on a study that somebody was told."""
-    counts = check.counts
-    if check.absent:
-        counts[MISSING] = len(check.absent)
+    """Return what the audit trail says of a verdict on a study that somebody was told.
+
+    `missing` is for those who know that all of it was looked for: what a broken transfer did not
+    bring may still be there.
+    """
+    counts = check.counts | ({MISSING: missing} if missing else {})
     return VerdictGiven(
         at=datetime.now(UTC), given_to=given_to, verdict=check.verdict, address=address, how=how,
         study_instance_uid=check.study_instance_uid, counts=counts,

@@ -147,6 +147,8 @@ def test_what_did_not_come_from_a_broken_transfer_is_not_called_missing(service,
     with service.registry() as registry:
         entries = registry.verdicts(study_instance_uid="1.2.3.1")
     assert "missing" not in {entry.verdict for entry in entries}
+    given = service.audit_events("verdict-given")
+    assert not [each for each in given if "missing" in each["counts"]]
 
 
 def test_a_pacs_that_is_away_is_a_failure_with_its_name(tmp_path, marks):
@@ -205,6 +207,24 @@ def test_a_series_of_2000_slices_is_listed_in_full_and_is_one_event_of_the_trail
         assert len({match.SOPInstanceUID for _, match in answers[:-1]}) == 2000
         [given] = one.audit_events("verdict-given")
         assert (given["verdict"], given["counts"]) == ("tampered", {"tampered": 1, "other": 1999})
+    finally:
+        one.end()
+
+
+def test_every_verdict_of_a_long_answer_is_in_the_trail(tmp_path, marks, pacs):
+    pacs.matches = 250
+    one = Service(parse(verifying.config_text(tmp_path, marks.keys, pacs.port), "test")).start()
+    try:
+        with one.registry() as registry:
+            registry.add_verdicts(
+                VerdictEntry(f"1.9.{n}.1", "1.9", f"1.9.{n}", "authentic", 1.0, "audit", "{}")
+                for n in range(250)
+            )
+        with client(one, STUDY_FIND) as assoc:
+            answers = list(assoc.send_c_find(keys(StudyInstanceUID=""), STUDY_FIND))
+        assert (len(answers), answers[-1][0].Status) == (251, 0x0000)
+        given = one.audit_events("verdict-given")
+        assert [each["study_instance_uid"] for each in given] == [f"1.9.{n}" for n in range(250)]
     finally:
         one.end()
 

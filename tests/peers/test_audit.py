@@ -108,6 +108,8 @@ def test_a_missing_slice_is_named(audit, pacs, marks):
     assert code == 1
     assert study["missing"] == ["1.2.3.2.1.2"]
     assert summary["missing"] == 1
+    [given] = audit.service.audit_events("verdict-given")
+    assert (given["how"], given["counts"]) == ("command", {"authentic": 2, "missing": 1})
     with audit.service.registry() as registry:
         entries = registry.verdicts(sop_instance_uid="1.2.3.2.1.2")
     assert [entry.verdict for entry in entries] == ["missing"]
