@@ -221,7 +221,13 @@ class VerifyConfig(_Section):
         "any", description="Whose associations are accepted: any AE's, or those of verify.client."
     )
     client: tuple[ClientConfig, ...] = Field((), description="Clients that are known by name.")
-    max_matches: int = Field(500, ge=1, description="Most matches a C-FIND is given.")
+    max_matches: int = Field(
+        500, ge=1, description="Most matches that are fetched and checked for one C-FIND."
+    )
+    max_unchecked: int = Field(
+        20000, ge=1,
+        description="Most matches a C-FIND passes on unchecked; never fewer than max_matches.",
+    )
     workers: int = Field(0, ge=0, le=256, description="Processes that check; 0 = one per core.")
     nightly_sample: int = Field(0, ge=0, description="Instances re-checked every night.")
     nightly_at: str = Field(

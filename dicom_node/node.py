@@ -232,13 +232,9 @@ def _first_start_keys(config: Config) -> None:
             key_id=ring.current.key_id.hex(),
             advice="back this folder up: without it nothing can be restored",
         )
-        from dicom_node.audit.events import KeyUsed
-        from dicom_node.audit.recording import account
+        from dicom_node.audit.recording import key_used
 
-        made = KeyUsed(
-            at=datetime.now(UTC), use="init", key_id=ring.current.key_id.hex(), by=account()
-        )
-        _record(config, made)
+        _record(config, key_used(ring, "init"))
     if ring.current.owner != config.watermark.owner:
         raise ConfigError(
             f"watermark.owner = {config.watermark.owner!r}: the current key"

@@ -16,6 +16,7 @@ from dicom_node.errors import AuditError
 from dicom_node.logging import drop_patient_data
 
 Stage = Literal["associate", "receive", "mark", "forward", "query", "retrieve"]
+KeyUse = Literal["init", "rotate", "export-public", "restore", "sign"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,8 @@ class Refused(Event):
         peer was answered with a failure).
     status
         DIMSE status, where there was one.
+    count
+        Where one event stands for several refusals: how many; 0: for one.
     """
 
     kind: ClassVar[str] = "refused"
@@ -126,6 +129,7 @@ class Refused(Event):
     peer_ae: str = ""
     peer_address: str = ""
     status: int | None = None
+    count: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +170,9 @@ class Retrieved(Event):
         Completed, failed and warned sub-operations.
     policy
         ``as-is``, ``restored`` or ``refuse-tampered``.
+    verdict
+        The worst of what came from the archive; "" where nothing came. A client that is answered
+        with a success was told no more than that nothing is suspect: see `VerdictGiven`.
     """
 
     kind: ClassVar[str] = "retrieved"
@@ -181,6 +188,7 @@ class Retrieved(Event):
     warnings: int = 0
     policy: str = "as-is"
     status: int = 0x0000
+    verdict: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +227,8 @@ class VerdictGiven(Event):
     Attributes
     ----------
     how
-        ``find``, ``report``, ``command``, ``web``.
+        ``find``, ``retrieve`` (by its status and comment), ``report``,
+        ``command``, ``web``.
     given_to
         AE title or account.
     counts
@@ -253,10 +262,18 @@ class Restored(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class KeyUsed(Event):
-    """The key ring was made, rotated, exported or opened to restore; `by` is the account."""
+    """The key ring was made, rotated, exported or opened to restore; or its current key signs.
+
+    Attributes
+    ----------
+    use
+        ``sign``: reports, or files that `mark` marks. Of what the node marks, `Marked` has the key.
+    by
+        The account.
+    """
 
     kind: ClassVar[str] = "key-used"
-    use: Literal["init", "rotate", "export-public", "restore", "sign"]
+    use: KeyUse
     key_id: str
     by: str = ""
 

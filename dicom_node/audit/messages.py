@@ -194,7 +194,8 @@ def _refused(event: Refused, ours: Party) -> Draft:
     asked = replace(peer, asked=True)
     match event.stage:
         case "receive":
-            return _transfer("C", outcome, asked, ours, studies, event.reason)
+            said = event.reason + (f" ({event.count} of them)" if event.count else "")
+            return _transfer("C", outcome, asked, ours, studies, said)
         case "mark":
             return _accessed("U", outcome, (ours,), studies, event.reason)
         case "forward" | "retrieve":

@@ -6,9 +6,10 @@ import getpass
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
-from dicom_node.audit.events import Event
+from dicom_node.audit.events import Event, KeyUse, KeyUsed
 from dicom_node.audit.log import AuditLog
 from dicom_node.config import Config
 from dicom_node.keys import KeyRing
@@ -141,6 +142,12 @@ def recorded(config: Config, ring: KeyRing) -> Iterator[Callable[[Event], None]]
         yield record
     finally:
         trail.close()
+
+
+def key_used(ring: KeyRing, use: KeyUse) -> KeyUsed:
+    """Return the event that whoever runs this process uses the current key now."""
+    key_id = ring.current.key_id.hex()
+    return KeyUsed(at=datetime.now(UTC), use=use, key_id=key_id, by=account())
 
 
 def account() -> str:

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 _UID = re.compile(r"[0-9.]{1,64}")
 _NAMED = 5
 _CHECKED_BY = "audit"
+_WHICH_DAYS = """\
+A day means two things: the Study Date that the PACS has, and the day (local time) on which this
+node marked a study. What was marked on these days and delivered to the PACS is looked for there,
+and named as missing where it is gone. The registry keeps no Study Date: that a study was deleted
+shows in an audit of the days on which it was marked. For one that was sent later than it was
+acquired these are not its Study Date; leave --until out to have them all."""
 _SAY_WHICH = "say which studies: --study, --since, --until, --modality or --sample"
 
 
@@ -49,10 +55,10 @@ def register(subparsers: Subparsers) -> None:
             3: "at least one study could not be checked; all others are authentic and whole",
         },
     )  # fmt: skip
-    which = parser.add_argument_group("which studies")
+    which = parser.add_argument_group("which studies", _WHICH_DAYS)
     which.add_argument("--study", nargs="+", metavar="UID", help="Study Instance UIDs")
-    which.add_argument("--since", type=_day, metavar="DATE", help="study date, YYYY-MM-DD or later")
-    which.add_argument("--until", type=_day, metavar="DATE", help="study date, this or earlier")
+    which.add_argument("--since", type=_day, metavar="DATE", help="this day, YYYY-MM-DD, or later")
+    which.add_argument("--until", type=_day, metavar="DATE", help="this day or earlier")
     which.add_argument(
         "--modality", default="", metavar="CS",
         help="with a series of this, as CT: all of them, or of the dates, or of the sample",
@@ -73,9 +79,11 @@ def register(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check every study of the plan; one that cannot be checked does not end the run."""
     _check_usage(arguments)
+    from dicom_node.audit.recording import account
     from dicom_node.verify import audit_run
     from dicom_node.verify.audit_run import RunFile
     from dicom_node.verify.inspector import Inspector
+    from dicom_node.verify.recording import verdict_given
 
     config = config_of(arguments)
     file = RunFile(arguments.resume)
@@ -90,8 +98,13 @@ def run(arguments: argparse.Namespace) -> int:
 
             def told(check: StudyCheck) -> None:
                 advance()
+                reported = arguments.report is not None and bool(check.instances)
+                how = "report" if reported else "command"
+                inspector.recorder.record(
+                    verdict_given(check, account(), how, missing=len(check.absent))
+                )
                 _tell(check, as_json=arguments.json)
-                if arguments.report is not None and check.instances:
+                if reported:
                     _report(check, arguments.report, inspector)
 
             summary = audit_run.run(
@@ -188,8 +201,10 @@ def _finding(line: dict[str, Any]) -> str:
 
 
 def _report(check: StudyCheck, folder: Path, inspector: Inspector) -> None:
+    from dicom_node.audit.recording import key_used
     from dicom_node.verify.report import write_reports
 
+    inspector.recorder.record(key_used(inspector.ring, "sign"))
     write_reports(check, folder, ring=inspector.ring, checked_by=_CHECKED_BY)
 
 

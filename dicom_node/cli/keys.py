@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
-from dicom_node.audit.events import KeyUsed
-from dicom_node.audit.recording import account, recorded
+from dicom_node.audit.events import KeyUse
+from dicom_node.audit.recording import key_used, recorded
 from dicom_node.cli.common import Subparsers, add_action, add_command, config_of
 from dicom_node.config import Config
 from dicom_node.errors import ConfigError
@@ -62,11 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _record(config: Config, ring: KeyRing, use: Literal["init", "rotate", "export-public"]) -> None:
+def _record(config: Config, ring: KeyRing, use: KeyUse) -> None:
     """Enter into the audit trail who did what with the ring."""
     with recorded(config, ring) as record:
-        key_id = ring.current.key_id.hex()
-        record(KeyUsed(at=datetime.now(UTC), use=use, key_id=key_id, by=account()))
+        record(key_used(ring, use))
 
 
 def _described(keys: KeySet, directory: Path) -> str:

@@ -49,6 +49,7 @@ def register(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Mark every file; report the bad ones and go on."""
+    from dicom_node.audit.recording import key_used, recorded
     from dicom_node.inference import open_engine
     from dicom_node.keys import KeyRing
     from dicom_node.marking import Marker
@@ -61,6 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
     engine = open_engine(config.watermark.engine)
     names = BatchNames(ring.uid_key) if config.watermark.uid_policy == "derive" else None
     marker = Marker(config.watermark, ring, engine, measure=True, names=names)
+    if inputs:
+        with recorded(config, ring) as record:
+            record(key_used(ring, "sign"))
     code = EXIT_OK
     with progress(len(inputs), "marking") as advance:
         for result in _results(marker, names, inputs, arguments.out):

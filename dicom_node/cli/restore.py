@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dicom_node.audit.events import Event, KeyUsed, Restored
+from dicom_node.audit.events import Event, Restored
 from dicom_node.cli.common import (
     EXIT_FAILED,
     EXIT_OK,
@@ -52,7 +52,7 @@ def register(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Restore every file; report the bad ones and go on."""
-    from dicom_node.audit.recording import account, recorded
+    from dicom_node.audit.recording import key_used, recorded
     from dicom_node.keys import KeyRing
 
     config = config_of(arguments)
@@ -61,8 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     ring = KeyRing.open(config.keys.directory)
     with recorded(config, ring) as record:
         if inputs:
-            key_id = ring.current.key_id.hex()
-            record(KeyUsed(at=datetime.now(UTC), use="restore", key_id=key_id, by=account()))
+            record(key_used(ring, "restore"))
         return _restore_all(inputs, arguments, ring, record)
 
 

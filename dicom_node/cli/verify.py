@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicom_node.audit.events import Event, KeyUsed, VerdictGiven
+from dicom_node.audit.events import Event
 from dicom_node.cli.common import (
     EXIT_FAILED,
     EXIT_NOT_AUTHENTIC,
@@ -28,13 +28,14 @@ from dicom_node.cli.common import (
     walk,
 )
 from dicom_node.config import Config
-from dicom_node.errors import ConfigError
+from dicom_node.errors import ConfigError, RegistryError
 
 if TYPE_CHECKING:
     from dicom_node.keys import KeyRing
     from dicom_node.registry import Registry
+    from dicom_node.registry.records import MarkedInstance
     from dicom_node.verify.checking import Checked, Setup
-    from dicom_node.verify.study import CheckedInstance
+    from dicom_node.verify.study import CheckedInstance, StudyCheck
 
 # Starting a worker takes as long as a few dozen checks.
 _WORTH_A_POOL = 64
@@ -82,10 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     with _registry(node) as registry, _trail(node, ring) as record:
         checked, whole = _check(arguments, config, inputs, registry, record)
         code = exit_code({each.verdict.verdict for each in checked})
-        _record_given(checked, record, "command" if arguments.report is None else "report")
-        if arguments.report is not None:
-            record(_signing(ring))
-            whole = _report(arguments.report, checked, ring, registry) and whole
+        whole = _tell(arguments.report, checked, ring, registry, record) and whole
     return code if whole else code or EXIT_FAILED
 
 
@@ -152,29 +150,48 @@ def _found(paths: Sequence[Path], setup: Setup) -> Iterator[CheckedInstance]:
             yield waiting.popleft().result().found
 
 
-def _report(
-    folder: Path, checked: Sequence[CheckedInstance], ring: KeyRing, registry: Registry | None
-) -> bool:
-    """Write the reports of every study; False if one could not be written."""
-    from dicom_node.verify.report import write_reports
+def _tell(
+    folder: Path | None, checked: Sequence[CheckedInstance], ring: KeyRing,
+    registry: Registry | None, record: Callable[[Event], None],
+) -> bool:  # fmt: skip
+    """Record the verdict on every study and report it; False if a report could not be written."""
+    from dicom_node.audit.recording import account
+    from dicom_node.verify.recording import verdict_given
     from dicom_node.verify.study import study_check
 
+    studies: dict[str, list[CheckedInstance]] = {}
+    for each in checked:
+        studies.setdefault(each.study_instance_uid, []).append(each)
     whole = True
-    for uid, members in _by_study(checked).items():
-        try:
-            entries = registry.instances(study_instance_uid=uid) if registry and uid else ()
-            write_reports(study_check(uid, members, entries), folder, ring=ring, checked_by="cli")
-        except Exception as error:  # noqa: BLE001 - the other studies have reports
-            complain(folder, f"no report on study {uid or '(unknown)'}: {reason_of(error)}")
+    for uid, members in studies.items():
+        entries: Sequence[MarkedInstance] = ()
+        unknown = ""
+        if folder is not None and registry is not None and uid:
+            try:
+                entries = registry.instances(study_instance_uid=uid)
+            except RegistryError as error:
+                unknown = reason_of(error)
+        study = study_check(uid, members, entries)
+        record(verdict_given(study, account(), "command" if folder is None else "report"))
+        if folder is not None and (unknown := unknown or _report(folder, study, ring, record)):
+            complain(folder, f"no report on study {uid or '(unknown)'}: {unknown}")
             whole = False
     return whole
 
 
-def _by_study(checked: Sequence[CheckedInstance]) -> dict[str, list[CheckedInstance]]:
-    studies: dict[str, list[CheckedInstance]] = {}
-    for each in checked:
-        studies.setdefault(each.study_instance_uid, []).append(each)
-    return studies
+def _report(
+    folder: Path, study: StudyCheck, ring: KeyRing, record: Callable[[Event], None]
+) -> str:
+    """Write the reports on a study; return why not, "" if they are written."""
+    from dicom_node.audit.recording import key_used
+    from dicom_node.verify.report import write_reports
+
+    record(key_used(ring, "sign"))
+    try:
+        write_reports(study, folder, ring=ring, checked_by="cli")
+    except Exception as error:  # noqa: BLE001 - the other studies have reports
+        return reason_of(error)
+    return ""
 
 
 def _ring(public_key: Path | None, config: Config) -> KeyRing:
@@ -186,30 +203,6 @@ def _ring(public_key: Path | None, config: Config) -> KeyRing:
         return KeyRing.from_public_pem(public_key.read_text("ascii"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{public_key}: not a readable PEM file: {error}") from error
-
-
-def _signing(ring: KeyRing) -> Event:
-    from dicom_node.audit.recording import account
-
-    key_id = ring.current.key_id.hex()
-    return KeyUsed(at=datetime.now(UTC), use="sign", key_id=key_id, by=account())
-
-
-def _record_given(
-    checked: Sequence[CheckedInstance], record: Callable[[Event], None], how: str
-) -> None:
-    """Record that verdicts on studies were told to whoever runs this."""
-    from dicom_node.audit.recording import account
-    from dicom_node.verify.study import study_check
-
-    for uid, members in _by_study(checked).items():
-        told = study_check(uid, members, ())
-        record(
-            VerdictGiven(
-                at=datetime.now(UTC), given_to=account(), verdict=told.verdict, how=how,
-                study_instance_uid=uid, counts=told.counts,
-            )
-        )  # fmt: skip
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from dicom_node.audit.recording import key_used
 from dicom_node.errors import ConfigError, ForwardError, NodeError
 from dicom_node.verify import identifiers
 from dicom_node.verify.checked_fetch import Pace
@@ -245,6 +246,7 @@ def _store_report(check: StudyCheck, inspector: Inspector, checked_by: str) -> N
     from dicom_node.verify.report_storing import Destination, store_study_report
 
     to = Destination.of(inspector.config)
+    inspector.recorder.record(key_used(inspector.ring, "sign"))
     try:
         entry = store_study_report(check, to, inspector.ring, checked_by=checked_by)
     except NodeError as error:
@@ -264,12 +266,15 @@ def by_date(
     """Return the studies of these days (both included) that the PACS has or ought to have.
 
     The PACS is asked by Study Date. The registry keeps no Study Date: it adds what was marked on
-    these days (local time) and delivered to the PACS, so that a study deleted there is missed.
+    these days (local time) and delivered to the PACS, so that a study deleted there is missed. One
+    that was marked on another day than these, and deleted, is not, whatever its Study Date was.
 
     Raises
     ------
     ForwardError
         If the PACS cannot be asked.
+    RegistryError
+        If the registry cannot: without it nothing that was deleted would be missed.
     """
     found = dict.fromkeys(_listed(inspector, since, until, modality))
     marked = inspector.recorder.studies(
@@ -324,6 +329,8 @@ def sample(
     ------
     ConfigError
         If the registry knows of none.
+    RegistryError
+        If it cannot be asked.
     """
     known = inspector.recorder.studies(modality=modality)
     if not known:

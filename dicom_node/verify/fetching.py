@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from dicom_node.audit.events import Event
 from dicom_node.config import Config
 from dicom_node.dimse import Admits, Incoming
 from dicom_node.dimse.contexts import LOSSLESS_FALLBACKS, MAX_CONTEXTS
@@ -88,16 +89,20 @@ class Fetcher:
         Where fetched files are put.
     admits
         Whose associations the inner Storage SCP accepts.
+    record
+        Tells the audit trail what it refuses.
     """
 
     def __init__(
         self, config: Config, pacs: Pacs, folder: Path,
         admits: Admits = lambda calling_ae, address: None,
+        record: Callable[[Event], None] = lambda event: None,
     ) -> None:  # fmt: skip
         self.pacs = pacs
         self._config = config
         self._folder = folder
         self._admits = admits
+        self._record = record
         self._numbers = itertools.count()
         self._how = config.verify.retrieve
         self._inner: InnerStorage | Lodger | None = None
@@ -217,7 +222,9 @@ class Fetcher:
         with self._lock:
             if self._inner is None:
                 try:
-                    self._inner = InnerStorage(self._config, self._folder, self._admits)
+                    self._inner = InnerStorage(
+                        self._config, self._folder, self._admits, self._record
+                    )
                 except ConfigError:
                     if self._listens or not Lodger.possible(self._config):
                         raise

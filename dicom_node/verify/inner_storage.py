@@ -11,13 +11,14 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
+from dicom_node.audit.events import Event
 from dicom_node.config import Config
 from dicom_node.dimse import Admits, Incoming, StorageSCP, encode_file_meta
 from dicom_node.errors import ConfigError, SpoolError
@@ -25,6 +26,7 @@ from dicom_node.instance.datafile import open_data_file
 from dicom_node.verify.expecting import Expected, Take
 from dicom_node.verify.lodging import Claims
 from dicom_node.verify.pacs import Wanted
+from dicom_node.verify.refusals import Refusals
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +55,8 @@ class InnerStorage:
     ----------
     admits
         Whose associations are accepted.
+    record
+        Tells the audit trail what was refused.
 
     Raises
     ------
@@ -63,8 +67,10 @@ class InnerStorage:
     """
 
     def __init__(
-        self, config: Config, folder: Path, admits: Admits = lambda calling_ae, address: None
-    ) -> None:
+        self, config: Config, folder: Path, admits: Admits = lambda calling_ae, address: None,
+        record: Callable[[Event], None] = lambda event: None,
+    ) -> None:  # fmt: skip
+        self._refusals = Refusals(record, "an instance that nobody here asked for", _NOT_AUTHORIZED)
         self._folder = folder
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -113,6 +119,7 @@ class InnerStorage:
         self._stop.set()
         self._thread.join()
         self._server.drain(0.5)
+        self._refusals.close()
 
     def _receive(self, incoming: Incoming, data_set: Iterator[memoryview]) -> int:
         if self._expected or self._claims.any:
@@ -125,6 +132,7 @@ class InnerStorage:
             finally:
                 path.unlink(missing_ok=True)
         log.warning("instance nobody asked for refused", calling_ae=incoming.calling_ae)
+        self._refusals.add(incoming)
         return _NOT_AUTHORIZED
 
     @contextlib.contextmanager

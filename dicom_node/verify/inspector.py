@@ -49,7 +49,7 @@ class Inspector:
             self.recorder = Recorder(config, self.ring)
             stack.callback(self.recorder.close)
             admits = pacs_only(config.verify, self.recorder.record)
-            self.fetcher = Fetcher(config, self.pacs, folder, admits)
+            self.fetcher = Fetcher(config, self.pacs, folder, admits, self.recorder.record)
             stack.callback(self.fetcher.close)
             if listen:
                 self.fetcher.listen()

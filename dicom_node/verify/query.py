@@ -8,10 +8,13 @@ DICOM PS3.4 C.4.1 (C-FIND operation, status values in Table C.4-1).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import chain, islice
+from typing import cast
 
 import structlog
 from pydicom.dataset import Dataset
@@ -31,12 +34,23 @@ from dicom_node.verify.pacs import (
     Wanted,
 )
 from dicom_node.verify.standing import checked_standing, last_standing
+from dicom_node.verify.verdict import Verdict, worst
 
 log = structlog.get_logger(__name__)
 
 OUT_OF_RESOURCES = 0xA700
 HEARTBEAT_S = 10.0
 """Longest silence towards a client while its matches are checked."""
+_TOLD_AT_ONCE = 100  # events of a long answer that wait for the trail
+
+
+class TooManyMatches(NodeError):
+    """The PACS has more matches than a query may have."""
+
+    status = OUT_OF_RESOURCES
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"more than {most} matches: ask for less")
 
 
 class FindHandler:
@@ -52,9 +66,10 @@ class FindHandler:
         Answers
         -------
         ``0xFF00``/``0xFF01`` with each match, as the PACS qualifies it; then ``0x0000``; ``0xA700``
-        after ``max_matches`` matches (there are more; none is made up to be all); ``0xA900`` for an
-        identifier that fits no level of the model; ``0xFE00`` when called off; ``0xC000`` where the
-        PACS cannot be asked, or we cannot check; else the PACS's own failure.
+        after ``max_unchecked`` matches, or before the first of more than ``max_matches`` that were
+        to be checked (there are more; none is made up to be all); ``0xA900`` for an identifier that
+        fits no level of the model; ``0xFE00`` when called off; ``0xC000`` where the PACS cannot be
+        asked, or we cannot check; else the PACS's own failure.
 
         References
         ----------
@@ -68,9 +83,7 @@ class FindHandler:
                 retrieve=False,
             )  # fmt: skip
             now = asked.inquiry.verify_now or self._settings.on_find == "verify"
-            status = (asked.checked if now else asked.streamed)()
-            if status == OUT_OF_RESOURCES:
-                comment = f"more than {self._settings.max_matches} matches: ask for less"
+            (asked.checked if now else asked.streamed)()
         except Cancelled:
             status = CANCELLED
         except PeerGone:
@@ -78,7 +91,7 @@ class FindHandler:
             raise
         except PacsRefused as error:
             status, comment = error.query_status, str(error)
-        except identifiers.IdentifierError as error:
+        except (identifiers.IdentifierError, TooManyMatches) as error:
             status, comment = error.status, str(error)
         except NodeError as error:
             log.warning("query failed", calling_ae=call.calling_ae, reason=str(error))
@@ -95,9 +108,11 @@ class _Asked:
         self.inquiry: Inquiry | None = None
         self._call = call
         self._inspector = inspector
-        self._most = inspector.config.verify.max_matches
+        verify = inspector.config.verify
+        self._most_checked = verify.max_matches
+        self._most = max(verify.max_matches, verify.max_unchecked)
         self._matches = 0
-        self._told: list[Event] = []
+        self._told: list[VerdictGiven] = []
         self._spoke_at = time.monotonic()
 
     @property
@@ -105,28 +120,39 @@ class _Asked:
         assert self.inquiry is not None, "parsed first"
         return self.inquiry
 
-    def streamed(self) -> int:
-        """Hand every match on as it comes, with its last verdict; return the final status."""
-        for match, status in self._pacs_matches():
-            if self._matches == self._most:
-                return OUT_OF_RESOURCES
-            self._send(match, self._last(match), status)
-            self._matches += 1
-        return SUCCESS
+    def streamed(self) -> None:
+        """Hand every match on as it comes, with its last verdict (TooManyMatches)."""
+        with closing(self._pacs_matches()) as answers:
+            self._pass_on(answers)
 
-    def checked(self) -> int:
-        """Check every match, then hand it on; return the final status."""
-        matches: list[tuple[Dataset, int]] = []
-        for match, status in self._pacs_matches():
-            if len(matches) == self._most:
-                return OUT_OF_RESOURCES
-            matches.append((match, status))
+    def checked(self) -> None:
+        """Check every match, then hand it on; too many are refused before any is fetched.
+
+        A client that did not ask for a check has them unchecked instead.
+        """
+        with closing(self._pacs_matches()) as answers:
+            matches = list(islice(answers, self._most_checked + 1))
+            if len(matches) > self._most_checked:
+                too_many = TooManyMatches(self._most_checked)
+                if self._asking.verify_now:
+                    raise too_many
+                self._pass_on(chain(matches, answers), str(too_many))
+                return
         for match, status in matches:
             self._send(match, self._checked(match), status)
             self._matches += 1
-        return SUCCESS
 
-    def _pacs_matches(self) -> Iterator[tuple[Dataset, int]]:
+    def _pass_on(self, answers: Iterable[tuple[Dataset, int]], not_checked: str = "") -> None:
+        for match, status in answers:
+            if self._matches == self._most:
+                raise TooManyMatches(self._most)
+            standing = self._last(match)
+            if not_checked and standing is not None:
+                standing = _unchecked(standing, not_checked)
+            self._send(match, standing, status)
+            self._matches += 1
+
+    def _pacs_matches(self) -> Generator[tuple[Dataset, int], None, None]:
         """Ask the PACS what the client asked us; its own failure is raised."""
         call, inquiry, pacs = self._call, self._asking, self._inspector.pacs
         sop_class = FIND_PATIENT_ROOT if call.patient_root else FIND_STUDY_ROOT
@@ -185,8 +211,7 @@ class _Asked:
             check = self._inspector.check(wanted, checked_by=call.calling_ae, progress=progress)
         except ForwardError as error:
             log.warning("match not checked", calling_ae=call.calling_ae, reason=str(error))
-            last = self._last(match) or Standing()
-            return replace(last, details={**(last.details or {}), "not_checked": str(error)})
+            return _unchecked(self._last(match) or Standing(), str(error))
         return checked_standing(level, check)
 
     def _uids(self, match: Dataset) -> tuple[str, str, str]:
@@ -210,7 +235,20 @@ class _Asked:
         self._call.pending(identifiers.encode(ds, self._call.transfer_syntax_uid), status=status)
         self._spoke_at = time.monotonic()
         if standing is not None and standing.verdict:
-            self._told.append(self._given(match, standing))
+            self._tell(self._given(match, standing))
+
+    def _tell(self, given: VerdictGiven) -> None:
+        """Keep an event for the trail: the matches of one study are one, and few of them wait."""
+        last = self._told[-1] if self._told else None
+        if last is not None and last.study_instance_uid == given.study_instance_uid:
+            told = [cast(Verdict, last.verdict), cast(Verdict, given.verdict)]
+            counts = Counter(last.counts) + Counter(given.counts)
+            self._told[-1] = replace(last, verdict=worst(told), counts=dict(counts))
+            return
+        if len(self._told) == _TOLD_AT_ONCE:
+            self._inspector.recorder.record(*self._told)
+            self._told.clear()
+        self._told.append(given)
 
     def _given(self, match: Dataset, standing: Standing) -> VerdictGiven:
         others = standing.verified - standing.tampered - standing.unmarked
@@ -239,3 +277,8 @@ class _Asked:
                                    peer_ae=call.calling_ae, peer_address=call.peer,
                                    status=status))  # fmt: skip
         self._inspector.recorder.record(asked, *self._told, *refused)
+
+
+def _unchecked(standing: Standing, why: str) -> Standing:
+    """Return the last verdict on a match with why there is no newer one."""
+    return replace(standing, details={**(standing.details or {}), "not_checked": why})

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import structlog
 
-from dicom_node.audit.events import Event, Verified
+from dicom_node.audit.events import Event, VerdictGiven, Verified
 from dicom_node.audit.log import AuditLog
 from dicom_node.config import Config
 from dicom_node.errors import AuditError, ConfigError, RegistryError
@@ -22,7 +22,7 @@ from dicom_node.keys import KeyRing
 from dicom_node.registry.records import MarkedInstance, VerdictEntry
 from dicom_node.registry.registry import Registry
 from dicom_node.verify.pacs import Wanted
-from dicom_node.verify.study import CheckedInstance, superseded
+from dicom_node.verify.study import CheckedInstance, StudyCheck, superseded
 
 log = structlog.get_logger(__name__)
 
@@ -96,10 +96,11 @@ class Recorder:
     def studies(
         self, since: float | None = None, until: float | None = None, modality: str = ""
     ) -> tuple[str, ...]:
-        """Return Study Instance UIDs of what was marked; () while the registry is away."""
-        return self._ask(
-            lambda registry: registry.studies(since=since, until=until, modality=modality), ()
-        )
+        """Return Study Instance UIDs of what was marked (RegistryError, ConfigError).
+
+        A plan that leaves out what the PACS lost would look like a whole one.
+        """
+        return self._opened().studies(since=since, until=until, modality=modality)
 
     def remember(
         self,
@@ -168,6 +169,21 @@ def _details(found: CheckedInstance, *, older: bool) -> str:
     line = found.to_json() | ({SUPERSEDED: True} if older else {})
     line.pop("path", None)
     return json.dumps(line, separators=(",", ":"))
+
+
+def verdict_given(
+    check: StudyCheck, given_to: str, how: str, *, address: str = "", missing: int = 0
+) -> VerdictGiven:
+    """Return what the audit trail says of a verdict on a study that somebody was told.
+
+    `missing` is for those who know that all of it was looked for: what a broken transfer did not
+    bring may still be there.
+    """
+    counts = check.counts | ({MISSING: missing} if missing else {})
+    return VerdictGiven(
+        at=datetime.now(UTC), given_to=given_to, verdict=check.verdict, address=address, how=how,
+        study_instance_uid=check.study_instance_uid, counts=counts,
+    )
 
 
 def verified(found: CheckedInstance, checked_by: str, at: datetime) -> Verified:

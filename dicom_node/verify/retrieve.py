@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 from pydicom.dataset import Dataset
 
-from dicom_node.audit.events import Event, Refused, Restored, Retrieved, VerdictGiven
+from dicom_node.audit.events import Event, Refused, Restored, Retrieved
 from dicom_node.config import MoveDestinationConfig, Policy
 from dicom_node.dimse.query_commands import CANCELLED, SUCCESS, SubOperations
 from dicom_node.dimse.query_scp import Call, Cancelled, PeerGone
@@ -35,6 +35,7 @@ from dicom_node.verify.identifiers import IdentifierError, Inquiry
 from dicom_node.verify.inspector import Inspector, found_of, missing_entries
 from dicom_node.verify.pacs import Planned, Wanted
 from dicom_node.verify.query import HEARTBEAT_S
+from dicom_node.verify.recording import verdict_given
 from dicom_node.verify.retrieve_tally import CANNOT_PERFORM, WITH_FAILURES, Due, Tally, in_words
 from dicom_node.verify.senders import ClientSender, MoveSender, Sender
 from dicom_node.verify.study import CheckedInstance, StudyCheck, study_check
@@ -331,14 +332,13 @@ class _Retrieval:
                 study_instance_uid=check.study_instance_uid, sop_class_uids=classes,
                 instances=tally.completed - before.completed, failed=tally.failed - before.failed,
                 warnings=tally.warning - before.warning, policy=self._policy, status=tally.status,
+                verdict=check.verdict if check.instances else "",
             )
         ]  # fmt: skip
         if check.instances and tally.status != SUCCESS:
             given.append(
-                VerdictGiven(at=now, given_to=call.calling_ae, verdict=check.verdict,
-                             address=call.peer, how="retrieve", counts=check.counts,
-                             study_instance_uid=check.study_instance_uid)
-            )  # fmt: skip
+                verdict_given(check, call.calling_ae, "retrieve", address=call.peer)
+            )
         return given
 
     # The end

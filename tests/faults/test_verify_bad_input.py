@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -30,6 +31,7 @@ from verifying import (
 from dicom_node.config import parse
 from dicom_node.dimse import commands, query_commands
 from dicom_node.dimse.query_scu import PacsLost, QueryAssociation
+from dicom_node.registry.records import MarkedInstance, VerdictEntry
 from dicom_node.verify import audit_run
 from dicom_node.verify.audit_run import RunFile
 from dicom_node.verify.inspector import Inspector
@@ -68,7 +70,7 @@ def taking():
 def service(tmp_path_factory, marks, pacs, taking):
     folder = tmp_path_factory.mktemp("service")
     text = verifying.config_text(
-        folder, marks.keys, pacs.port, max_matches=20,
+        folder, marks.keys, pacs.port, max_matches=20, max_unchecked=40,
         move=[("HANGING", _hanging_port()), ("TAKING", taking)],
     )
     one = Service(parse(text, "test")).start()
@@ -91,7 +93,7 @@ def _healthy(request):
     """Begin with a sound archive; end with nothing left in the service."""
     pacs, service = request.getfixturevalue("pacs"), request.getfixturevalue("service")
     pacs.abort_after, pacs.delay_s, pacs.matches, pacs.send = None, 0.0, None, None
-    pacs.ignores_cancel, pacs.stall = False, None
+    pacs.ignores_cancel, pacs.stall, pacs.images = False, None, None
     pacs.cancelled.clear()
     yield
     wait_for(lambda: not _left(service), 15, lambda: str(_left(service)))
@@ -145,6 +147,8 @@ def test_what_did_not_come_from_a_broken_transfer_is_not_called_missing(service,
     with service.registry() as registry:
         entries = registry.verdicts(study_instance_uid="1.2.3.1")
     assert "missing" not in {entry.verdict for entry in entries}
+    given = service.audit_events("verdict-given")
+    assert not [each for each in given if "missing" in each["counts"]]
 
 
 def test_a_pacs_that_is_away_is_a_failure_with_its_name(tmp_path, marks):
@@ -165,17 +169,17 @@ def test_a_flood_of_matches_ends_with_out_of_resources_and_a_reason(service, pac
     pacs.matches = 1000
     with client(service, STUDY_FIND) as assoc:
         answers = list(assoc.send_c_find(keys(StudyInstanceUID=""), STUDY_FIND))
-    assert len(answers) == 20 + 1
+    assert len(answers) == 40 + 1
     assert answers[-1][0].Status == 0xA700
-    assert "more than 20 matches" in answers[-1][0].ErrorComment
+    assert "more than 40 matches" in answers[-1][0].ErrorComment
     wait_for(lambda: pacs.cancelled, 10, "the archive was not told to stop")
 
 
 def test_exactly_as_many_matches_as_allowed_are_a_success(service, pacs):
-    pacs.matches = 20
+    pacs.matches = 40
     with client(service, STUDY_FIND) as assoc:
         answers = list(assoc.send_c_find(keys(StudyInstanceUID=""), STUDY_FIND))
-    assert (len(answers), answers[-1][0].Status) == (21, 0x0000)
+    assert (len(answers), answers[-1][0].Status) == (41, 0x0000)
 
 
 def test_a_flood_is_refused_before_anything_is_fetched(service, pacs):
@@ -183,6 +187,73 @@ def test_a_flood_is_refused_before_anything_is_fetched(service, pacs):
     with client(service, STUDY_FIND) as assoc:
         answers = list(assoc.send_c_find(verify_now(keys(StudyInstanceUID="")), STUDY_FIND))
     assert [status.Status for status, _ in answers] == [0xA700]
+    assert "more than 20 matches" in answers[0][0].ErrorComment
+    wait_for(lambda: pacs.cancelled, 10, "the archive was not told to stop")
+
+
+def test_a_series_of_2000_slices_is_listed_in_full_and_is_one_event_of_the_trail(
+    tmp_path, marks, pacs
+):
+    pacs.images = 2000
+    one = Service(parse(verifying.config_text(tmp_path, marks.keys, pacs.port), "test")).start()
+    try:
+        one.register(*(_entry_of_slice(n) for n in range(2000)))
+        with one.registry() as registry:
+            registry.add_verdicts(_verdict_on_slice(n) for n in range(2000))
+        asked = keys("IMAGE", StudyInstanceUID="1.9", SeriesInstanceUID="1.9.1", SOPInstanceUID="")
+        with client(one, STUDY_FIND) as assoc:
+            answers = list(assoc.send_c_find(asked, STUDY_FIND))
+        assert (len(answers), answers[-1][0].Status) == (2001, 0x0000)
+        assert len({match.SOPInstanceUID for _, match in answers[:-1]}) == 2000
+        [given] = one.audit_events("verdict-given")
+        assert (given["verdict"], given["counts"]) == ("tampered", {"tampered": 1, "other": 1999})
+    finally:
+        one.end()
+
+
+def test_every_verdict_of_a_long_answer_is_in_the_trail(tmp_path, marks, pacs):
+    pacs.matches = 250
+    one = Service(parse(verifying.config_text(tmp_path, marks.keys, pacs.port), "test")).start()
+    try:
+        with one.registry() as registry:
+            registry.add_verdicts(
+                VerdictEntry(f"1.9.{n}.1", "1.9", f"1.9.{n}", "authentic", 1.0, "audit", "{}")
+                for n in range(250)
+            )
+        with client(one, STUDY_FIND) as assoc:
+            answers = list(assoc.send_c_find(keys(StudyInstanceUID=""), STUDY_FIND))
+        assert (len(answers), answers[-1][0].Status) == (251, 0x0000)
+        given = one.audit_events("verdict-given")
+        assert [each["study_instance_uid"] for each in given] == [f"1.9.{n}" for n in range(250)]
+    finally:
+        one.end()
+
+
+def test_matches_beyond_the_bound_are_passed_on_where_nobody_asked_for_a_check(
+    tmp_path, marks, pacs
+):
+    pacs.matches = 30
+    text = verifying.config_text(tmp_path, marks.keys, pacs.port, max_matches=20, on_find="verify")
+    one = Service(parse(text, "test")).start()
+    try:
+        with client(one, STUDY_FIND) as assoc:
+            answers = list(assoc.send_c_find(keys(StudyInstanceUID=""), STUDY_FIND))
+        assert (len(answers), answers[-1][0].Status) == (31, 0x0000)
+        details = [json.loads(block_of(match)[0x17]) for _, match in answers[:-1]]
+        assert {each["not_checked"] for each in details} == {"more than 20 matches: ask for less"}
+    finally:
+        one.end()
+
+
+def _entry_of_slice(number):
+    return MarkedInstance(f"1.9.1.{number}", "1.9.1", "1.9", CTImageStorage, verifying.EXPLICIT,
+                          "marked", bytes(32), b"%032d" % number, bytes(8), 1, 1.0, "CT1", "CT",
+                          number, 1)  # fmt: skip
+
+
+def _verdict_on_slice(number):
+    word = "tampered" if number == 1000 else "authentic"
+    return VerdictEntry(f"1.9.1.{number}", "1.9.1", "1.9", word, 1.0, "audit", "{}")
 
 
 @pytest.mark.parametrize(

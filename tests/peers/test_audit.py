@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import harness
@@ -18,6 +19,8 @@ from verifying import Marks, QueryOrthanc, Service
 
 from dicom_node.cli.main import main
 from dicom_node.config import parse
+from dicom_node.errors import RegistryError
+from dicom_node.registry.registry import Registry
 from dicom_node.verify.checked_fetch import Pace
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
@@ -105,6 +108,8 @@ def test_a_missing_slice_is_named(audit, pacs, marks):
     assert code == 1
     assert study["missing"] == ["1.2.3.2.1.2"]
     assert summary["missing"] == 1
+    [given] = audit.service.audit_events("verdict-given")
+    assert (given["how"], given["counts"]) == ("command", {"authentic": 2, "missing": 1})
     with audit.service.registry() as registry:
         entries = registry.verdicts(sop_instance_uid="1.2.3.2.1.2")
     assert [entry.verdict for entry in entries] == ["missing"]
@@ -179,6 +184,29 @@ def test_a_study_deleted_as_a_whole_is_missed_by_an_audit_of_its_days(audit, pac
     for which in (("--since", "2026-01-02"), ("--until", "2025-12-31"),
                   (*days, "--modality", "MR")):  # fmt: skip
         assert audit.run(*which)[:2] == (0, [])
+
+
+def test_a_study_sent_long_after_its_study_date_is_missed_on_the_days_it_was_marked(audit, marks):
+    late = datetime(2026, 3, 1, 12).astimezone().timestamp()  # its Study Date is January 1
+    entries = [verifying.entry_of(marked) for _, marked in marks.study(5, 2)]
+    audit.register(*(replace(entry, marked_at=int(late)) for entry in entries))
+    for which in (("--since", "2026-01-01"), ("--since", "2026-03-01", "--until", "2026-03-01")):
+        code, [study], summary, _ = audit.run(*which)
+        assert (code, study["study_instance_uid"], summary["missing"]) == (1, "1.2.3.5", 2)
+    # Nobody has its Study Date any more: this is the limit that help and docs tell of.
+    assert audit.run("--since", "2026-01-01", "--until", "2026-01-31")[:2] == (0, [])
+
+
+def test_no_audit_of_days_begins_while_the_registry_is_away(audit, pacs, marks, monkeypatch):
+    put(audit, pacs, marks, 4)
+
+    def away(*_, **__):
+        raise RegistryError("the registry is away")
+
+    monkeypatch.setattr(Registry, "studies", away)
+    code, studies, _, said = audit.run("--since", "2026-01-01")
+    assert (code, studies) == (3, [])
+    assert "the registry is away" in said
 
 
 def test_a_modality_alone_selects_its_studies(audit, pacs, marks):
@@ -267,12 +295,16 @@ def test_reports_are_written_and_no_fetched_file_is_left(audit, pacs, marks, tmp
     assert code == 0, said
     written = {path.suffix for path in (tmp_path / "reports").rglob("*") if path.is_file()}
     assert {".html", ".pdf", ".json"} <= written
+    given, used = audit.service.audit_events("verdict-given", "key-used")
+    assert (given["how"], given["verdict"]) == ("report", "authentic")
+    assert given["given_to"] == used["by"] != ""
+    assert (used["use"], used["key_id"]) == ("sign", marks.ring.current.key_id.hex())
     assert audit.service.scratch() == []
 
 
 def test_the_nightly_sample_is_checked_at_its_hour(tmp_path, pacs, marks, monkeypatch):
     pacs.empty()
-    audit = Audit(tmp_path, marks, pacs, nightly_sample=2)
+    audit = Audit(tmp_path, marks, pacs, nightly_sample=2, store_reports=True)
     audit.register = audit.service.register
     put(audit, pacs, marks, 1, leave_out=[3])
     hours = iter([datetime.now().astimezone() + timedelta(seconds=0.5)])
@@ -289,6 +321,8 @@ def test_the_nightly_sample_is_checked_at_its_hour(tmp_path, pacs, marks, monkey
         audit.service.end()
     assert {entry.checked_by for entry in verdicts} == {"nightly"}
     assert sorted(entry.verdict for entry in verdicts) == ["authentic", "authentic", "missing"]
+    [used] = audit.service.audit_events("key-used")
+    assert used["use"] == "sign", "of the report that was stored"
 
 
 def test_a_report_is_stored_into_the_pacs_and_is_no_stranger_there(tmp_path, pacs, marks):
@@ -301,6 +335,8 @@ def test_a_report_is_stored_into_the_pacs_and_is_no_stranger_there(tmp_path, pac
         each for each in pacs.get("/series?expand") if each["MainDicomTags"]["Modality"] == "SR"
     ]
     assert len(report["Instances"]) == 1
+    [used] = audit.service.audit_events("key-used")
+    assert used["use"] == "sign"
     code, [again], _, _ = audit.run("--study", "1.2.3.1")
     assert (code, again["extra"], again["counts"]) == (0, [], {"authentic": 4})
 

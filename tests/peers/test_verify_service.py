@@ -514,16 +514,18 @@ def test_the_audit_trail_tells_who_asked_and_who_got_what(service):
     assert "DOE" not in json.dumps(service.audit_events("queried", "retrieved", "verified"))
 
 
-def test_files_are_gone_and_the_inner_scp_takes_nothing_unasked(service, marks):
+def test_files_are_gone_and_the_inner_scp_takes_nothing_unasked(service, marks, dcmtk):
     get(service, keys(StudyInstanceUID="1.2.3.1"))
     assert service.scratch() == []
-    ae = AE("STRANGER")
-    ae.add_requested_context(CTImageStorage, verifying.EXPLICIT)
-    assoc = ae.associate("127.0.0.1", service.config.verify.fetch_port)
-    status = assoc.send_c_store(pydicom.dcmread(marks.study(1)[0][1])).Status
-    assoc.release()
-    assert status == 0x0124
+    slices = [marked for _, marked in marks.study(1)]
+    sent = dcmtk("storescu", "-v", "--no-halt", "-aet", "STRANGER", "-aec", "DICOMFETCH",
+                 "127.0.0.1", service.config.verify.fetch_port, *slices)  # fmt: skip
+    said = sent.stdout + sent.stderr
+    assert said.count("Status: 0x124") == said.count("Store Response") == len(slices), said
     assert service.scratch() == []
+    [event] = [e for e in service.audit_events("refused") if e["peer_ae"] == "STRANGER"]
+    assert (event["stage"], event["outcome"], event["status"]) == ("receive", "rejected", 0x0124)
+    assert (event["sop_instance_uid"], event["peer_address"]) == ("1.2.3.1.1.1", "127.0.0.1")
 
 
 # Who may ask

@@ -28,7 +28,7 @@ def done(subject, name, tmp_path):
     kind = KINDS[name]
     made = kind.make(subject, tmp_path / "tampered.dcm")
     verdict = subject.bench.verdict(made.path)
-    return judged(kind, made, verdict), verdict
+    return judged(kind, made, verdict, subject.bench.entries[subject.marked]), verdict
 
 
 def test_the_untouched_object_is_authentic(subject):
@@ -54,6 +54,16 @@ def test_a_change_before_a_lossy_copy_is_never_called_authentic(
     _, verdict = done(subject_named(which), name, tmp_path)
     assert verdict.verdict != "authentic"
     assert all(frame.integrity == "absent" for frame in verdict.frames)
+
+
+def test_what_lost_its_marks_is_caught_by_the_registry_and_by_nothing_else(subject, tmp_path):
+    kind = KINDS["unmarked copy"]
+    made = kind.make(subject, tmp_path / "tampered.dcm")
+    verdict = subject.bench.verdict(made.path)
+    assert verdict.verdict == "unmarked"
+    assert not judged(kind, made, verdict).caught
+    outcome = judged(kind, made, verdict, subject.bench.entries[subject.marked])
+    assert (outcome.caught, outcome.stripped) == (True, True)
 
 
 @pytest.mark.parametrize("name", ["CT", "CR", "multi-frame"])

@@ -54,7 +54,7 @@ def test_a_pacs_between_changes_nothing_about_the_verdict(name, orthanc, subject
         before.verdict, before.changed, before.frames
     )  # fmt: skip
     if not kind.unsure:
-        outcome = judged(kind, made, after)
+        outcome = judged(kind, made, after, subject.bench.entries[subject.marked])
         assert outcome.caught
         assert outcome.named, (outcome.changed, outcome.words)
         assert outcome.contains is not False

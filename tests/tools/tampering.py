@@ -60,7 +60,8 @@ class Tampering:
     make
         Takes a Subject and a path to write to, returns `Made`.
     verdicts
-        What the check may say; the first is what it should.
+        What the check may say; the first is what it should. Where that vouches for pixels there is
+        nothing to be caught in them.
     changed
         Keywords it has to name; no others, unless `free_names`.
     says
@@ -305,6 +306,12 @@ def robust_mark_pasted(subject, out):
     return Made(rewritten(subject.source, out, pasted))
 
 
+def unmarked_copy(subject, out):
+    """Paint a lesion into the picture as it was before it was marked; everything else stays."""
+    values = _with_lesion(subject, samples(subject.source))
+    return Made(rewritten(subject.source, out, values))
+
+
 def sealed_with_another_key(subject, out):
     """Change the header and put a seal of one's own in the place of ours; the pixels stay."""
 
@@ -384,6 +391,8 @@ KINDS = {
                                    unsure=_ONLY_F),
     "pasted mark": Tampering("W1 pasted from another image", robust_mark_pasted,
                              ("foreign", "tampered", "unmarked")),
+    "unmarked copy": Tampering("a lesion pasted in, both marks removed", unmarked_copy,
+                               ("unmarked",)),
     "another key": Tampering("changed, and marked with another key", signed_with_another_key,
                              ("tampered", "unmarked", "foreign"), free_names=True,
                              says="signed by a key this ring does not have"),
@@ -413,7 +422,12 @@ class Outcome:
     Attributes
     ----------
     caught
-        Whether the verdict is one of those it may be.
+        Whether the verdict is one of those it may be and, where pixels were tampered with, somebody
+        who reads it is told: it is tampered or foreign; or unmarked, and either the file itself
+        says why or the registry that we had marked it. Unmarked alone is what every strange picture
+        is.
+    stripped
+        Whether the registry has to say that.
     contains, overlap, share
         Whether the boxes hold every changed pixel; intersection over union with these; how much of
         the frame the boxes take.
@@ -423,6 +437,7 @@ class Outcome:
 
     verdict: str
     caught: bool
+    stripped: bool = False
     contains: bool | None = None
     overlap: float | None = None
     share: float | None = None
@@ -431,8 +446,8 @@ class Outcome:
     words: list = field(default_factory=list)
 
 
-def judged(kind, made, verdict):
-    """Compare a verdict with what was done."""
+def judged(kind, made, verdict, entry=None):
+    """Compare a verdict with what was done; `entry` is the registry's of the object, if asked."""
     reasons = [verdict.reason, *(frame.reason for frame in verdict.frames)]
     changed = set(verdict.changed)
     named = set(kind.changed) <= changed if kind.free_names else set(kind.changed) == changed
@@ -441,12 +456,17 @@ def judged(kind, made, verdict):
     if made.frames:
         bad = tuple(f.frame for f in verdict.frames if f.verdict != "authentic")
         named = named and bad == made.frames
+    entries = made.entries or ((entry,) if entry is not None else ())
+    check = study_check("", [checked_instance(made.path, verdict)], entries)
     if made.entries:
-        check = study_check("", [checked_instance(made.path, verdict)], made.entries)
         named = named and check.superseded == made.superseded and check.missing == made.missing
         named = named and not check.sound
+    expected = verdict.verdict in kind.verdicts
+    tampered = kind.verdicts[0] not in ("authentic", "content-preserved")
+    alone = tampered and verdict.verdict == "unmarked" and not (kind.says and named)
     outcome = Outcome(
-        verdict.verdict, verdict.verdict in kind.verdicts, named=named, changed=verdict.changed,
+        verdict.verdict, expected and (not alone or bool(check.stripped)),
+        stripped=alone and bool(check.stripped), named=named, changed=verdict.changed,
         words=[each for each in reasons if each],
     )  # fmt: skip
     if made.where is not None and verdict.verdict == "tampered":
@@ -471,9 +491,9 @@ def _differs(values, before):
     return differs if differs.ndim == 2 else differs.any(axis=2)
 
 
-def _with_lesion(subject):
+def _with_lesion(subject, values=None):
     """Add a soft bright mass: a tenth of the range in the picture."""
-    values = subject.values.copy()
+    values = (subject.values if values is None else values).copy()
     mask = subject.ellipse()
     soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), max(mask.sum() ** 0.5 / 8, 1))
     frame = values[FRAME].astype(np.float64)

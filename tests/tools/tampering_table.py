@@ -13,11 +13,22 @@ from tampering import KINDS, judged
 from tampering_subjects import OBJECTS, Bench, subject
 
 ROOT = Path(__file__).resolve().parents[2]
+LEGEND = """\
+**Caught** is what was done to pixels if the verdict vouches for nothing (neither authentic nor
+content-preserved) *and* says why: *tampered* and *foreign* do; *unmarked* does where the file
+itself names the reason. Unmarked alone is what every strange picture is: such a cell counts as
+caught only because the registry knows that we had marked this instance, and says "registry:
+stripped". Whoever has the file and no registry sees *unmarked* there, and no more. Of rows about
+the header, the coding, or what is missing or old, where pixels are as they were marked, the verdict
+is to be authentic (content-preserved after a lossy copy) and the second column to be named.
+"""
 
 
 def cell(outcome):
-    """Say in a cell: verdict, place, names; what failed is bold."""
+    """Say in a cell: verdict, what the registry adds, place, names; what failed is bold."""
     said = [outcome.verdict if outcome.caught else f"**{outcome.verdict}**"]
+    if outcome.stripped:
+        said.append("registry: stripped")
     if outcome.contains is not None:
         place = f"{100 * outcome.share:.1f} % outlined"
         if outcome.overlap >= 0.005:
@@ -46,6 +57,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name))
         subjects = [subject(each, bench, data) for each in OBJECTS]
+        print(LEGEND)
         print("| done to the marked object | to be named | " + " | ".join(OBJECTS) + " |")
         print("|---|---|" + "---|" * len(OBJECTS))
         for kind in KINDS.values():
@@ -56,7 +68,8 @@ def main():
                     continue
                 out = each.folder / "tampered.dcm"
                 made = kind.make(each, out)
-                cells.append(cell(judged(kind, made, bench.verdict(made.path))))
+                entry = bench.entries[each.marked]
+                cells.append(cell(judged(kind, made, bench.verdict(made.path), entry)))
             print(f"| {kind.words} | {named(kind)} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -297,6 +297,8 @@ class FakePacs:
         Ends a C-GET or C-MOVE with this status after so many instances: ``(status, after)``.
     matches
         Answers a STUDY query with so many made-up studies instead.
+    images
+        Answers an IMAGE query with so many made-up instances of one series instead.
     stall
         Stops in the middle of the first instance: ``between PDUs`` or ``inside a PDU``; or never
         comes to its end: ``endless``. ``inside a match`` stops in the first answer to a query.
@@ -311,7 +313,7 @@ class FakePacs:
         self.ignores_cancel = False
         self.unsendable = ()
         self.fails_with = None
-        self.matches = None
+        self.matches = self.images = None
         self.send = None
         self.stall = None
         self.stalled = threading.Event()
@@ -343,6 +345,9 @@ class FakePacs:
         level = asked.QueryRetrieveLevel
         if self.matches is not None and level == "STUDY":
             found = [{"StudyInstanceUID": f"1.9.{n}"} for n in range(self.matches)]
+        elif self.images is not None and level == "IMAGE":
+            found = [{"StudyInstanceUID": "1.9", "SeriesInstanceUID": "1.9.1",
+                      "SOPInstanceUID": f"1.9.1.{n}"} for n in range(self.images)]  # fmt: skip
         else:
             keyword = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID",
                        "IMAGE": "SOPInstanceUID"}[level]  # fmt: skip

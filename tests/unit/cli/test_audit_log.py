@@ -60,6 +60,7 @@ def test_a_check_its_verdict_and_the_signing_of_its_report_are_in_the_trail(
     source = shared / "dicom/ct_series_generated_headers"
     source = min(source.rglob("*.dcm"))
     assert main(["mark", str(source), "--out", str(tmp_path / "out"), "--config", str(conf)]) == 0
+    assert [event["use"] for event in told(trail)][-1] == "sign", "by mark"
     [marked] = (tmp_path / "out").iterdir()
     before = len(told(trail))
     assert main(["verify", str(marked), "--config", str(conf)]) == 0

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
 
 from dicom_node.cli.main import main
+from dicom_node.errors import RegistryError
 from dicom_node.instance.datafile import open_data_file
 from dicom_node.registry import Registry
 from dicom_node.registry.records import DeliveryEntry, MarkedInstance
 from dicom_node.verify.report import report_stem
+from dicom_node.verify.study import StudyCheck, study_check
 
 DEMO = Path(__file__).parents[3] / "demo"
 
@@ -106,6 +109,42 @@ def test_the_node_s_registry_tells_which_slice_is_missing(place: Path, tmp_path:
     [report] = read(tmp_path / "out")
     assert report["headline"] == "Incomplete"
     assert report["missing"] == [record(place / "marked" / "mr" / paths[1].name).sop_instance_uid]
+
+
+def test_a_study_is_summed_up_once_for_the_trail_and_the_report(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summed_up = []
+
+    def counted(uid: str, *rest: Any, **more: Any) -> StudyCheck:
+        summed_up.append(uid)
+        return study_check(uid, *rest, **more)
+
+    monkeypatch.setattr("dicom_node.verify.study.study_check", counted)
+    assert verify(place, place / "marked", "--report", tmp_path) == 0
+    assert len(summed_up) == len(set(summed_up)) == 2
+
+
+def test_a_registry_that_cannot_be_asked_costs_the_report_and_no_verdict(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "node"
+    shutil.copytree(place, folder)
+    text = (folder / "node.toml").read_text().replace(str(place), str(folder))
+    (folder / "node.toml").write_text(text)
+    Registry.open(f"sqlite:///{folder / 'spool' / 'registry.sqlite'}").close()
+
+    def away(*_: object, **__: object) -> None:
+        raise RegistryError("the registry is away")
+
+    monkeypatch.setattr(Registry, "instances", away)
+    assert verify(folder, folder / "marked" / "us", "--report", tmp_path / "out") == 3
+    out, err = capsys.readouterr()
+    assert "authentic" in out
+    assert "no report" in err
+    assert "the registry is away" in err
+    [trail] = (folder / "spool").rglob("00000001.jsonl")
+    assert '"kind":"verdict-given"' in trail.read_text()
 
 
 def test_verifying_files_makes_no_registry(place: Path, tmp_path: Path) -> None:

@@ -7,18 +7,20 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 
+import psycopg
 import pytest
 from postgresql import Cluster
 from registry_rows import delivery, frame, instance
-from sqlalchemy import text
+from sqlalchemy import inspect, text
 
 from dicom_node.errors import ConfigError, RegistryError
 from dicom_node.registry import Added, Registry, SeriesManifest, VerdictEntry
 from dicom_node.registry.database import Database
-from dicom_node.registry.schema import metadata
+from dicom_node.registry.schema import SCHEMA_VERSION, metadata
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 Open = Callable[[], Registry]
@@ -269,11 +271,43 @@ def test_a_server_that_was_restarted_is_used_again() -> None:
         server.close()
 
 
-def test_a_registry_of_the_first_release_is_read_for_ever(tmp_path: Path) -> None:
-    connection = sqlite3.connect(tmp_path / "registry.sqlite")
-    connection.executescript((GOLDEN / "registry_1.sql").read_text("utf-8"))
-    connection.close()
-    with Registry.open(f"sqlite:///{tmp_path}/registry.sqlite") as registry:
+@pytest.fixture
+def first_release(url: str, tmp_path: Path) -> str:
+    """The URL of a registry as the first release made it."""
+    if url.startswith("sqlite"):
+        connection = sqlite3.connect(tmp_path / "registry.sqlite")
+        connection.executescript((GOLDEN / "registry_1.sql").read_text("utf-8"))
+        connection.close()
+        return url
+    with psycopg.connect(url) as server:
+        server.execute((GOLDEN / "registry_1_postgresql.sql").read_bytes())
+    return url
+
+
+def test_a_registry_of_the_first_release_gets_the_tables_of_this_one(first_release: str) -> None:
+    def opened(_: int) -> int:
+        with Registry.open(first_release) as registry:
+            return len(registry.instances(study_instance_uid="1.2.826.1"))
+
+    with ThreadPoolExecutor(4) as processes:  # of a node that was updated, all at once
+        assert list(processes.map(opened, range(4))) == [2] * 4
+    database = Database(first_release)
+    with database.reading() as connection:
+        tables = inspect(connection)
+        for name, table in metadata.tables.items():
+            assert [column["name"] for column in tables.get_columns(name)] == table.columns.keys()
+            assert {index["name"] for index in tables.get_indexes(name)} >= {
+                index.name for index in table.indexes
+            }
+        version = text("SELECT value FROM registry_meta WHERE key = 'schema'")
+        assert connection.scalar(version) == str(SCHEMA_VERSION)
+    database.close()
+
+
+def test_a_registry_of_the_first_release_is_read_for_ever(
+    first_release: str, tmp_path: Path
+) -> None:
+    with Registry.open(first_release, cache=tmp_path) as registry:
         first, second = registry.instances(study_instance_uid="1.2.826.1")
         assert first == instance(1, frames=2, deliveries=(delivery("8f50b66d0f36b28a:3"),))
         assert second == instance(2, action="sealed", frames=0, instance_number=None)

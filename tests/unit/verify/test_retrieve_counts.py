@@ -172,6 +172,19 @@ def test_what_did_not_come_is_failed_in_the_audit_trail_too(retrieved):
     assert (event.instances, event.failed, event.status) == (1, 2, 0xB000)
 
 
+@pytest.mark.parametrize(
+    ("verdict", "told"), [("authentic", []), ("unmarked", []), ("tampered", ["tampered"])]
+)
+def test_the_trail_tells_what_was_handed_over_and_what_was_said_of_it(retrieved, verdict, told):
+    call = retrieved({"1": ["1.1.1", "1.1.2"]},
+                     {"1": [instance("1.1.1"), instance("1.1.2", verdict)]})  # fmt: skip
+    [event] = [event for event in call.events if event.kind == "retrieved"]
+    assert (event.client_ae, event.destination_ae, event.verdict) == ("AUDITOR", "THERE", verdict)
+    given = [event for event in call.events if event.kind == "verdict-given"]
+    assert [event.verdict for event in given] == told
+    assert {event.given_to for event in given} <= {"AUDITOR"}
+
+
 def test_a_receiver_that_was_away_for_one_study_gets_the_next_ones(retrieved):
     planned = {study: [f"{study}.1.{n}" for n in (1, 2, 3)] for study in ("1", "2", "3")}
     sent = {study: [instance(uid) for uid in uids] for study, uids in planned.items()}
