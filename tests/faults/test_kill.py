@@ -4,6 +4,7 @@
 """
 
 import itertools
+import json
 import os
 import random
 import re
@@ -11,14 +12,18 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import harness
 import pydicom
 import pytest
+import verifying
 from harness import ct
 from pydicom.uid import generate_uid
 
+from dicom_node.config import load
 from dicom_node.inference import open_engine
+from dicom_node.node import roles_of
 from dicom_node.verify.check import check_instance
 
 pytestmark = [pytest.mark.fault, pytest.mark.peer, pytest.mark.slow]
@@ -26,7 +31,12 @@ pytestmark = [pytest.mark.fault, pytest.mark.peer, pytest.mark.slow]
 ROUNDS = int(os.environ.get("DICOM_NODE_KILL_ROUNDS", "20"))
 SEED = int(os.environ.get("DICOM_NODE_KILL_SEED", "7"))
 BACKLOG = 12
-VICTIMS = ("receive-0", "mark-0", "forward-pacs", "supervisor", "all")
+PROCESSES = (
+    "receive-0", "infer-0", "mark-0", "mark-1", "forward-pacs", "register", "verify"
+)  # fmt: skip
+VICTIMS = (*PROCESSES, "supervisor", "all")
+STUDY = "1.2.3.1"
+VERDICT, VERIFIED, MISSING, DETAILS = 0x10, 0x13, 0x16, 0x17
 
 
 class Modality(threading.Thread):
@@ -78,6 +88,25 @@ class Modality(threading.Thread):
             time.sleep(0.2)
 
 
+class Auditor(threading.Thread):
+    """Asks the verification service for the study again and again, as long as it is there."""
+
+    def __init__(self, node):
+        super().__init__()
+        self.node = node
+        self.over = threading.Event()
+        self.answered = 0
+
+    def run(self):
+        while not self.over.wait(0.5):
+            done = harness.run_tool(
+                "findscu", "-S", "-to", 5, "-aec", "DICOMVERIFY",
+                "-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={STUDY}",
+                "127.0.0.1", self.node.config.verify.port,
+            )  # fmt: skip
+            self.answered += done.returncode == 0
+
+
 def victims(random_):
     """Yield process names, every one in turn, in random order."""
     while True:
@@ -86,11 +115,10 @@ def victims(random_):
 
 def strike(node, victim):
     """Kill one process of the node, or all; start the node again where nothing is left of it."""
-    if victim not in ("supervisor", "all"):
-        pid = node.processes().get(victim)
-        if pid is not None:
-            harness.kill(pid)
-        return pid is not None
+    if victim in PROCESSES:
+        # One that was killed a moment ago is given time to come back.
+        harness.kill(harness.wait_for(lambda: node.processes().get(victim), 60, victim))
+        return
     orphans = list(node.processes().values())
     if victim == "all":
         node.kill_all()
@@ -100,38 +128,61 @@ def strike(node, victim):
         # Without their supervisor the others drain and end by themselves.
         harness.wait_for(lambda: not any(map(harness.alive, orphans)), 30, lambda: node.output)
     node.start(timeout_s=120)
-    return True
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """An Orthanc that an auditor can query through the node."""
+    one = verifying.QueryOrthanc(tmp_path)
+    yield one
+    one.child.end()
 
 
 @pytest.mark.timeout(900 + 30 * ROUNDS)
 def test_kill_9_at_random_moments_loses_nothing_and_delivers_everything_once(
-    running_node, orthanc, tmp_path
+    running_node, archive, tmp_path
 ):
     random_ = random.Random(SEED)
-    node = running_node([{"port": orthanc.port, "ae_title": "ORTHANC"}])
-    modality = Modality(node, tmp_path / "sent")
+    node = running_node(
+        [{"port": archive.port, "ae_title": "ORTHANC"}], start=False,
+        watermark={"workers": 2, "inference": "cpu"},
+    )  # fmt: skip
+    with node.config_path.open("a") as text:
+        text.write(f'[verify]\nbind = "127.0.0.1"\nworkers = 1\nport = {archive.verify_port}\n'
+                   f"fetch_port = {archive.fetch_port}\n")  # fmt: skip
+    node.config = load(node.config_path)
+    node.start()
+    assert {role.name for role in roles_of(node.config)} == set(PROCESSES)
+    modality, auditor = Modality(node, tmp_path / "sent"), Auditor(node)
     modality.folder.mkdir()
     modality.start()
+    auditor.start()
     killed = dict.fromkeys(VICTIMS, 0)
     try:
-        turns = victims(random_)
-        while sum(killed.values()) < ROUNDS and modality.is_alive():
+        for victim in itertools.islice(victims(random_), ROUNDS):
             # Only once it works again: a node that is starting has nothing to lose.
             harness.wait_for(modality.progress(2), 60, lambda: node.output[-4000:])
+            if not modality.is_alive():
+                break
             time.sleep(random_.uniform(0.0, 0.8))
-            victim = next(turns)
-            killed[victim] += strike(node, victim)
+            strike(node, victim)
+            killed[victim] += 1
     finally:
-        modality.over.set()
-        modality.join()
+        for thread in (modality, auditor):
+            thread.over.set()
+            thread.join()
     if modality.failure:
         raise modality.failure
+    assert sum(killed.values()) == ROUNDS
+    assert all(killed.values()) or len(VICTIMS) > ROUNDS, killed
     assert len(modality.acknowledged) >= 2 * ROUNDS, "too little load to mean anything"
+    assert auditor.answered, "the verification service was never in use"
     jobs = release_until_delivered(node)
     assert {job.sop_instance_uid for job in jobs} >= modality.acknowledged
-    assert_once(node, orthanc, modality.acknowledged, tmp_path)
-    print(f"{sum(killed.values())} kills {killed}, {len(modality.acknowledged)} of {modality.sent}"
-          f" instances acknowledged")  # fmt: skip
+    assert_once(node, archive, modality.acknowledged, tmp_path)
+    assert_vouched_for(node, {job.sop_instance_uid for job in jobs})
+    print(f"{ROUNDS} kills {killed}, {len(modality.acknowledged)} of {modality.sent}"
+          f" instances acknowledged, {auditor.answered} queries answered")  # fmt: skip
     assert node.stop() == 0
     assert_spool_is_clean(node)
 
@@ -165,6 +216,20 @@ def assert_once(node, orthanc, acknowledged, tmp_path):
         verdict = check_instance(path, ring, engine)
         assert (verdict.verdict, verdict.changed) == ("authentic", ()), (uid, verdict)
         assert str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID) == uid
+
+
+def assert_vouched_for(node, uids):
+    """The registrar has told of every instance, and the service finds each, authentic."""
+    with node.spool() as spool:
+        harness.wait_for(lambda: not spool.outbox(1), 60, lambda: node.output[-4000:])
+    service = types.SimpleNamespace(port=node.config.verify.port)
+    with verifying.client(service, verifying.STUDY_FIND) as assoc:
+        asked = verifying.verify_now(verifying.keys(StudyInstanceUID=STUDY))
+        *_, (_, match), (last, _) = assoc.send_c_find(asked, verifying.STUDY_FIND)
+    said = verifying.block_of(match)
+    assert last.Status == 0x0000
+    assert (said[VERDICT], said[VERIFIED], said[MISSING]) == ("authentic", len(uids), 0)
+    assert json.loads(said[DETAILS])["extra"] == []
 
 
 def assert_spool_is_clean(node):
