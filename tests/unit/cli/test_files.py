@@ -17,6 +17,16 @@ from dicom_node.cli.main import main
 
 DEMO = Path(__file__).parents[3] / "demo"
 
+# What other programs read out of `verify --json`: the contract, and what we say beyond it.
+INSTANCE = {
+    "path", "sop_instance_uid", "verdict", "owner", "signed_by", "marked_at", "header", "frames"
+}  # fmt: skip
+FRAME = {"frame", "verdict", "integrity", "robust", "tampered"}
+ROBUST = {"decoded", "bit_accuracy", "phash_distance"}
+BOX = {"row", "column", "rows", "columns"}
+INSTANCE_EXTRA = {"header_seal"}
+WHERE_IT_NEEDS_WORDS = {"reason"}
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -83,6 +93,40 @@ def test_verify_finds_what_was_marked_authentic(
         assert line["owner"] == "CLINIC"
         assert line["header"] == {"changed": []}
         assert line["frames"][0]["integrity"] == "valid"
+
+
+def test_every_line_of_verify_has_the_keys_of_the_contract_and_those_named_here(
+    workplace: Path, marked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = min(marked.rglob("*.dcm"))
+    shutil.copy(source, tmp_path / "authentic.dcm")
+    ds = pydicom.dcmread(source)
+    ds.PatientID = "SOMEBODY-ELSE"
+    ds.save_as(tmp_path / "header.dcm")
+    pixels = ds.pixel_array.copy()
+    pixels[pixels.shape[0] // 2, pixels.shape[1] // 2] += 1
+    ds.PixelData = pixels.tobytes()
+    ds.save_as(tmp_path / "pixels.dcm")
+    shutil.copy(min((workplace / "in/series").glob("*.dcm")), tmp_path / "unmarked.dcm")
+    shutil.copy(workplace / "in/notes.txt", tmp_path / "unreadable.txt")
+    _, lines = run(capsys, "verify", tmp_path, "--json", *config(workplace))
+    assert [line["verdict"] for line in lines] == [
+        "authentic", "authentic", "tampered", "unmarked", "unreadable"
+    ]  # fmt: skip
+    assert lines[1]["header"]["changed"] == ["PatientID"]
+    frames = [frame for line in lines for frame in line["frames"]]
+    boxes = [box for frame in frames for box in frame["tampered"]]
+    assert len(frames) >= 3
+    assert boxes
+    for line in lines:
+        assert set(line) - WHERE_IT_NEEDS_WORDS == INSTANCE | INSTANCE_EXTRA
+        assert set(line["header"]) == {"changed"}
+    for frame in frames:
+        assert set(frame) - WHERE_IT_NEEDS_WORDS == FRAME
+        assert set(frame["robust"]) == ROBUST
+    assert {frozenset(box) for box in boxes} == {frozenset(BOX)}
+    authentic = lines[0]
+    assert not WHERE_IT_NEEDS_WORDS & {*authentic, *authentic["frames"][0]}
 
 
 def test_verify_works_with_the_public_key_alone(
