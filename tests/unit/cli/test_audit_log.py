@@ -106,6 +106,24 @@ def test_where_no_node_runs_nothing_is_recorded(tmp_path, capsys):
     assert [event["use"] for event in told(tmp_path / "trail")] == ["rotate"]
 
 
+@pytest.mark.parametrize(("every", "signed"), [(1000, 1), (4, 4)])
+def test_the_trail_is_signed_again_after_checkpoint_every_entries(
+    conf, trail, tmp_path, every, signed
+):
+    def checkpoints():
+        return sum(entry.kind == "checkpoint" for entry, _ in entries(trail))
+
+    conf.write_text(f"{conf.read_text()}[audit]\ncheckpoint_every = {every}\n")
+    (tmp_path / "files").mkdir()
+    for number in range(12):
+        (tmp_path / f"files/{number}").write_bytes(b"no DICOM at all")
+    before = checkpoints()
+    assert main(["verify", str(tmp_path / "files"), "--config", str(conf)]) == 3
+    # The last one is of the end of the command.
+    assert checkpoints() - before == signed
+    assert check_log(trail, KeyRing.open(tmp_path / "keys")).broken is None
+
+
 def test_verify_says_whole_or_names_the_first_broken_entry(conf, trail, tmp_path, capsys):
     command = ["audit-log", "verify", "--config", str(conf)]
     assert main(command) == 0
