@@ -1,4 +1,7 @@
-"""What a throughput run sends: many CT instances with real texture, made from a few real slices."""
+"""What a throughput run sends: many CT instances, made from a few slices with real texture.
+
+Where no real slice is at hand there is a made-up one, which is always called that.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,15 @@ SIDE_PX = 512
 _CT = UID("1.2.840.10008.5.1.4.1.1.2")
 _SHIFT_PX = (7, 11)
 _MAX_PIXELS = 1 << 24
+_AIR_HU, _INTERCEPT_HU = -1000, -1024
+# Ellipses of the phantom, one over another: centre and half axes (rows, columns; 1 is half a side),
+# HU. Skin and fat, muscle, lungs, heart, spine, sternum.
+_PHANTOM = (
+    (0.00, 0.00, 0.66, 0.88, -100), (0.00, 0.00, 0.60, 0.82, 55), (-0.05, -0.40, 0.42, 0.30, -840),
+    (-0.05, 0.40, 0.42, 0.30, -840), (-0.10, 0.06, 0.30, 0.22, 45), (0.42, 0.00, 0.12, 0.10, 400),
+    (-0.52, 0.00, 0.04, 0.10, 300),
+)
+_NOISE_HU = 18.0
 
 
 def ct_slices(sources: Sequence[Path]) -> list[Path]:
@@ -48,6 +60,33 @@ def ct_slices(sources: Sequence[Path]) -> list[Path]:
             f"{', '.join(map(str, sources))}; name a folder that has some with --source"
         )
     return list(found.values())
+
+
+def phantom(path: Path) -> Path:
+    """Write one made-up CT slice of a chest, with noise as a scanner's; return `path`."""
+    row, column = np.mgrid[-1 : 1 : SIDE_PX * 1j, -1 : 1 : SIDE_PX * 1j]
+    hounsfield = np.full((SIDE_PX, SIDE_PX), float(_AIR_HU))
+    for at_row, at_column, rows, columns, value in _PHANTOM:
+        inside = ((row - at_row) / rows) ** 2 + ((column - at_column) / columns) ** 2 < 1
+        hounsfield[inside] = value
+    noise = np.random.default_rng(1).normal(0.0, _NOISE_HU, hounsfield.shape)
+    # Reconstruction makes neighbours alike.
+    noise += 0.5 * (np.roll(noise, 1, 0) + np.roll(noise, 1, 1))
+    stored = np.clip(np.rint(hounsfield + noise) - _INTERCEPT_HU, 0, 4095).astype(np.uint16)
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID = _CT, generate_uid()
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid()
+    ds.PatientID, ds.PatientName, ds.Modality = "PHANTOM", "PHANTOM", "CT"
+    ds.Rows = ds.Columns = SIDE_PX
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.RescaleIntercept, ds.RescaleSlope = _INTERCEPT_HU, 1
+    ds.WindowCenter, ds.WindowWidth = 40, 400
+    ds.PixelData = stored.tobytes()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.save_as(path, enforce_file_format=True)
+    return path
 
 
 def make_instances(slices: Sequence[Path], count: int, out: Path) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
 
-from dicom_node.bench.load import ct_slices, make_instances
+from dicom_node.bench.load import SIDE_PX, ct_slices, make_instances, phantom
 from dicom_node.bench.processes import (
     Node,
     Orthanc,
@@ -68,11 +68,20 @@ class Round:
 
 @dataclass(frozen=True)
 class Result:
-    """What a whole benchmark found."""
+    """What a whole benchmark found.
+
+    Attributes
+    ----------
+    slices
+        How many different ones the instances were made from.
+    made_up
+        Whether that is the phantom: no real slice was named.
+    """
 
     instances: int
     slices: int
     rounds: dict[str, list[Round]]
+    made_up: bool = False
 
     def per_s(self, scenario: str) -> list[float]:
         """Return the instances per second of every round."""
@@ -89,6 +98,11 @@ def run(
 ) -> Result:
     """Run every scenario `rounds` times, turn by turn, so that all of them see the same machine.
 
+    Parameters
+    ----------
+    sources
+        Files and folders with CT slices; none: a made-up one is sent, and the tables say so.
+
     Raises
     ------
     ConfigError
@@ -96,11 +110,12 @@ def run(
     NodeError
         If a process fails, or instances do not arrive.
     """
-    slices = ct_slices(sources)
+    slices = ct_slices(sources) if sources else []
     found: dict[str, list[Round]] = {scenario: [] for scenario in scenarios}
     with tempfile.TemporaryDirectory(prefix="dicom-node-bench-") as name:
         folder = Path(name)
-        make_instances(slices, instances, folder / "instances")
+        sent = slices or [phantom(folder / "phantom.dcm")]
+        make_instances(sent, instances, folder / "instances")
         for number in range(rounds):
             for scenario in scenarios:
                 with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -108,7 +123,7 @@ def run(
                 found[scenario].append(one)
                 rate = instances / one.elapsed_s
                 report(f"round {number + 1} {scenario} {SCENARIOS[scenario]}: {rate:.1f}/s")
-    return Result(instances, len(slices), found)
+    return Result(instances, len(sent), found, made_up=not slices)
 
 
 def _round(scenario: str, sent: Path, place: Path, count: int) -> Round:
@@ -194,8 +209,7 @@ def tables(result: Result) -> list[Table]:
 
 def _rates(result: Result) -> Table:
     table = Table(
-        f"{result.instances} CT 512 x 512, 16 bit, median of "
-        f"{max(len(r) for r in result.rounds.values())} rounds",
+        f"{_sent(result)}, median of {max(len(r) for r in result.rounds.values())} rounds",
         ("", "instances/s", "slowest, fastest", "of a", "target", "held"),
     )
     base = median(result.per_s("a")) if "a" in result.rounds else None
@@ -210,6 +224,14 @@ def _rates(result: Result) -> Table:
             "" if share is None else f"{share:.2f}", targets, held,
         )  # fmt: skip
     return table
+
+
+def _sent(result: Result) -> str:
+    """Say what was sent, so that no table is taken for one over something else."""
+    kind = f"CT {SIDE_PX} x {SIDE_PX}, 16 bit"
+    if result.made_up:
+        return f"{result.instances} made-up {kind} (a phantom; --source names real slices)"
+    return f"{result.instances} {kind}, of {result.slices} slices"
 
 
 def _target(scenario: str, rate: float, share: float | None) -> tuple[str, str]:
@@ -256,6 +278,7 @@ def to_json(result: Result) -> dict[str, object]:
     return {
         "instances": result.instances,
         "slices": result.slices,
+        "made_up": result.made_up,
         "rounds": {
             scenario: [
                 {

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from dicom_node.bench.report import Table
     from dicom_node.config import Config
 
-_SAMPLES = Path(__file__).resolve().parents[2] / "demo"
-
 
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
@@ -69,7 +67,8 @@ def register(subparsers: Subparsers) -> None:
     )  # fmt: skip
     throughput.add_argument(
         "--source", action="append", type=Path, metavar="PATH",
-        help="CT slices of 512 x 512 to make the instances of (default: the demo's)",
+        help="CT slices of 512 x 512 to make the instances of (default: a made-up one, which the"
+        " tables say)",
     )  # fmt: skip
     throughput.add_argument(
         "--profile", action="store_true",
@@ -135,7 +134,7 @@ def _measure(
         return _robustness(arguments, config)
     if arguments.kind == "fingerprint":
         return _fingerprint(arguments, config)
-    sources = arguments.source or [_SAMPLES]
+    sources = arguments.source or []
     if arguments.profile:
         from dicom_node.bench import profile
 

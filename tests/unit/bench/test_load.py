@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,13 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from dicom_node.bench import load
+from dicom_node.config import WatermarkConfig
 from dicom_node.errors import ConfigError
+from dicom_node.inference import open_engine
 from dicom_node.instance.frames import open_instance
+from dicom_node.keys import KeyRing
+from dicom_node.marking import Marker
+from dicom_node.verify.check import check_instance
 
 
 @pytest.fixture
@@ -58,3 +64,17 @@ def test_a_folder_without_ct_says_what_to_name(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("no image")
     with pytest.raises(ConfigError, match="--source"):
         load.ct_slices([tmp_path])
+
+
+def test_the_phantom_is_a_ct_slice_as_sources_hold_them_and_takes_both_marks(
+    tmp_path: Path,
+) -> None:
+    path = load.phantom(tmp_path / "phantom.dcm")
+    assert load.ct_slices([path]) == [path]
+    ring = KeyRing.open(tmp_path / "keys", owner="TESTS", create=True)
+    marker = Marker(WatermarkConfig(), ring, open_engine("onnx"))
+    done = marker.mark(path, tmp_path / "marked.dcm", marked_at=datetime(2026, 1, 1, tzinfo=UTC))
+    assert done.action == "marked"
+    verdict = check_instance(tmp_path / "marked.dcm", ring, open_engine("onnx"))
+    assert verdict.verdict == "authentic"
+    assert verdict.frames[0].robust.decoded

@@ -72,3 +72,17 @@ def test_a_rate_is_judged_by_its_median_against_its_target() -> None:
     assert row[1:4] == ["33.3", "25.0, 50.0", "0.33"]
     assert row[-1] == "yes"
     assert _row(tables, "by stage", "all")[1] == "10.0"
+
+
+@pytest.mark.parametrize(
+    ("made_up", "sent"),
+    [
+        (False, "100 CT 512 x 512, 16 bit, of 3 slices"),
+        (True, "100 made-up CT 512 x 512, 16 bit (a phantom; --source names real slices)"),
+    ],
+)
+def test_a_rate_says_over_what_it_was_measured(made_up: bool, sent: str) -> None:
+    rounds = {"b": [throughput.Round(1.0, {})] * 5}
+    result = throughput.Result(100, 3, rounds, made_up=made_up)
+    assert throughput.tables(result)[0].title == f"{sent}, median of 5 rounds"
+    assert throughput.to_json(result)["made_up"] is made_up
