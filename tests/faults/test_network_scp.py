@@ -1,147 +1,32 @@
-"""What peers can do to the listener, and what it must never do to them."""
+"""What a message of a peer can be, and what the listener must never answer to it."""
 
 import contextlib
-import gc
-import logging
-import os
-import resource
 import socket
-import ssl
 import struct
-import subprocess
-import threading
 import time
-from io import BytesIO
 
 import pytest
 import structlog
-from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
-from pynetdicom import AE
-from pynetdicom.dimse_messages import C_STORE_RQ
-from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.dsutils import encode
+from raw_peer import (
+    ABORT,
+    CT,
+    P_DATA,
+    REJECT,
+    Raw,
+    associate_rq,
+    echo,
+    peak_mib,
+    serving,
+    store_command,
+    wait_for,
+)
 
-from dicom_node.dimse import LOCAL_LIMIT_EXCEEDED, TEMPORARY_CONGESTION, StorageSCP
+from dicom_node.dimse import LOCAL_LIMIT_EXCEEDED, TEMPORARY_CONGESTION
 from dicom_node.dimse.commands import encode_command
-from dicom_node.errors import SpoolError, SpoolFull
+from dicom_node.errors import SpoolFull
 
 pytestmark = pytest.mark.fault
-
-CT = "1.2.840.10008.5.1.4.1.1.2"
-VERIFICATION = "1.2.840.10008.1.1"
-ACCEPT, REJECT, P_DATA, ABORT = 2, 3, 4, 7
-PEERS = []
-
-
-@contextlib.contextmanager
-def serving(handler=None, **options):
-    received = []
-
-    def keep(incoming, data_set):
-        received.append((incoming, b"".join(bytes(fragment) for fragment in data_set)))
-        return 0x0000
-
-    options = {"silence_s": 5.0, "artim_s": 2.0} | options
-    server = StorageSCP(("127.0.0.1", 0), "NODE", handler or keep, **options)
-    server.received = received
-    stop = threading.Event()
-    thread = threading.Thread(target=server.serve, args=(stop,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        while PEERS:
-            PEERS.pop().close()
-        stop.set()
-        thread.join()
-        server.drain(2.0)
-
-
-def wait_for(condition, timeout_s=5.0, message="it did not happen"):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, message
-        time.sleep(0.01)
-
-
-def echo(port):
-    ae = AE("PEER")
-    ae.add_requested_context(VERIFICATION)
-    assoc = ae.associate("127.0.0.1", port)
-    assert assoc.is_established
-    assert assoc.send_c_echo().Status == 0x0000
-    assoc.release()
-
-
-def item(kind, body):
-    return struct.pack(">BxH", kind, len(body)) + body
-
-
-def associate_rq(contexts, padding=0):
-    """Return an A-ASSOCIATE-RQ PDU for (abstract, transfer syntax) pairs; PS3.8 9.3.2."""
-    items = item(0x10, b"1.2.840.10008.3.1.1.1")
-    for number, (abstract, transfer) in enumerate(contexts):
-        names = item(0x30, abstract.encode()) + item(0x40, transfer.encode())
-        items += item(0x20, bytes([2 * number + 1, 0, 0, 0]) + names)
-    items += item(0x50, item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3"))
-    body = struct.pack(">HH", 1, 0) + b"NODE".ljust(16) + b"RAW".ljust(16) + bytes(32) + items
-    return struct.pack(">BxL", 1, len(body) + padding) + body
-
-
-class Raw:
-    """A peer made of bytes."""
-
-    def __init__(self, port, contexts=((CT, ExplicitVRLittleEndian),)):
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
-        PEERS.append(self)
-        if contexts:
-            self.socket.sendall(associate_rq(contexts))
-            assert self.read()[0] == ACCEPT
-
-    def read(self):
-        """Return (type, body) of the next PDU, (None, b"") at the end of the connection."""
-        try:
-            header = self.socket.recv(6, socket.MSG_WAITALL)
-        except ConnectionResetError:
-            return None, b""
-        if len(header) < 6:
-            return None, b""
-        kind, length = struct.unpack(">BxL", header)
-        return kind, self.socket.recv(length, socket.MSG_WAITALL) if length else b""
-
-    def send_pdv(self, control, data, context_id=1):
-        body = struct.pack(">LBB", len(data) + 2, context_id, control) + data
-        self.socket.sendall(struct.pack(">BxL", P_DATA, len(body)) + body)
-
-    def status(self):
-        kind, body = self.read()
-        assert kind == P_DATA
-        ds = {}
-        position = 6
-        while position < len(body):
-            _, element, length = struct.unpack_from("<HHL", body, position)
-            ds[element] = body[position + 8 : position + 8 + length]
-            position += 8 + length
-        return struct.unpack("<H", ds[0x0900])[0], ds.get(0x0902, b"").decode()
-
-    def close(self):
-        self.socket.close()
-
-
-def store_command(message_id=1, sop_class=CT, sop_instance="1.2.3", data_set_type=1):
-    elements = {0x0100: b"\1\0", 0x0700: b"\0\0", 0x0800: struct.pack("<H", data_set_type)}
-    if message_id is not None:
-        elements[0x0110] = struct.pack("<H", message_id)
-    for element, value in ((0x0002, sop_class), (0x1000, sop_instance)):
-        if value is not None:
-            encoded = value if isinstance(value, bytes) else value.encode()
-            elements[element] = encoded + b"\0" * (len(encoded) % 2)
-    return encode_command(elements)
-
-
-def peak_mib():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 # Lengths and garbage
@@ -330,172 +215,3 @@ def test_the_association_limit_holds_and_recovers_from_aborted_and_lost_associat
             peers = [Raw(server.port) for _ in range(3)]
         assert server.associations == 3
         assert server.received == []
-
-
-# Connections that are none
-
-
-def test_200_half_open_connections_do_not_stop_a_modality():
-    with serving(max_associations=2, artim_s=30.0) as server:
-        strangers = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(200)]
-        started = time.monotonic()
-        echo(server.port)
-        assert time.monotonic() - started < 15.0
-        for stranger in strangers:
-            stranger.close()
-
-
-def test_a_silent_connection_is_closed_after_the_artim_time():
-    with serving(artim_s=0.5) as server:
-        peer = Raw(server.port, ())
-        started = time.monotonic()
-        assert peer.read()[0] is None
-        assert 0.3 < time.monotonic() - started < 8
-
-
-def test_a_request_that_drips_in_byte_by_byte_is_closed_after_the_artim_time():
-    with serving(artim_s=0.8) as server:
-        peer = Raw(server.port, ())
-        started = time.monotonic()
-        with contextlib.suppress(ConnectionError):
-            for byte in associate_rq([(CT, ExplicitVRLittleEndian)]):
-                peer.socket.sendall(bytes([byte]))
-                time.sleep(0.05)
-        assert time.monotonic() - started < 8
-        assert server.associations == 0
-
-
-def test_a_peer_silent_inside_an_association_is_aborted():
-    with serving(silence_s=0.5) as server:
-        peer = Raw(server.port)
-        assert peer.read()[0] == ABORT
-        wait_for(lambda: server.associations == 0)
-
-
-def test_a_peer_silent_inside_a_data_set_leaves_nothing_behind():
-    taken, gone = [], []
-
-    def handler(_incoming, data_set):
-        try:
-            taken.extend(len(fragment) for fragment in data_set)
-        finally:
-            gone.append(True)
-        return 0x0000
-
-    with serving(handler, silence_s=0.5) as server:
-        peer = Raw(server.port)
-        peer.send_pdv(3, store_command())
-        peer.send_pdv(0, b"x" * 1000)
-        assert peer.read()[0] in (ABORT, None)
-        wait_for(lambda: gone and server.associations == 0)
-
-
-def certificate(folder):
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=x",
-         "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    return context
-
-
-def test_an_idle_connection_does_not_block_a_tls_listener(tmp_path):
-    with serving(ssl_context=certificate(tmp_path), artim_s=20.0) as server:
-        idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
-        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
-        ae = AE("PEER")
-        ae.add_requested_context(VERIFICATION)
-        started = time.monotonic()
-        assoc = ae.associate("127.0.0.1", server.port, tls_args=(client, "x"))
-        assert assoc.is_established
-        assert assoc.send_c_echo().Status == 0x0000
-        assoc.release()
-        assert time.monotonic() - started < 10
-        for stranger in idle:
-            stranger.close()
-
-
-def test_file_descriptors_beyond_1024_work():
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < 2400:
-        pytest.skip(f"this machine allows only {hard} open files")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2400), hard))
-    blockers = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
-    try:
-        with serving() as server:
-            peer = Raw(server.port)
-            assert peer.socket.fileno() > 1024
-            peer.send_pdv(3, store_command())
-            peer.send_pdv(2, b"data")
-            assert peer.status()[0] == 0x0000
-    finally:
-        for blocker in blockers:
-            os.close(blocker)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-# Cost and secrecy
-
-
-def test_an_instance_takes_no_more_memory_than_its_fragments():
-    seen = []
-
-    def handler(_incoming, data_set):
-        seen.append(sum(map(len, data_set)))
-        return 0x0000
-
-    with serving(handler, max_pdu=131072) as server:
-        peer = Raw(server.port)
-        peer.send_pdv(3, store_command())
-        peer.send_pdv(0, b"x" * 100)
-        gc.collect()
-        before = peak_mib()
-        chunk = bytes(131000)
-        for _ in range(1000):
-            peer.send_pdv(0, chunk)
-        peer.send_pdv(2, b"")
-        assert peer.status()[0] == 0x0000
-        assert seen == [100 + 131000 * 1000]
-        assert peak_mib() - before < 24
-
-
-def test_nothing_of_a_patient_reaches_a_log(caplog):
-    caplog.set_level(logging.DEBUG)
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("pynetdicom"):
-            logging.getLogger(name).setLevel(logging.DEBUG)
-
-    def refuse(_incoming, _data_set):
-        raise SpoolError("the disk is gone")
-
-    ds = Dataset()
-    ds.PatientName, ds.PatientID = "DOE^JOHN", "SECRET77"
-    ds.SOPClassUID, ds.SOPInstanceUID = CT, "1.2.3"
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    with structlog.testing.capture_logs() as logs, serving(refuse) as server:
-        ae = AE("PEER")
-        ae.add_requested_context(CT, ExplicitVRLittleEndian)
-        ae.add_requested_context(VERIFICATION)
-        assoc = ae.associate("127.0.0.1", server.port)
-        assert assoc.send_c_store(ds).Status == 0xA700
-        # A message our side cannot handle, with an identifier.
-        find = C_STORE()
-        find.MessageID, find.Priority = 5, 0
-        find.AffectedSOPClassUID, find.AffectedSOPInstanceUID = CT, "1.2.4"
-        find.DataSet = BytesIO(encode(ds, False, True))
-        message = C_STORE_RQ()
-        message.primitive_to_message(find)
-        message.command_set.CommandField = 0x0020
-        peer = Raw(server.port)
-        peer.send_pdv(3, encode(message.command_set, True, True))
-        peer.send_pdv(2, encode(ds, False, True))
-        assert peer.read()[0] in (ABORT, None)
-        assoc.release()
-    text = caplog.text + str(logs)
-    assert "DOE" not in text
-    assert "SECRET77" not in text
-    assert "the disk is gone" in text

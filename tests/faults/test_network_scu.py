@@ -8,20 +8,17 @@ import time
 from io import BytesIO
 
 import pytest
+from raw_peer import CT, item
 
 from dicom_node.dimse import StoreAssociation, StoreResponse, encode_file_meta, read_file_meta
 from dicom_node.errors import AssociationLost, AssociationRejected, ContextRefused
 
 pytestmark = pytest.mark.fault
 
-CT, IMPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2"
+IMPLICIT = "1.2.840.10008.1.2"
 J2K = "1.2.840.10008.1.2.4.90"
 ABORT = struct.pack(">BxLBBBB", 7, 4, 0, 0, 2, 0)
 RELEASE_RQ = struct.pack(">BxL4x", 5, 4)
-
-
-def item(kind, body):
-    return struct.pack(">BxH", kind, len(body)) + body
 
 
 def accept(results=(0,), max_pdu=16384, syntax=IMPLICIT):
