@@ -4,20 +4,21 @@ Those that have a test of their own elsewhere are not here; ``[watermark]`` is i
 tests/unit/cli/test_watermark_settings.py.
 """
 
-import io
 import signal
 import struct
 import time
 from pathlib import Path
 
+import auditors
 import pytest
 import verifying
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
+from spooled import put
 
 from dicom_node.config import parse
-from dicom_node.dimse import StoreRequest, read_file_meta
+from dicom_node.dimse import StoreRequest
 
 pytestmark = pytest.mark.peer
 
@@ -36,17 +37,6 @@ def begin_store(assoc, data_bytes):
                           (0, bytes(data_bytes))):  # fmt: skip
         head = struct.pack(">BxLLBB", 4, len(data) + 6, len(data) + 2, context.context_id, control)
         assoc.dul.socket.socket.sendall(head + data)
-
-
-def put(node, path):
-    """Spool a file for the PACS, past the receiver."""
-    meta = read_file_meta(io.BytesIO(content := path.read_bytes()))
-    with node.spool() as spool:
-        spool.receive(
-            content[: meta.data_set_offset], content[meta.data_set_offset :],
-            sop_class_uid=meta.sop_class_uid, sop_instance_uid=meta.sop_instance_uid,
-            transfer_syntax_uid=meta.transfer_syntax_uid, deliver_to=["pacs"],
-        )  # fmt: skip
 
 
 # [node]
@@ -176,14 +166,12 @@ def find(config):
     """Ask a service with this configuration for every study; return the status."""
     one = verifying.Service(config).start()
     try:
-        with verifying.client(one, verifying.STUDY_FIND) as assoc:
-            asked = verifying.keys(StudyInstanceUID="")
-            *_, (last, _) = assoc.send_c_find(asked, verifying.STUDY_FIND)
-        return last.Status
+        return auditors.find(one, verifying.keys(StudyInstanceUID=""))[1].Status
     finally:
         one.end()
 
 
+STUDY = verifying.keys(StudyInstanceUID="1.2.3.1")
 # Where nobody listens, and on this machine nobody ever will.
 ELSEWHERE = "127.0.0.9"
 
@@ -211,21 +199,6 @@ def test_the_archive_asked_is_the_one_that_verify_names(tmp_path, marks, archive
     assert archive.called != called
 
 
-def get(one):
-    came = []
-
-    def store(event):
-        came.append(event.dataset)
-        return 0x0000
-
-    with verifying.client(one, verifying.STUDY_GET, storage=[CTImageStorage],
-                          on_store=store) as assoc:  # fmt: skip
-        asked = verifying.keys(StudyInstanceUID="1.2.3.1")
-        status = list(assoc.send_c_get(asked, verifying.STUDY_GET))[-1][0]
-    assert status.Status == 0x0000
-    return came
-
-
 def test_the_archive_is_told_to_move_to_fetch_ae_title(tmp_path, marks):
     fetch_port = verifying.refusing_port()
     files = [marked for _, marked in marks.study(1, 1, size=128)]
@@ -234,7 +207,7 @@ def test_the_archive_is_told_to_move_to_fetch_ae_title(tmp_path, marks):
                                  fetch_ae_title="HERE")  # fmt: skip
     one = verifying.Service(parse(text, "test")).start()
     try:
-        assert len(get(one)) == 1
+        assert len(auditors.get(one, STUDY)[0]) == 1
         assert archive.move_destinations == {"HERE"}
     finally:
         one.end()
@@ -248,7 +221,7 @@ def test_policy_is_what_clients_without_one_of_their_own_are_given(
     text = verifying.config_text(tmp_path, marks.keys, archive.port, policy=policy)
     one = verifying.Service(parse(text, "test")).start()
     try:
-        [came] = get(one)
+        [came], _, _ = auditors.get(one, STUDY)
     finally:
         one.end()
     [pair] = marks.study(1, 1, size=128)
