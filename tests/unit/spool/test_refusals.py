@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
+from types import SimpleNamespace
 
 from dicom_node.config import SpoolConfig
 from dicom_node.spool import Spool
 
-NOW = 1_700_000_000.0
 CT, EXPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
-
-
-class Clock:
-    now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def spool(tmp_path: Path, clock: Clock) -> Iterator[Spool]:
-    settings = SpoolConfig(directory=tmp_path / "spool", min_free_mib=0, max_backlog=1000)
-    with Spool(settings, clock=clock) as opened:
-        yield opened
 
 
 def put(spool: Spool, uid: str) -> int:
@@ -41,7 +18,7 @@ def put(spool: Spool, uid: str) -> int:
 
 
 def test_a_delivery_that_ends_its_forwarder_ten_times_is_held_with_the_reason(
-    spool: Spool, clock: Clock
+    spool: Spool, clock: SimpleNamespace
 ) -> None:
     job = put(spool, "1.2.3")
     for _ in range(10):
@@ -57,7 +34,7 @@ def test_a_delivery_that_ends_its_forwarder_ten_times_is_held_with_the_reason(
     assert [d.job_id for d in spool.claim_delivery("pacs")] == [job]
 
 
-def test_only_crashes_in_a_row_count(spool: Spool, clock: Clock) -> None:
+def test_only_crashes_in_a_row_count(spool: Spool, clock: SimpleNamespace) -> None:
     job = put(spool, "1.2.3")
     for _ in range(11):
         [claimed] = spool.claim_delivery("pacs", lease_s=10)
@@ -69,7 +46,7 @@ def test_only_crashes_in_a_row_count(spool: Spool, clock: Clock) -> None:
 
 
 def test_a_forwarder_that_was_killed_by_a_drain_is_no_crash_of_its_delivery(
-    spool: Spool, clock: Clock
+    spool: Spool, clock: SimpleNamespace
 ) -> None:
     job = put(spool, "1.2.3")
     for _ in range(11):
@@ -78,7 +55,9 @@ def test_a_forwarder_that_was_killed_by_a_drain_is_no_crash_of_its_delivery(
     assert spool.deliveries(job)[0].state == "waiting"
 
 
-def test_new_work_goes_before_what_was_refused_three_times(spool: Spool, clock: Clock) -> None:
+def test_new_work_goes_before_what_was_refused_three_times(
+    spool: Spool, clock: SimpleNamespace
+) -> None:
     bad = [put(spool, f"1.2.{number}") for number in range(5)]
     for _ in range(3):
         for delivery in spool.claim_delivery("pacs", limit=5):
@@ -91,8 +70,7 @@ def test_new_work_goes_before_what_was_refused_three_times(spool: Spool, clock: 
     assert spool.claim_delivery("pacs")[0].job_id in bad
 
 
-def test_a_journal_of_the_last_release_gets_the_count(tmp_path: Path) -> None:
-    settings = SpoolConfig(directory=tmp_path / "spool", min_free_mib=0, max_backlog=1000)
+def test_a_journal_of_the_last_release_gets_the_count(settings: SpoolConfig) -> None:
     with Spool(settings) as spool:
         job = put(spool, "1.2.3")
         spool._journal._connection.executescript(
