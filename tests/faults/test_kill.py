@@ -18,6 +18,7 @@ import harness
 import pydicom
 import pytest
 import verifying
+from auditors import DETAILS, MISSING, VERDICT, VERIFIED, find
 from harness import ct
 from pydicom.uid import generate_uid
 
@@ -36,7 +37,6 @@ PROCESSES = (
 )  # fmt: skip
 VICTIMS = (*PROCESSES, "supervisor", "all")
 STUDY = "1.2.3.1"
-VERDICT, VERIFIED, MISSING, DETAILS = 0x10, 0x13, 0x16, 0x17
 
 
 class Modality(threading.Thread):
@@ -223,9 +223,9 @@ def assert_vouched_for(node, uids):
     with node.spool() as spool:
         harness.wait_for(lambda: not spool.outbox(1), 60, lambda: node.output[-4000:])
     service = types.SimpleNamespace(port=node.config.verify.port)
-    with verifying.client(service, verifying.STUDY_FIND) as assoc:
-        asked = verifying.verify_now(verifying.keys(StudyInstanceUID=STUDY))
-        *_, (_, match), (last, _) = assoc.send_c_find(asked, verifying.STUDY_FIND)
+    asked = verifying.verify_now(verifying.keys(StudyInstanceUID=STUDY))
+    # What comes before the last match is how far the check is.
+    [*_, match], last = find(service, asked)
     said = verifying.block_of(match)
     assert last.Status == 0x0000
     assert (said[VERDICT], said[VERIFIED], said[MISSING]) == ("authentic", len(uids), 0)

@@ -16,6 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
 from spooled import put
+from verify_faults import checking_workers
 
 from dicom_node.config import parse
 from dicom_node.dimse import StoreRequest
@@ -85,7 +86,7 @@ def test_a_transfer_in_hand_is_cut_shutdown_timeout_s_after_sigterm(node, wait_f
     began = time.monotonic()
     child.process.send_signal(signal.SIGTERM)
     assert child.process.wait(20) == 0
-    assert timeout_s <= time.monotonic() - began < timeout_s + 3.4
+    assert timeout_s <= time.monotonic() - began < timeout_s + 10
 
 
 # [[destination]]
@@ -172,7 +173,7 @@ def find(config):
 
 
 STUDY = verifying.keys(StudyInstanceUID="1.2.3.1")
-# Where nobody listens, and on this machine nobody ever will.
+# An address of this machine on which nobody listens.
 ELSEWHERE = "127.0.0.9"
 
 
@@ -226,3 +227,22 @@ def test_policy_is_what_clients_without_one_of_their_own_are_given(
         one.end()
     [pair] = marks.study(1, 1, size=128)
     assert came.PixelData == verifying.pydicom.dcmread(pair[given]).PixelData
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_as_many_processes_check_as_workers_says(tmp_path, marks, wait_for, workers):
+    archive = Archive([marked for _, marked in marks.study(2, 6, size=128)])
+    before = set(checking_workers())
+
+    def started():
+        return len({*checking_workers()} - before)
+
+    text = verifying.config_text(tmp_path, marks.keys, archive.port, workers=workers)
+    one = verifying.Service(parse(text, "test")).start()
+    try:
+        # They start when there is something to check.
+        assert len(auditors.get(one, verifying.keys(StudyInstanceUID="1.2.3.2"))[0]) == 6
+        wait_for(lambda: started() == workers, 20, lambda: f"{started()} processes")
+    finally:
+        one.end()
+        archive.stop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import threading
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from harness import wait_for
 from pynetdicom.sop_class import CTImageStorage
-from verify_faults import get, left
+from verify_faults import checking_workers, get, left
 from verifying import STUDY_FIND, STUDY_GET, STUDY_MOVE, client, keys, verify_now
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
@@ -89,22 +88,11 @@ def test_a_checking_worker_that_is_killed_costs_one_verdict_and_no_association(s
                 on_store=lambda event: 0x0000) as assoc:  # fmt: skip
         answers = assoc.send_c_get(keys(StudyInstanceUID="1.2.3.1"), STUDY_GET)
         next(answers)
-        for pid in _workers():
+        for pid in checking_workers():
             os.kill(pid, 9)
         last = list(answers)[-1][0]
     assert last.NumberOfCompletedSuboperations + last.NumberOfWarningSuboperations == 6
     assert last.NumberOfWarningSuboperations <= 1
-
-
-def _workers():
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-            command = (process / "cmdline").read_bytes()
-            if int(parent) == os.getpid() and b"checking_worker" in command:
-                found.append(int(process.name))
-    return found
 
 
 def _descriptors():
