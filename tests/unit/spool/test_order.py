@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from dicom_node.config import SpoolConfig
 from dicom_node.spool import Spool
 from dicom_node.spool import delivery_queue as queue
 from dicom_node.spool.records import Delivery
-
-
-class Clock:
-    """Seconds that pass only when told to."""
-
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def spool(tmp_path: Path, clock: Clock) -> Iterator[Spool]:
-    settings = SpoolConfig(directory=tmp_path / "spool", min_free_mib=0)
-    with Spool(settings, clock=clock) as opened:
-        yield opened
 
 
 def send(spool: Spool, content: bytes, *destinations: str, uid: str = "1.2.3") -> int:
@@ -46,7 +23,7 @@ def claim(spool: Spool, limit: int = 10, *, fresh_first: bool = False) -> list[D
 
 
 def test_a_later_version_does_not_overtake_one_that_was_refused(
-    spool: Spool, clock: Clock
+    spool: Spool, clock: SimpleNamespace
 ) -> None:
     first, second = send(spool, b"first", "pacs"), send(spool, b"second", "pacs")
     [delivery] = claim(spool)
@@ -73,7 +50,7 @@ def test_a_later_version_does_not_overtake_one_that_was_refused(
 
 
 def test_a_later_version_that_was_marked_first_waits_for_the_earlier(
-    spool: Spool, clock: Clock
+    spool: Spool, clock: SimpleNamespace
 ) -> None:
     first, second = send(spool, b"first"), send(spool, b"second")
     a, b = spool.claim(lease_s=60), spool.claim(lease_s=60)
@@ -95,7 +72,7 @@ def test_others_pass_by_the_one_that_waits(spool: Spool, fresh_first: bool) -> N
 
 
 def test_nobody_waits_for_a_version_that_is_held_or_at_another_destination(
-    spool: Spool, clock: Clock
+    spool: Spool, clock: SimpleNamespace
 ) -> None:
     send(spool, b"first", "pacs", "archive")
     second = send(spool, b"second", "pacs")
