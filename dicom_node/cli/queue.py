@@ -152,20 +152,34 @@ def _change(spool: Spool, arguments: argparse.Namespace, destinations: list[str]
     change = _CHANGES[arguments.action][0]
     code = EXIT_OK
     for job_id in ids:
-        done = change(spool, job_id, destinations)
-        if not done and not arguments.ids:
+        newer = spool.newer_version(job_id) if arguments.action == "release" else None
+        kept = newer is not None and not arguments.ids
+        done = not kept and change(spool, job_id, destinations)
+        if not done and not kept and not arguments.ids:
             continue
         job = _known(spool, job_id)
         if arguments.json:
-            print_json({"id": job_id, "action": arguments.action, "done": done, "state": job.state})
-        else:
-            said = (
-                "" if done else f", cannot {arguments.action} it: {job.reason or 'nothing waits'}"
+            said = {} if newer is None else {"newer_version": newer}
+            print_json(
+                {"id": job_id, "action": arguments.action, "done": done, "state": job.state} | said
             )
-            print(f"job {job_id} is {job.state}{said}")
+        else:
+            print(f"job {job_id} is {job.state}{_said(arguments.action, job, newer, done)}")
         if not done:
             code = EXIT_FAILED
     return code
+
+
+def _said(action: str, job: Job, newer: int | None, done: bool) -> str:
+    """Return what there is to say of a change beside the new state."""
+    if newer is not None and done:
+        return f", it takes the place of job {newer}, a later version that was delivered"
+    if newer is not None:
+        return (
+            f", kept: job {newer}, a later version under its UID, was delivered;"
+            f" `queue release {job.id}` puts this one in its place"
+        )
+    return "" if done else f", cannot {action} it: {job.reason or 'nothing waits'}"
 
 
 _Change = Callable[[Spool, int, list[str]], bool]

@@ -18,7 +18,8 @@ from dicom_node.spool.records import Delivery
 from dicom_node.spool.reserve import on_a_full_disk
 
 LEASE_S = 180.0
-LET_PASS_S = 1.0
+LET_PASS_S, LONGEST_PASS_S = 1.0, 60.0
+_PASSES = 32  # in one transaction: others write, too
 _HOLD_AT_ONCE = 500
 _TOLD: dict[str, Kind] = {"delivered": "delivered", "held": "held"}
 _log = structlog.get_logger(__name__)
@@ -64,21 +65,26 @@ class DeliveryQueue(MarkingQueue):
 
     def _claim_in_order(self, **values: Any) -> list[sqlite3.Row]:
         """Claim what is due, but for what has to wait for an earlier version."""
-        while claimed := self._journal.rows("claim_deliveries", **values):
+        passes = 0
+        while passes < _PASSES and (claimed := self._journal.rows("claim_deliveries", **values)):
             found = [row for c in claimed for row in self._journal.rows("delivery", id=c["id"])]
-            if rows := [row for row in found if not self._lets_pass(row, values["now"])]:
+            rows = [row for row in found if not self._lets_pass(row, values["now"])]
+            if rows:
                 return rows
+            passes += len(found)
         return []
 
     def _lets_pass(self, row: sqlite3.Row, now: float) -> bool:
         """Whether an earlier version of this instance goes first; put it back then."""
         where = {"destination": row["destination"], "job_id": row["job_id"]}
-        [earlier] = self._journal.rows("overtaken", **where)
-        if earlier["id"] is None:
+        earlier = self._journal.row("overtaken", **where)
+        if earlier is None:
             return False
-        due_at = max(now, earlier["due_at"]) + LET_PASS_S
         reason = f"job {earlier['id']}, an earlier version under its UID, goes first"
-        self._journal.rows("let_pass", id=row["id"], due_at=due_at, reason=reason)
+        self._journal.rows(
+            "let_pass", id=row["id"], now=now, reason=reason,
+            shortest_s=LET_PASS_S, longest_s=LONGEST_PASS_S,
+        )  # fmt: skip
         return True
 
     def wait_for_delivery(self, destination: str, timeout_s: float) -> bool:
@@ -191,6 +197,8 @@ class DeliveryQueue(MarkingQueue):
                     reason=values["reason"], destination=delivery.destination,
                     status=values["status"], delivered_syntax_uid=syntax,
                 )  # fmt: skip
+                where = {"destination": delivery.destination, "job_id": delivery.job_id}
+                journal.rows("next_version", now=now, **where)
             return journal.row("settle_job", id=delivery.job_id, now=now)
 
     def _remove_later(self, job: sqlite3.Row) -> None:

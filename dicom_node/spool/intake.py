@@ -9,6 +9,7 @@ from typing import Any
 from dicom_node.errors import SpoolFull
 from dicom_node.spool.base import MARK, forward_channel
 from dicom_node.spool.files import Buffer, free_bytes
+from dicom_node.spool.journal import Journal
 from dicom_node.spool.lost import LostFiles
 from dicom_node.spool.records import Receipt
 from dicom_node.spool.reserve import RESERVE_MIB
@@ -110,9 +111,9 @@ class Intake(LostFiles):
         -------
         Receipt
             Undelivered jobs absorb a second arrival of the same bytes (`duplicate_of`), as their
-            own if the first was lost (`restored`); after delivery the same bytes are a new job that
-            repeats the first one's marking (`repeat_of`); other bytes under the same UID are a job
-            of their own (`conflicts_with`).
+            own if the first was lost (`restored`); after delivery, or after other bytes under the
+            same UID, they are a new job that repeats the first one's marking (`repeat_of`); other
+            bytes under the same UID are a job of their own (`conflicts_with`).
 
         Raises
         ------
@@ -178,8 +179,7 @@ class Intake(LostFiles):
                     return Receipt(known, duplicate_of=known, restored=True)
                 journal.rows("coalesce", id=known, now=values["now"])
                 return Receipt(known, duplicate_of=known)
-            # The newest: what an administrator released as another version is what the PACS has.
-            first = next((row for row in same if row["state"] == "delivered"), None)
+            first = self._first_marking(journal, values)
             alike = {row["id"] for row in same}
             other = next((row for row in earlier if row["id"] not in alike), None)
             if not values["sop_instance_uid"]:
@@ -212,3 +212,13 @@ class Intake(LostFiles):
             repeat_of=int(first["id"]) if first else None,
             conflicts_with=int(other["id"]) if other else None,
         )
+
+    def _first_marking(self, journal: Journal, values: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what these bytes are marked like: as the first, though that is yet to be."""
+        row = journal.row("first_marking", **{
+            name: values[name] for name in ("sop_instance_uid", "digest", "transfer_syntax_uid")
+        })  # fmt: skip
+        if row is None:
+            return None
+        [dated] = journal.rows("date_job", id=row["id"], now=values["now"])
+        return {"id": row["id"], "key_id": row["key_id"], "marked_at": dated["marked_at"]}

@@ -15,7 +15,8 @@ from dicom_node.errors import SpoolError, SpoolFull
 from dicom_node.spool.files import free_bytes
 
 BUSY_TIMEOUT_S = 30.0
-SCHEMA_VERSION = 4  # 1 had no outbox, 2 no new UIDs, 3 no limit of crashed deliveries
+# 1 had no outbox, 2 no new UIDs, 3 no limit of crashed deliveries, 4 no index of open versions.
+SCHEMA_VERSION = 5
 _NO_ROOM_PERHAPS = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 _LAST_BYTES = 1 << 16
 
@@ -63,7 +64,7 @@ class Journal:
         [version] = self._connection.execute("PRAGMA user_version").fetchone()
         if version == SCHEMA_VERSION:
             return
-        if version not in (0, 1, 2, 3):
+        if version not in range(SCHEMA_VERSION):
             raise SpoolError(
                 f"{self.path}: journal version {version}, this release reads {SCHEMA_VERSION};"
                 " empty the spool with the release that wrote it"

@@ -39,6 +39,8 @@ CREATE TABLE IF NOT EXISTS job (
 );
 CREATE INDEX IF NOT EXISTS job_by_state ON job (state, due_at);
 CREATE INDEX IF NOT EXISTS job_by_uid ON job (sop_instance_uid);
+CREATE INDEX IF NOT EXISTS job_open_by_uid ON job (sop_instance_uid)
+    WHERE state IN ('received', 'marking', 'marked');
 CREATE INDEX IF NOT EXISTS job_by_result_uid ON job (result_instance_uid)
     WHERE result_instance_uid IS NOT NULL;
 CREATE TABLE IF NOT EXISTS sent_as (
@@ -125,6 +127,20 @@ SELECT sum(jobs) FROM tally WHERE state IN ('received', 'marking', 'marked', 'he
 SELECT id, name, state, size, digest, transfer_syntax_uid, marked_at, key_id, result_name FROM job
  WHERE sop_instance_uid = :sop_instance_uid AND state <> 'dropped' ORDER BY id DESC LIMIT 100;
 
+-- first_marking --
+-- The job whose marking the same bytes repeat: what somebody has got before what is on its way. The
+-- newest: what an administrator released as another version is what the PACS has.
+SELECT id, marked_at, key_id,
+       EXISTS (SELECT 1 FROM delivery WHERE job_id = job.id AND state = 'delivered') AS sent FROM job
+ WHERE sop_instance_uid = :sop_instance_uid AND digest = :digest
+   AND transfer_syntax_uid = :transfer_syntax_uid AND (sent OR state NOT IN ('rejected', 'dropped'))
+ ORDER BY sent DESC, id DESC LIMIT 1;
+
+-- date_job --
+-- It is marked with this time, whoever of those that repeat each other is marked first.
+UPDATE job SET marked_at = coalesce(marked_at, CAST(:now AS INTEGER)) WHERE id = :id
+RETURNING marked_at;
+
 -- add_job --
 -- A new instance; its file already lies in received/ under this name.
 INSERT INTO job (name, state, size, digest, sop_class_uid, sop_instance_uid, transfer_syntax_uid,
@@ -176,6 +192,8 @@ SELECT min(t) FROM (SELECT min(due_at) AS t FROM job WHERE state = 'received'
 -- On a full disk only one whose result fits beside those that are being written is taken.
 UPDATE job SET state = 'marking', worker = :worker, attempts = attempts + 1,
                lease_until = :lease_until, marked_at = coalesce(marked_at, :marked_at),
+               key_id = coalesce(key_id, (SELECT first.key_id FROM job AS first
+                                           WHERE first.id = job.repeat_of)),
                updated_at = :now
  WHERE id = (SELECT id FROM job WHERE state = 'received' AND due_at <= :now
                 AND size <= :room - (SELECT coalesce(sum(size), 0) FROM job WHERE state = 'marking')
@@ -228,7 +246,11 @@ UPDATE job SET state = 'marked', action = :action, reason = :reason, key_id = :k
                study_instance_uid = :study_instance_uid,
                series_instance_uid = :series_instance_uid,
                differs_from_repeat = coalesce((SELECT first.result_digest <> :result_digest
-                                                 FROM job AS first WHERE first.id = job.repeat_of), 0)
+                                                 FROM job AS first WHERE first.id = job.repeat_of
+                                                  AND (first.state <> 'dropped' OR EXISTS (
+                                                       SELECT 1 FROM delivery AS d
+                                                        WHERE d.job_id = first.id
+                                                          AND d.state = 'delivered'))), 0)
                    OR (coalesce(result_digest, :result_digest) <> :result_digest
                        AND EXISTS (SELECT 1 FROM delivery WHERE job_id = :id AND state = 'delivered')),
                worker = '', lease_until = 0, updated_at = :now
@@ -269,20 +291,38 @@ UPDATE delivery SET state = 'sending', worker = :worker, attempts = attempts + 1
 RETURNING id;
 
 -- overtaken --
--- When an earlier version under the same SOP Instance UID is due here itself: a PACS keeps whichever
--- comes last. Held ones wait for an administrator and nobody waits for them.
-SELECT earlier.id, max(coalesce(d.due_at, earlier.due_at)) AS due_at
-  FROM job AS j JOIN job AS earlier ON earlier.sop_instance_uid = j.sop_instance_uid
-                                   AND earlier.id < j.id
+-- The nearest earlier version under the same SOP Instance UID that is still on its way here: a PACS
+-- keeps whichever comes last. Held ones wait for an administrator, and nobody waits for them.
+SELECT earlier.id
+  FROM job AS j JOIN job AS earlier INDEXED BY job_open_by_uid
+    ON earlier.sop_instance_uid = j.sop_instance_uid AND earlier.id < j.id
+   AND earlier.state IN ('received', 'marking', 'marked')
   LEFT JOIN delivery AS d ON d.job_id = earlier.id AND d.destination = :destination
  WHERE j.id = :job_id AND j.sop_instance_uid <> ''
-   AND (earlier.state IN ('received', 'marking') OR d.state IN ('waiting', 'sending'));
+   AND (earlier.state <> 'marked' OR d.state IN ('waiting', 'sending'))
+ ORDER BY earlier.id DESC LIMIT 1;
 
 -- let_pass --
--- A delivery just claimed waits for an earlier version; that is no attempt.
+-- A delivery just claimed waits for an earlier version; that is no attempt. It looks again after a
+-- quarter of its age: the earlier one wakes it (next_version), but for rare ways to end.
 UPDATE delivery SET state = 'waiting', worker = '', lease_until = 0, attempts = attempts - 1,
-                    due_at = :due_at, reason = :reason
+       due_at = :now + min(:longest_s, max(:shortest_s,
+                (:now - (SELECT received_at FROM job WHERE job.id = delivery.job_id)) / 4)),
+       reason = :reason
  WHERE id = :id;
+
+-- next_version --
+-- One version is through or held: the next under its UID need not wait any longer.
+UPDATE delivery SET due_at = :now
+ WHERE destination = :destination AND state = 'waiting' AND due_at > :now
+   AND job_id = (SELECT later.id
+                   FROM job AS later INDEXED BY job_open_by_uid
+                   JOIN delivery AS d ON d.job_id = later.id AND d.destination = :destination
+                                     AND d.state = 'waiting'
+                  WHERE later.sop_instance_uid = (SELECT sop_instance_uid FROM job WHERE id = :job_id)
+                    AND later.sop_instance_uid <> '' AND later.id > :job_id
+                    AND later.state IN ('received', 'marking', 'marked')
+                  ORDER BY later.id LIMIT 1);
 
 -- delivery --
 -- One delivery with what a forwarder needs of its job.
@@ -425,6 +465,16 @@ UPDATE job SET reason = '', crashes = 0, released = 1, due_at = :now, updated_at
        state = CASE WHEN EXISTS (SELECT 1 FROM delivery WHERE job_id = :id) THEN 'marked'
                     ELSE 'received' END
  WHERE id = :id AND state IN ('held', 'rejected') RETURNING state;
+
+-- newer_version --
+-- The latest version under this UID that a destination has got for which this job is held.
+SELECT max(later.id) AS id FROM job AS j
+  JOIN job AS later ON later.sop_instance_uid = j.sop_instance_uid AND later.id > j.id
+                   AND (later.digest <> j.digest OR later.transfer_syntax_uid <> j.transfer_syntax_uid)
+  JOIN delivery AS had ON had.job_id = later.id AND had.state = 'delivered'
+  JOIN delivery AS held ON held.job_id = j.id AND held.state = 'held'
+                       AND held.destination = had.destination
+ WHERE j.id = :id AND j.sop_instance_uid <> '';
 
 -- drop_deliveries --
 -- No destination gets it any more.

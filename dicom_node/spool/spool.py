@@ -102,6 +102,11 @@ class Spool(DeliveryQueue):
         self._ring(*marking, *(forward_channel(row["destination"]) for row in deliveries))
         return bool(jobs or deliveries)
 
+    def newer_version(self, job_id: int) -> int | None:
+        """Return the job whose other version a destination has that would get this held one."""
+        row = self._journal.row("newer_version", id=job_id)
+        return row["id"] if row else None
+
     def _redirect(
         self, journal: Journal, job_id: int, destinations: Sequence[str], now: float
     ) -> bool:

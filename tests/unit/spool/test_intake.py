@@ -248,3 +248,45 @@ def test_instances_without_a_uid_do_not_conflict(spool: Spool) -> None:
     send(spool, b"a", "")
     receipt = send(spool, b"b", "")
     assert receipt.conflicts_with is None
+
+
+def test_after_a_b_a_the_last_a_is_marked_like_the_first(
+    spool: Spool, clock: SimpleNamespace
+) -> None:
+    first, _, last = (send(spool, data) for data in (b"A", b"B", b"A"))
+    assert last.repeat_of == first.job_id
+    claimed = []
+    for _ in range(3):
+        job = spool.claim()
+        assert job is not None
+        claimed.append(job)
+        clock.now += 100
+    assert claimed[0].marked_at == claimed[2].marked_at != claimed[1].marked_at
+
+
+def test_what_one_destination_has_is_repeated_though_the_job_was_dropped(spool: Spool) -> None:
+    first = send(spool, b"A")
+    mark(spool, "archive", "pacs")
+    [delivery] = spool.claim_delivery("archive")
+    spool.delivered(delivery)
+    spool.drop(first.job_id)
+    again = send(spool, b"A")
+    assert again.repeat_of == first.job_id
+    assert spool.claim().marked_at == spool.job(first.job_id).marked_at
+
+
+def test_what_nobody_has_and_was_dropped_is_marked_anew(
+    spool: Spool, clock: SimpleNamespace
+) -> None:
+    first = send(spool, b"A")
+    mark(spool, "pacs")
+    spool.drop(first.job_id)
+    clock.now += 100
+    assert send(spool, b"A").repeat_of is None
+
+
+def test_a_version_older_than_a_hundred_others_is_known(spool: Spool) -> None:
+    first = send(spool, b"A")
+    for number in range(101):
+        send(spool, b"B%d" % number)
+    assert send(spool, b"A").repeat_of == first.job_id
