@@ -19,6 +19,7 @@ BUSY_TIMEOUT_S = 30
 CONNECT_TIMEOUT_S = 10
 STATEMENT_TIMEOUT_S = 60
 SILENCE_S = 30
+_KEPT_OPEN = 2  # connections; more are made when they are needed, and closed after
 _WRITERS_TURN = 0x4449434F4D  # the advisory lock of PostgreSQL that writers take: "DICOM"
 
 
@@ -51,7 +52,8 @@ class Database:
 
     def _settings(self) -> dict[str, Any]:
         if self._sqlite:
-            return {"connect_args": {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}}
+            arguments = {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+            return {"connect_args": arguments, "pool_size": _KEPT_OPEN}
         limits: dict[str, Any] = {
             "connect_timeout": CONNECT_TIMEOUT_S,
             "options": f"-c statement_timeout={STATEMENT_TIMEOUT_S}s",
@@ -64,7 +66,7 @@ class Database:
             # What the URL says itself goes before.
             "connect_args": {k: v for k, v in limits.items() if k not in self.url.query},
             "pool_pre_ping": True,
-            "pool_size": 2,
+            "pool_size": _KEPT_OPEN,
         }
 
     @property
