@@ -52,7 +52,8 @@ def register(subparsers: Subparsers) -> None:
         exit_codes={
             0: "every instance is authentic and none is missing; a changed header is named",
             1: "at least one is not authentic or missing",
-            3: "at least one study could not be checked; all others are authentic and whole",
+            3: "at least one study could not be checked (PACS or registry is away); all others are"
+               " authentic and whole",
         },
     )  # fmt: skip
     which = parser.add_argument_group("which studies", _WHICH_DAYS)
@@ -100,9 +101,10 @@ def run(arguments: argparse.Namespace) -> int:
                 advance()
                 reported = arguments.report is not None and bool(check.instances)
                 how = "report" if reported else "command"
-                inspector.recorder.record(
-                    verdict_given(check, account(), how, missing=len(check.absent))
-                )
+                if check.instances or check.absent:
+                    inspector.recorder.record(
+                        verdict_given(check, account(), how, missing=len(check.absent))
+                    )
                 _tell(check, as_json=arguments.json)
                 if reported:
                     _report(check, arguments.report, inspector)
@@ -160,7 +162,7 @@ def _tell(check: StudyCheck, *, as_json: bool) -> None:
         print_json(check.to_json())
         return
     counted = ", ".join(f"{number} {verdict}" for verdict, number in check.counts.items())
-    parts = [check.study_instance_uid, check.verdict if check.instances else "not there", counted]
+    parts = [check.study_instance_uid, check.verdict or "not there", counted]
     for what, uids in (
         ("missing", check.absent), (check.failure, check.unsent),
         ("extra", check.extra), ("transcoded", check.transcoded),
@@ -170,6 +172,8 @@ def _tell(check: StudyCheck, *, as_json: bool) -> None:
         if uids:
             more = f" and {len(uids) - _NAMED} more" if len(uids) > _NAMED else ""
             parts.append(f"{what}: {', '.join(uids[:_NAMED])}{more}")
+    if check.unregistered:
+        parts.append(f"registry: {check.registry}")
     headers = check.headers
     if headers.changed:
         parts.append(f"headers changed: {headers.changed} ({headers.named})")

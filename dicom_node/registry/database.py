@@ -15,7 +15,11 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from dicom_node.errors import ConfigError, RegistryError
 
 BUSY_TIMEOUT_S = 30
+# A server that is reached and silent, and one whose machine is gone: neither is waited for longer.
 CONNECT_TIMEOUT_S = 10
+STATEMENT_TIMEOUT_S = 60
+SILENCE_S = 30
+_KEPT_OPEN = 2  # connections; more are made when they are needed, and closed after
 _WRITERS_TURN = 0x4449434F4D  # the advisory lock of PostgreSQL that writers take: "DICOM"
 
 
@@ -26,6 +30,7 @@ class Database:
     ----------
     url
         ``sqlite:///FILE`` or ``postgresql+psycopg://USER@HOST/NAME`` (``postgresql://`` will do).
+        libpq's parameters in its query replace the time limits here (``?connect_timeout=3``).
 
     Raises
     ------
@@ -47,11 +52,21 @@ class Database:
 
     def _settings(self) -> dict[str, Any]:
         if self._sqlite:
-            return {"connect_args": {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}}
+            arguments = {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+            return {"connect_args": arguments, "pool_size": _KEPT_OPEN}
+        limits: dict[str, Any] = {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_S}s",
+            "tcp_user_timeout": SILENCE_S * 1000,
+            "keepalives_idle": SILENCE_S // 2,
+            "keepalives_interval": SILENCE_S // 6,
+            "keepalives_count": 3,
+        }
         return {
-            "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
+            # What the URL says itself goes before.
+            "connect_args": {k: v for k, v in limits.items() if k not in self.url.query},
             "pool_pre_ping": True,
-            "pool_size": 2,
+            "pool_size": _KEPT_OPEN,
         }
 
     @property

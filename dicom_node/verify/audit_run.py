@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from dicom_node.audit.recording import key_used
-from dicom_node.errors import ConfigError, ForwardError, NodeError
+from dicom_node.errors import ConfigError, ForwardError, NodeError, RegistryError
 from dicom_node.verify import identifiers
 from dicom_node.verify.checked_fetch import Pace
 from dicom_node.verify.inspector import Inspector
@@ -204,8 +204,9 @@ def run(
     Returns
     -------
     Summary
-        Of all of the plan, what an earlier run finished included. A study that the PACS could not
-        be asked about, or failed to send whole, is in `failed`, and is left for the next run.
+        Of all of the plan, what an earlier run finished included. A study that PACS or registry
+        could not be asked about, or that the PACS failed to send whole, is in `failed`, and is left
+        for the next run.
     """
     keep_files = keep_files or inspector.config.verify.store_reports
     summary = Summary()
@@ -218,7 +219,7 @@ def run(
                 Wanted(study), checked_by=checked_by, progress=progress, pace=pace,
                 keep_files=keep_files,
             )  # fmt: skip
-        except ForwardError as error:
+        except (ForwardError, RegistryError) as error:
             log.warning("study not checked", study_instance_uid=study, reason=str(error))
             summary.failed[study] = str(error)
             continue
@@ -344,7 +345,7 @@ def draw(
 ) -> tuple[str, ...]:  # fmt: skip
     """Return some of these studies, drawn by chance, with about `instances` instances in all.
 
-    One that the registry does not know counts as one instance.
+    One that the registry does not know counts as one instance; it has to be there (RegistryError).
     """
     known = list(studies)
     (chance or random.SystemRandom()).shuffle(known)

@@ -18,6 +18,7 @@ from dicom_node.watermark.robust import Pose
 from dicom_node.watermark.tiles import Box
 
 if TYPE_CHECKING:
+    from dicom_node.registry.access import RegistryAccess
     from dicom_node.registry.registry import Registry
 
 Known = Callable[[bytes], Sequence[bytes]]
@@ -66,14 +67,14 @@ def fingerprints_in(registry: Registry) -> Known:
 
 def fingerprints_at(url: str) -> Known:
     """Return the lookup in the registry at `url`, which is opened when it is first asked."""
-    opened: list[Known] = []
+    opened: list[RegistryAccess] = []
 
     def known(message: bytes) -> Sequence[bytes]:
-        from dicom_node.registry.registry import Registry
+        from dicom_node.registry.access import RegistryAccess
 
         if not opened:
-            opened.append(fingerprints_in(Registry.open(url)))
-        return opened[0](message)
+            opened.append(RegistryAccess(url))
+        return opened[0].ask(lambda registry: fingerprints_in(registry)(message))
 
     return known
 

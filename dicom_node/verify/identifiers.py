@@ -183,11 +183,20 @@ def parse(encoded: bytes, syntax: str, *, patient_root: bool, retrieve: bool) ->
     levels = LEVELS if patient_root else LEVELS[1:]
     if level not in levels:
         raise IdentifierError(f"Query/Retrieve Level is not one of {', '.join(levels)}")
+    if not retrieve:
+        _open_universal(ds)
     uids = [_uids(ds, UNIQUE[each]) for each in LEVELS[1:]]
     inquiry = Inquiry(level, ds, verify_now, *uids)
     if retrieve:
         _require_keys(inquiry, ds, patient_root=patient_root)
     return inquiry
+
+
+def _open_universal(ds: Dataset) -> None:
+    """Empty a unique key that is a lone ``*``: some clients write universal matching so."""
+    for level in LEVELS[1:]:
+        if _text(ds, UNIQUE[level]) == "*":
+            ds.add(DataElement(tag_of(_TAG[UNIQUE[level]]), "UI", ""))
 
 
 def _require_keys(inquiry: Inquiry, ds: Dataset, *, patient_root: bool) -> None:

@@ -19,7 +19,7 @@ from dicom_node.verify.checking_pool import CheckingPool
 from dicom_node.verify.fetching import Fetched, Fetcher
 from dicom_node.verify.inner_storage import scratch_folder
 from dicom_node.verify.pacs import Pacs, Planned, Wanted
-from dicom_node.verify.recording import Recorder
+from dicom_node.verify.recording import Recorder, Watch
 from dicom_node.verify.study import CheckedInstance, StudyCheck, remove_files, study_check
 
 _BATCH = 50
@@ -88,6 +88,8 @@ class Inspector:
         ------
         ForwardError
             If the PACS cannot be asked or does not finish: nothing is said of what is missing.
+        RegistryError
+            If the registry cannot be asked what ought to be there. Nothing is fetched then.
         """
         found: list[CheckedInstance] = []
         try:
@@ -110,7 +112,7 @@ class Inspector:
             return False
 
         planned = self.pacs.plan(wanted, alive)
-        entries = self.recorder.entries(wanted)
+        entries = self.recorder.entries(wanted, alive)
         shortfall: Fetched | None = None
         if planned:
             with CheckedFetch(
@@ -122,13 +124,16 @@ class Inspector:
                 if arrivals.error is not None:
                     raise arrivals.error
                 shortfall = arrivals.shortfall
+        study = wanted.study_instance_uid
         check = study_check(
-            wanted.study_instance_uid, found, entries, destination=self.pacs.name,
+            study, found, entries, destination=self.pacs.name,
             listed=[each.sop_instance_uid for each in planned], checked_at=datetime.now(UTC),
             failure=shortfall.reason if shortfall else "",
-            failed=shortfall.failed_uids if shortfall else (),
+            failed=shortfall.failed_uids if shortfall else (), asked=wanted == Wanted(study),
         )  # fmt: skip
-        self.recorder.remember((), checked_by=checked_by, missing=missing_entries(check))
+        self.recorder.remember(
+            (), checked_by=checked_by, missing=missing_entries(check), watch=alive
+        )
         return check
 
     def _follow(
@@ -144,7 +149,10 @@ class Inspector:
         remembered = 0
 
         def remember() -> None:
-            self.recorder.remember(found[remembered:], checked_by=checked_by, entries=entries)
+            self.recorder.remember(
+                found[remembered:], checked_by=checked_by, entries=entries,
+                watch=lambda: progress(len(found), total),
+            )  # fmt: skip
 
         try:
             for arrival in arrivals:
@@ -158,10 +166,16 @@ class Inspector:
             remember()
 
     def expected(
-        self, wanted: Wanted, planned: tuple[Planned, ...]
+        self, wanted: Wanted, planned: tuple[Planned, ...], watch: Watch
     ) -> tuple[tuple[MarkedInstance, ...], tuple[str, ...]]:
-        """Return what is registered of what is wanted, and what of it the PACS does not list."""
-        entries = self.recorder.entries(wanted)
+        """Return what is registered of what is wanted, and what of it the PACS does not list.
+
+        Raises
+        ------
+        RegistryError
+            If the registry cannot be asked. What `watch` raises while it is waited for is raised.
+        """
+        entries = self.recorder.entries(wanted, watch)
         check = study_check(wanted.study_instance_uid, (), entries, destination=self.pacs.name)
         listed = {each.sop_instance_uid for each in planned}
         return entries, tuple(uid for uid in check.missing if uid not in listed)

@@ -14,7 +14,6 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain, islice
-from typing import cast
 
 import structlog
 from pydicom.dataset import Dataset
@@ -22,7 +21,7 @@ from pydicom.dataset import Dataset
 from dicom_node.audit.events import Event, Queried, Refused, VerdictGiven
 from dicom_node.dimse.query_commands import CANCELLED, PENDING, SUCCESS
 from dicom_node.dimse.query_scp import Call, Cancelled, PeerGone
-from dicom_node.errors import ForwardError, NodeError
+from dicom_node.errors import ForwardError, NodeError, RegistryError
 from dicom_node.verify import identifiers
 from dicom_node.verify.identifiers import Inquiry, Level, Standing
 from dicom_node.verify.inspector import Inspector
@@ -33,14 +32,16 @@ from dicom_node.verify.pacs import (
     PacsRefused,
     Wanted,
 )
+from dicom_node.verify.recording import MISSING, REGISTRY_AWAY
 from dicom_node.verify.standing import checked_standing, last_standing
-from dicom_node.verify.verdict import Verdict, worst
+from dicom_node.verify.verdict import ORDER, worst
 
 log = structlog.get_logger(__name__)
 
 OUT_OF_RESOURCES = 0xA700
 HEARTBEAT_S = 10.0
 """Longest silence towards a client while its matches are checked."""
+_LISTING = "being listed, none checked"
 _TOLD_AT_ONCE = 100  # events of a long answer that wait for the trail
 
 
@@ -114,6 +115,8 @@ class _Asked:
         self._matches = 0
         self._told: list[VerdictGiven] = []
         self._spoke_at = time.monotonic()
+        self._at_hand: Dataset | None = None  # the match that is checked, or the first of a list
+        self._progress = _LISTING
 
     @property
     def _asking(self) -> Inquiry:
@@ -131,7 +134,11 @@ class _Asked:
         A client that did not ask for a check has them unchecked instead.
         """
         with closing(self._pacs_matches()) as answers:
-            matches = list(islice(answers, self._most_checked + 1))
+            matches: list[tuple[Dataset, int]] = []
+            for match, status in islice(answers, self._most_checked + 1):
+                matches.append((match, status))
+                self._at_hand = matches[0][0]
+            self._at_hand = None
             if len(matches) > self._most_checked:
                 too_many = TooManyMatches(self._most_checked)
                 if self._asking.verify_now:
@@ -173,22 +180,33 @@ class _Asked:
                         raise PacsRefused(pacs.name, response.status, response.comment)
 
     def _watch(self) -> bool:
+        """Look after the client: its C-CANCEL, and that it hears of a match that takes long."""
+        self._listen()
+        silent_s = time.monotonic() - self._spoke_at
+        match = self._at_hand
+        if match is not None and silent_s > HEARTBEAT_S and self._asking.level != "PATIENT":
+            self._send(match, Standing(progress=self._progress), PENDING)
+        return False
+
+    def _listen(self) -> None:
         if self._call.cancelled:
             raise Cancelled("called off by the client")
-        return False
 
     def _last(self, match: Dataset) -> Standing | None:
         level = self._asking.level
-        recorder = self._inspector.recorder
-        uids = self._uids(match)
-        if level == "PATIENT" or not uids[0]:
+        study, series, instance = self._uids(match)
+        if level == "PATIENT" or not study:
             return None
-        study, series, instance = uids
-        if level == "IMAGE":
-            return last_standing(level, recorder.last_verdicts(study=study, instance=instance))
-        if level == "SERIES":
-            return last_standing(level, recorder.last_verdicts(study=study, series=series))
-        return last_standing(level, recorder.last_verdicts(study=study))
+        try:
+            return last_standing(
+                level,
+                self._inspector.recorder.last_verdicts(
+                    study=study, series=series if level == "SERIES" else "",
+                    instance=instance if level == "IMAGE" else "", watch=self._watch,
+                ),
+            )  # fmt: skip
+        except RegistryError:  # the log has it
+            return Standing(details={"registry": "away"})
 
     def _checked(self, match: Dataset) -> Standing | None:
         """Fetch and check one match; meanwhile the client hears of it every few seconds."""
@@ -203,15 +221,19 @@ class _Asked:
         )
 
         def progress(done: int, total: int) -> None:
+            if total:
+                self._progress = f"{done} of {total} checked"
             self._watch()
-            if total and time.monotonic() - self._spoke_at > HEARTBEAT_S:
-                self._send(match, Standing(progress=f"{done} of {total} checked"), PENDING)
 
+        self._at_hand, self._progress = match, _LISTING
         try:
             check = self._inspector.check(wanted, checked_by=call.calling_ae, progress=progress)
-        except ForwardError as error:
+        except (ForwardError, RegistryError) as error:
             log.warning("match not checked", calling_ae=call.calling_ae, reason=str(error))
-            return _unchecked(self._last(match) or Standing(), str(error))
+            why = REGISTRY_AWAY if isinstance(error, RegistryError) else str(error)
+            return _unchecked(self._last(match) or Standing(), why)
+        finally:
+            self._at_hand = None
         return checked_standing(level, check)
 
     def _uids(self, match: Dataset) -> tuple[str, str, str]:
@@ -228,22 +250,24 @@ class _Asked:
         )
 
     def _send(self, match: Dataset, standing: Standing | None, status: int) -> None:
-        self._watch()
+        self._listen()
         ds = identifiers.answer(
             match, self._asking.keys, standing, self._inspector.config.verify.ae_title
         )
         self._call.pending(identifiers.encode(ds, self._call.transfer_syntax_uid), status=status)
         self._spoke_at = time.monotonic()
-        if standing is not None and standing.verdict:
+        if standing is not None and _tells(standing):
             self._tell(self._given(match, standing))
 
     def _tell(self, given: VerdictGiven) -> None:
         """Keep an event for the trail: the matches of one study are one, and few of them wait."""
         last = self._told[-1] if self._told else None
         if last is not None and last.study_instance_uid == given.study_instance_uid:
-            told = [cast(Verdict, last.verdict), cast(Verdict, given.verdict)]
+            told = [each.verdict for each in (last, given) if each.verdict in ORDER]
             counts = Counter(last.counts) + Counter(given.counts)
-            self._told[-1] = replace(last, verdict=worst(told), counts=dict(counts))
+            self._told[-1] = replace(
+                last, verdict=worst(told) if told else MISSING, counts=dict(counts)
+            )
             return
         if len(self._told) == _TOLD_AT_ONCE:
             self._inspector.recorder.record(*self._told)
@@ -255,8 +279,9 @@ class _Asked:
         counts = {"tampered": standing.tampered, "unmarked": standing.unmarked, "other": others,
                   "missing": standing.missing}  # fmt: skip
         return VerdictGiven(
-            at=datetime.now(UTC), given_to=self._call.calling_ae, verdict=standing.verdict,
-            address=self._call.peer, how="find", study_instance_uid=self._uids(match)[0],
+            at=datetime.now(UTC), given_to=self._call.calling_ae,
+            verdict=standing.verdict or MISSING, address=self._call.peer, how="find",
+            study_instance_uid=self._uids(match)[0],
             counts={kind: number for kind, number in counts.items() if number},
         )  # fmt: skip
 
@@ -277,6 +302,12 @@ class _Asked:
                                    peer_ae=call.calling_ae, peer_address=call.peer,
                                    status=status))  # fmt: skip
         self._inspector.recorder.record(asked, *self._told, *refused)
+
+
+def _tells(standing: Standing) -> bool:
+    """Say whether it is a verdict: also that all is missing, unless the PACS failed to send it."""
+    failure = (standing.details or {}).get("failure")
+    return bool(standing.verdict or (standing.missing and not failure))
 
 
 def _unchecked(standing: Standing, why: str) -> Standing:

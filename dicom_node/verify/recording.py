@@ -1,24 +1,25 @@
-"""What a check leaves behind: verdicts in the registry, events in the audit trail.
+"""What a check asks of the registry, and leaves behind there and in the audit trail.
 
-A fault of either is logged and never stops a check: an auditor's question is answered from the
-images, and what could not be remembered can be asked again.
+A question that the registry cannot be asked is an error: no answer would look like an empty one. A
+fault of writing is logged and stops nothing: what could not be remembered can be checked again.
 """
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TypeVar
 
 import structlog
 
 from dicom_node.audit.events import Event, VerdictGiven, Verified
 from dicom_node.audit.log import AuditLog
 from dicom_node.config import Config
-from dicom_node.errors import AuditError, ConfigError, RegistryError
+from dicom_node.errors import AuditError, RegistryError
 from dicom_node.keys import KeyRing
+from dicom_node.registry.access import RegistryAccess
+from dicom_node.registry.database import STATEMENT_TIMEOUT_S
 from dicom_node.registry.records import MarkedInstance, VerdictEntry
 from dicom_node.registry.registry import Registry
 from dicom_node.verify.pacs import Wanted
@@ -27,9 +28,18 @@ from dicom_node.verify.study import CheckedInstance, StudyCheck, superseded
 log = structlog.get_logger(__name__)
 
 MISSING = "missing"
+"""Kept in the registry as the verdict on what did not come back."""
 SUPERSEDED = "superseded"
 """Key in the details of a verdict on an older version than the last that was delivered."""
-_Found = TypeVar("_Found")
+REGISTRY_AWAY = "the registry is away"
+"""What clients are told; why, and where it is, is in the log."""
+
+Watch = Callable[[], object]
+"""Called while the registry is waited for; may raise to give the wait up."""
+
+
+def _unwatched() -> None:
+    """Wait to the end."""
 
 
 class Recorder:
@@ -49,32 +59,26 @@ class Recorder:
     """
 
     def __init__(self, config: Config, ring: KeyRing) -> None:
-        self._url = config.registry_url
-        self._lock = threading.Lock()
-        self._registry: Registry | None = None
+        self._access = RegistryAccess(config.registry_url)
         self._trail = AuditLog.open(
             config.audit_directory, ring, checkpoint_every=config.audit.checkpoint_every
         )
-        try:
-            self._opened()
-        except RegistryError as error:
-            log.error("registry not reached", reason=str(error))  # noqa: TRY400
+        with suppress(RegistryError):  # the log has it; it may come yet
+            self._access.ask(lambda registry: None)
 
     def close(self) -> None:
         """Close both."""
         self._trail.close()
-        with self._lock:
-            if self._registry is not None:
-                self._registry.close()
+        self._access.close()
 
     # The registry
 
-    def entries(self, wanted: Wanted) -> tuple[MarkedInstance, ...]:
-        """Return what is registered of what was asked for; () while the registry is away."""
+    def entries(self, wanted: Wanted, watch: Watch = _unwatched) -> tuple[MarkedInstance, ...]:
+        """Return what is registered of what was asked for (RegistryError, what `watch` raises)."""
         study = wanted.study_instance_uid
-        none: tuple[MarkedInstance, ...] = ()
-        found = self._ask(
-            lambda registry: registry.instances(study_instance_uid=study, frames=False), none
+        found = self._access.ask(
+            lambda registry: registry.instances(study_instance_uid=study, frames=False),
+            watch=watch,
         )
         return tuple(
             each for each in found
@@ -83,24 +87,24 @@ class Recorder:
         )  # fmt: skip
 
     def last_verdicts(
-        self, *, study: str = "", series: str = "", instance: str = ""
+        self, *, study: str = "", series: str = "", instance: str = "", watch: Watch = _unwatched
     ) -> tuple[VerdictEntry, ...]:
-        """Return the last verdict on each instance; () while the registry is away."""
-        return self._ask(
+        """Return the last verdict on each instance (RegistryError, what `watch` raises)."""
+        return self._access.ask(
             lambda registry: registry.verdicts(
                 study_instance_uid=study, series_instance_uid=series, sop_instance_uid=instance
             ),
-            (),
+            watch=watch,
         )
 
     def studies(
         self, since: float | None = None, until: float | None = None, modality: str = ""
     ) -> tuple[str, ...]:
-        """Return Study Instance UIDs of what was marked (RegistryError, ConfigError).
-
-        A plan that leaves out what the PACS lost would look like a whole one.
-        """
-        return self._opened().studies(since=since, until=until, modality=modality)
+        """Return Study Instance UIDs of what was marked (RegistryError)."""
+        return self._access.ask(
+            lambda registry: registry.studies(since=since, until=until, modality=modality),
+            within_s=STATEMENT_TIMEOUT_S,
+        )
 
     def remember(
         self,
@@ -109,10 +113,12 @@ class Recorder:
         checked_by: str,
         missing: Iterable[MarkedInstance] = (),
         entries: Iterable[MarkedInstance] = (),
+        watch: Watch = _unwatched,
     ) -> None:
         """Keep the verdicts on some instances, and that others did not come back.
 
-        `entries` is what the registry has of them: a verdict on an older version says so.
+        `entries` is what the registry has of them: a verdict on an older version says so. The trail
+        is told whatever `watch` raises.
         """
         now = datetime.now(UTC)
         older = set(superseded(found, entries))
@@ -131,26 +137,21 @@ class Recorder:
             )
             for each in missing
         ]  # fmt: skip
-        if rows:
-            self._ask(lambda registry: registry.add_verdicts(rows), None)
-        self.record(*(verified(each, checked_by, now) for each in found))
+        try:
+            if rows:
+                self._write(lambda registry: registry.add_verdicts(rows), watch)
+        finally:
+            self.record(*(verified(each, checked_by, now) for each in found))
 
     def register(self, entry: MarkedInstance) -> None:
         """Register an instance of our own that the PACS has taken."""
-        self._ask(lambda registry: registry.add(entry), None)
+        self._write(lambda registry: registry.add(entry))
 
-    def _ask(self, question: Callable[[Registry], _Found], otherwise: _Found) -> _Found:
+    def _write(self, change: Callable[[Registry], None], watch: Watch = _unwatched) -> None:
         try:
-            return question(self._opened())
-        except (RegistryError, ConfigError) as error:
-            log.error("registry not reached", reason=str(error))  # noqa: TRY400
-            return otherwise
-
-    def _opened(self) -> Registry:
-        with self._lock:
-            if self._registry is None:
-                self._registry = Registry.open(self._url)
-            return self._registry
+            self._access.ask(change, watch=watch, within_s=STATEMENT_TIMEOUT_S)
+        except RegistryError as error:
+            log.error("registry not written", reason=str(error))  # noqa: TRY400
 
     # The trail
 
@@ -177,12 +178,12 @@ def verdict_given(
     """Return what the audit trail says of a verdict on a study that somebody was told.
 
     `missing` is for those who know that all of it was looked for: what a broken transfer did not
-    bring may still be there.
+    bring may still be there. Where nothing came at all, ``missing`` is what was told.
     """
     counts = check.counts | ({MISSING: missing} if missing else {})
     return VerdictGiven(
-        at=datetime.now(UTC), given_to=given_to, verdict=check.verdict, address=address, how=how,
-        study_instance_uid=check.study_instance_uid, counts=counts,
+        at=datetime.now(UTC), given_to=given_to, verdict=check.verdict or MISSING, address=address,
+        how=how, study_instance_uid=check.study_instance_uid, counts=counts,
     )
 
 

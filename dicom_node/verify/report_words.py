@@ -62,7 +62,7 @@ def verdict_in_words(check: StudyCheck) -> tuple[str, str, tuple[str, ...]]:
     if check.unsent:
         sentences.append(f"{_instances(len(check.unsent))} that the archive has did not come: "
                          f"{printable(check.failure)}.")  # fmt: skip
-    if not total:
+    if not check.verdict:
         return "unmarked", "Nothing to judge", (*sentences, "No instance came back.")
     if check.verdict == "authentic" and check.superseded:
         return "superseded", "An older version", tuple(sentences)

@@ -26,6 +26,7 @@ from dicom_node.errors import (
     ContextRefused,
     ForwardError,
     NodeError,
+    RegistryError,
 )
 from dicom_node.registry.records import MarkedInstance
 from dicom_node.verify import identifiers
@@ -35,7 +36,7 @@ from dicom_node.verify.identifiers import IdentifierError, Inquiry
 from dicom_node.verify.inspector import Inspector, found_of, missing_entries
 from dicom_node.verify.pacs import Planned, Wanted
 from dicom_node.verify.query import HEARTBEAT_S
-from dicom_node.verify.recording import verdict_given
+from dicom_node.verify.recording import REGISTRY_AWAY, verdict_given, verified
 from dicom_node.verify.retrieve_tally import CANNOT_PERFORM, WITH_FAILURES, Due, Tally, in_words
 from dicom_node.verify.senders import ClientSender, MoveSender, Sender
 from dicom_node.verify.study import CheckedInstance, StudyCheck, study_check
@@ -69,9 +70,11 @@ class RetrieveHandler:
         -------
         ``0xFF00`` after each sub-operation; then ``0x0000`` if every instance was sent and none is
         suspect; ``0xB000`` if some failed or are suspect (tampered, foreign, unreadable, stripped
-        of our marks, older than last delivered); ``0xA702`` if none could be sent; ``0xA701`` if
-        the PACS cannot say what it has; ``0xA801`` for a destination that is not configured;
-        ``0xA900`` for an identifier that fits no level; ``0xFE00`` when called off.
+        of our marks, older than last delivered), or nobody can say so while the registry is away;
+        ``0xA702`` if none could be sent; ``0xA701`` if the PACS cannot say what it has, or the
+        registry what it should have and the policy is not ``as-is``; ``0xA801`` for a destination
+        that is not configured; ``0xA900`` for an identifier that fits no level; ``0xFE00`` when
+        called off.
 
         References
         ----------
@@ -99,6 +102,8 @@ def _outcome_of(retrieval: _Retrieval) -> tuple[int, str]:
         return error.status, str(error)
     except ForwardError as error:
         return CANNOT_COUNT, str(error)
+    except RegistryError:  # the log has it
+        return CANNOT_COUNT, REGISTRY_AWAY
     except NodeError as error:
         log.error("retrieve failed", reason=str(error))  # noqa: TRY400 - the reason says it
         return CANNOT_PERFORM, str(error)
@@ -134,14 +139,33 @@ class _Retrieval:
         if call.request.kind == "move":
             self._destination = self._destination_of(call.request.move_destination)
         work = [(wanted, self._plan(wanted)) for wanted in self._wanted(inquiry)]
-        absent = [self._inspector.expected(wanted, planned) for wanted, planned in work]
+        expected = self._expected(work)
         self.tally.remaining = sum(len(planned) for _, planned in work)
-        self.tally.remaining += sum(len(uids) for _, uids in absent)
+        self.tally.remaining += sum(len(uids) for _, uids in expected)
         self._planned = True
         self._sender = self._open_sender([p.sop_class_uid for _, plan in work for p in plan])
-        for (wanted, planned), (_, uids) in zip(work, absent, strict=True):
-            self._study(wanted, planned, uids)
+        for (wanted, planned), (entries, uids) in zip(work, expected, strict=True):
+            self._study(wanted, planned, entries, uids)
         return self.tally.status
+
+    def _expected(
+        self, work: Sequence[tuple[Wanted, tuple[Planned, ...]]]
+    ) -> list[tuple[tuple[MarkedInstance, ...], tuple[str, ...]]]:
+        """Return what is registered of each, and what of it the PACS does not list.
+
+        While the registry is away nobody can be refused what is stripped or superseded: only a
+        client that gets everything as it is gets it then, with a warning (RegistryError).
+        """
+        try:
+            return [
+                self._inspector.expected(wanted, planned, self._quiet) for wanted, planned in work
+            ]
+        except RegistryError:
+            if self._policy != "as-is":
+                raise
+            self.tally.unsure = True
+            self.tally.notes.append(REGISTRY_AWAY)
+            return [((), ()) for _ in work]
 
     def _destination_of(self, ae_title: str) -> MoveDestinationConfig:
         for each in self._inspector.config.move_destination:
@@ -193,7 +217,10 @@ class _Retrieval:
 
     # One study
 
-    def _study(self, wanted: Wanted, planned: Sequence[Planned], absent: Sequence[str]) -> None:
+    def _study(
+        self, wanted: Wanted, planned: Sequence[Planned], entries: Sequence[MarkedInstance],
+        absent: Sequence[str],
+    ) -> None:  # fmt: skip
         """Fetch, check and send on; what did not come has failed."""
         before = self.tally.counts()
         found: list[CheckedInstance] = []
@@ -201,7 +228,6 @@ class _Retrieval:
         self._receiver_gone = ""  # it may be back for this study
         error, complete = "", not planned
         shortfall: Fetched | None = None
-        entries = self._inspector.recorder.entries(wanted)
         try:
             if planned:
                 with CheckedFetch(
@@ -215,7 +241,7 @@ class _Retrieval:
             for uid in due.left():
                 self.tally.count("failed", uid)
         finally:
-            self._note(wanted, planned, found, before, error, complete=complete,
+            self._note(wanted, planned, entries, found, before, error, complete=complete,
                        shortfall=shortfall)  # fmt: skip
 
     def _relay(
@@ -251,7 +277,7 @@ class _Retrieval:
             path = self._restored(arrival, one)
         if path is None or not self._deliver(path, one):
             return "failed"
-        return "warning" if suspect else "completed"
+        return "warning" if suspect or self.tally.unsure else "completed"
 
     def _restored(self, arrival: Arrival, one: CheckedInstance) -> Path | None:
         """Return the original; None where there is one and it cannot be had exactly."""
@@ -295,30 +321,43 @@ class _Retrieval:
         return self._call.calling_ae if destination is None else destination.ae_title
 
     def _note(
-        self, wanted: Wanted, planned: Sequence[Planned], found: Sequence[CheckedInstance],
-        before: SubOperations, error: str, *, complete: bool, shortfall: Fetched | None,
+        self, wanted: Wanted, planned: Sequence[Planned], entries: Sequence[MarkedInstance],
+        found: Sequence[CheckedInstance], before: SubOperations, error: str, *, complete: bool,
+        shortfall: Fetched | None,
     ) -> None:  # fmt: skip
         """Remember the verdicts, and tell the audit trail and the client how it was."""
         recorder, call = self._inspector.recorder, self._call
         check = study_check(
-            wanted.study_instance_uid, found, recorder.entries(wanted),
-            destination=self._inspector.pacs.name,
+            wanted.study_instance_uid, found, entries, destination=self._inspector.pacs.name,
             listed=[each.sop_instance_uid for each in planned],
             failure=shortfall.reason if shortfall else "",
             failed=shortfall.failed_uids if shortfall else (),
-        )  # fmt: skip
-        recorder.remember(
-            found, checked_by=call.calling_ae,
-            missing=missing_entries(check) if complete else (), entries=check.entries,
         )  # fmt: skip
         self.tally.notes += in_words(check, error)
         if headers := check.headers.to_log():  # a success has no comment to say it in
             log.warning("headers not as signed", calling_ae=call.calling_ae,
                         study_instance_uid=check.study_instance_uid, **headers)  # fmt: skip
-        recorder.record(*self._events, *self._told(check, before))
+        missing = len(check.absent) if complete else 0
+        events = [*self._events, *self._told(check, before, missing)]
         self._events.clear()
+        try:
+            self._remember(check, missing=missing_entries(check) if complete else ())
+        finally:
+            recorder.record(*events)
 
-    def _told(self, check: StudyCheck, before: SubOperations) -> list[Event]:
+    def _remember(self, check: StudyCheck, missing: Sequence[MarkedInstance]) -> None:
+        recorder, ae_title = self._inspector.recorder, self._call.calling_ae
+        if self.tally.unsure:
+            # The registry may be back: a verdict without what it knows is none to keep there.
+            now = datetime.now(UTC)
+            recorder.record(*(verified(each, ae_title, now) for each in check.instances))
+            return
+        recorder.remember(
+            check.instances, checked_by=ae_title, missing=missing, entries=check.entries,
+            watch=self._quiet,
+        )
+
+    def _told(self, check: StudyCheck, before: SubOperations, missing: int) -> list[Event]:
         call, tally = self._call, self.tally
         destination = self._destination
         address = call.peer if destination is None else destination.host
@@ -332,13 +371,14 @@ class _Retrieval:
                 study_instance_uid=check.study_instance_uid, sop_class_uids=classes,
                 instances=tally.completed - before.completed, failed=tally.failed - before.failed,
                 warnings=tally.warning - before.warning, policy=self._policy, status=tally.status,
-                verdict=check.verdict if check.instances else "",
+                verdict=check.verdict,
             )
         ]  # fmt: skip
-        if check.instances and tally.status != SUCCESS:
+        if (check.instances or missing) and tally.status != SUCCESS:
             given.append(
-                verdict_given(check, call.calling_ae, "retrieve", address=call.peer)
-            )
+                verdict_given(check, call.calling_ae, "retrieve", address=call.peer,
+                              missing=missing)
+            )  # fmt: skip
         return given
 
     # The end

@@ -62,6 +62,8 @@ class Tally:
     warning: int = 0
     failed_uids: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unsure: bool = False
+    """Nobody can say what ought to be there: no number of sub-operations is a success."""
 
     def counts(self) -> SubOperations:
         """Return the numbers of a response."""
@@ -78,7 +80,7 @@ class Tally:
     def status(self) -> int:
         """The final status they make."""
         if not self.failed and not self.warning:
-            return SUCCESS
+            return WITH_FAILURES if self.unsure else SUCCESS
         if not self.completed and not self.warning:
             return CANNOT_PERFORM
         return WITH_FAILURES

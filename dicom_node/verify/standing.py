@@ -84,10 +84,11 @@ def checked_standing(level: Level, check: StudyCheck) -> Standing:
             "transcoded": list(check.transcoded[:_MOST_FINDINGS]),
             "stripped": list(check.stripped[:_MOST_FINDINGS]),
             "superseded": list(check.superseded[:_MOST_FINDINGS]),
+            "registry": check.registry,
             "headers": headers.to_json(),
         }
     return Standing(
-        check.verdict if check.instances else "", check.checked_at.timestamp(),
+        check.verdict, check.checked_at.timestamp(),
         len(check.instances), sum(counts.get(each, 0) for each in SUSPECT),
         counts.get("unmarked", 0), len(check.missing), details,
         superseded=len(check.superseded), headers_changed=headers.changed,

@@ -161,7 +161,7 @@ def _written(evidence: Sequence[Dataset], content: ContainerContentItem) -> byte
 
 def _root(check: StudyCheck, facts: StudyFacts) -> ContainerContentItem:
     root = ContainerContentItem(name=_term("INTREP"), is_content_continuous=False)
-    items: list[ContentItem] = [*_observer(), _verdict(check.verdict)]
+    items: list[ContentItem] = [*_observer(), _verdict(check.verdict or "unmarked")]
     items += [_text("FINDING", sentence) for sentence in (*facts.sentences, *facts.caveats)]
     # Without its offset, which DCMTK 3.6.7 does not take where it is +0000.
     when = check.checked_at.astimezone(UTC).replace(tzinfo=None, microsecond=0)

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dicom_node.errors import PixelError
 from dicom_node.instance.datafile import open_data_file
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 SUSPECT: frozenset[Verdict] = frozenset(("tampered", "foreign", "unreadable"))
 """Verdicts that nobody should be handed without a word: changed, of another image, or no image."""
+
+KNOWN, UNKNOWN_STUDY = "known", "unknown study"
+"""What the registry has of a study: something, or nothing at all."""
 
 _SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
 _MODALITY, _INSTANCE_NUMBER = 0x00080060, 0x00200013
@@ -99,6 +102,8 @@ class StudyCheck:
         That came back in another transfer syntax than they were delivered in.
     entries
         The registry's records of this study, in its order.
+    asked
+        Whether the registry was asked for all of the study: else "none" says nothing of it.
     """
 
     study_instance_uid: str
@@ -110,11 +115,25 @@ class StudyCheck:
     unsent: tuple[str, ...] = ()
     failure: str = ""
     entries: tuple[MarkedInstance, ...] = field(default=(), repr=False)
+    asked: bool = False
 
     @property
-    def verdict(self) -> Verdict:
-        """The worst instance's verdict; ``unmarked`` for a study of which nothing came."""
-        return worst([each.verdict.verdict for each in self.instances])
+    def verdict(self) -> Verdict | Literal[""]:
+        """The worst instance's verdict; "" for a study of which nothing came."""
+        return worst([each.verdict.verdict for each in self.instances]) if self.instances else ""
+
+    @property
+    def registry(self) -> str | None:
+        """Whether the registry knows the study; None where it was not asked for all of it."""
+        if self.entries:
+            return KNOWN
+        return UNKNOWN_STUDY if self.asked else None
+
+    @property
+    def unregistered(self) -> bool:
+        """Whether it carries marks of ours and the registry, when asked, knew nothing of it."""
+        marked = self.counts.keys() - {"unmarked", "unreadable"}
+        return bool(marked) and self.registry == UNKNOWN_STUDY
 
     @property
     def counts(self) -> dict[str, int]:
@@ -182,6 +201,7 @@ class StudyCheck:
             ],
             "stripped": list(self.stripped),
             "superseded": list(self.superseded),
+            "registry": self.registry,
             "headers": self.headers.to_json(),
             "instances": [each.to_json() for each in self.instances],
         }  # fmt: skip
@@ -197,6 +217,7 @@ def study_check(
     failure: str = "",
     failed: Iterable[str] = (),
     checked_at: datetime | None = None,
+    asked: bool = False,
 ) -> StudyCheck:
     """Compare what was checked with what the registry says was delivered.
 
@@ -214,6 +235,8 @@ def study_check(
     failure, failed
         In words, that the PACS failed to send some; their SOP Instance UIDs, where it named them:
         else it may be any that it lists.
+    asked
+        Whether `entries` are all that the registry has of the study.
     """
     listed = tuple(listed)
     found = tuple(sorted(instances, key=_in_order))
@@ -235,6 +258,7 @@ def study_check(
             uid for uid, each in came.items() if is_transcoded(each, known.get(uid), destination)
         ),
         entries=tuple(entries),
+        asked=asked,
     )
 
 

@@ -48,6 +48,18 @@ def test_an_empty_private_key_asks_for_nothing():
     assert not parse(ds).verify_now
 
 
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
+def test_a_lone_asterisk_in_a_unique_key_is_universal_matching_in_queries_only(keyword):
+    ds = asked("IMAGE", StudyInstanceUID="1.2", SeriesInstanceUID="1.2.3", SOPInstanceUID="1.2.3.4")
+    setattr(ds, keyword, "*")
+    assert parse(ds).keys[keyword].is_empty
+    with pytest.raises(IdentifierError):
+        parse(ds, retrieve=True)
+    setattr(ds, keyword, "1.2.*")
+    with pytest.raises(IdentifierError):
+        parse(ds)
+
+
 @given(st.text(max_size=80))
 def test_a_uid_is_a_uid_or_the_identifier_is_refused(text):
     try:

@@ -10,7 +10,8 @@ import pytest
 from dicom_node.dimse import Incoming, MoveOriginator
 from dicom_node.dimse.query_commands import QueryRequest
 from dicom_node.dimse.query_scp import STUDY_ROOT, SUFFIX
-from dicom_node.errors import AssociationLost
+from dicom_node.errors import AssociationLost, RegistryError
+from dicom_node.registry.records import DeliveryEntry, MarkedInstance
 from dicom_node.verify import identifiers, retrieve
 from dicom_node.verify.checking import Checked
 from dicom_node.verify.fetching import Fetched
@@ -37,7 +38,8 @@ class Inspector:
     def __init__(self, folder, planned, sent, absent=()):
         self._folder, self._planned, self._sent, self._absent = folder, planned, sent, absent
         self._found = {}
-        self.events = []
+        self.events, self.remembered = [], []
+        self.registry_away, self.known = False, ()
         self.config = SimpleNamespace(
             move_destination=[SimpleNamespace(ae_title="THERE", name="there", host="there")],
             watermark=SimpleNamespace(max_pixels=1 << 20), verify=SimpleNamespace(ae_title="US"),
@@ -49,8 +51,10 @@ class Inspector:
         uids = self._planned[wanted.study_instance_uid]
         return tuple(Planned(uid, CT, "1.1") for uid in uids)
 
-    def expected(self, wanted, planned):
-        return (), tuple(self._absent)
+    def expected(self, wanted, planned, watch):
+        if self.registry_away:
+            raise RegistryError("the registry postgresql://db/registry: connection refused")
+        return self.known, tuple(self._absent)
 
     def fetch(self, wanted, planned, take, watch, opened):
         for called, found in self._sent[wanted.study_instance_uid]:
@@ -65,11 +69,8 @@ class Inspector:
         done.set_result(Checked(self._found[task.path]))
         return done
 
-    def entries(self, wanted):
-        return ()
-
     def remember(self, found, **_):
-        pass
+        self.remembered += found
 
     def record(self, *events):
         self.events += events
@@ -91,7 +92,7 @@ class Call:
         self.said.append(counts)
 
     def finish(self, status, *, counts, comment, identifier):
-        self.status = status
+        self.status, self.comment = status, comment
         self.said.append(counts)
         if identifier is not None:
             listed = identifiers.decode(identifier, EXPLICIT).FailedSOPInstanceUIDList
@@ -119,13 +120,14 @@ class Receiver:
 
 @pytest.fixture
 def retrieved(tmp_path, monkeypatch):
-    def retrieved(planned, sent, absent=(), receiver=None):
+    def retrieved(planned, sent, absent=(), receiver=None, *, policy="as-is", away=False, known=()):
         receiver = receiver or Receiver()
         monkeypatch.setattr(retrieve, "MoveSender", lambda *_: receiver)
         inspector = Inspector(tmp_path, planned, sent, absent)
+        inspector.registry_away, inspector.known = away, known
         call = Call("move", *planned)
-        retrieve.RetrieveHandler(inspector, lambda _: "as-is")(call)
-        call.events = inspector.events
+        retrieve.RetrieveHandler(inspector, lambda _: policy)(call)
+        call.events, call.remembered = inspector.events, inspector.remembered
         return call
 
     return retrieved
@@ -183,6 +185,50 @@ def test_the_trail_tells_what_was_handed_over_and_what_was_said_of_it(retrieved,
     given = [event for event in call.events if event.kind == "verdict-given"]
     assert [event.verdict for event in given] == told
     assert {event.given_to for event in given} <= {"AUDITOR"}
+
+
+def delivered(uid):
+    """Return the registry's record of an instance that the PACS took."""
+    return MarkedInstance(
+        uid, "1.1", "1", CT, EXPLICIT, "marked", bytes(32), uid.encode().ljust(32, b"."), bytes(8),
+        0, 0.0, "MODALITY", "CT", 1, 1, deliveries=(DeliveryEntry("pacs", 0, 0.0),),
+    )  # fmt: skip
+
+
+def test_the_verdict_that_a_whole_transfer_gave_counts_what_is_missing(retrieved):
+    known = [delivered("1.1.1"), delivered("1.1.2")]
+    call = retrieved({"1": ["1.1.1"]}, {"1": [instance("1.1.1")]}, ["1.1.2"], known=known)
+    [given] = [event for event in call.events if event.kind == "verdict-given"]
+    assert (given.verdict, given.counts) == ("authentic", {"authentic": 1, "missing": 1})
+
+
+def test_a_whole_study_that_is_missing_is_told_in_the_trail_as_missing(retrieved):
+    call = retrieved({"1": []}, {}, ["1.1.1"], known=[delivered("1.1.1")])
+    [given] = [event for event in call.events if event.kind == "verdict-given"]
+    assert (given.verdict, given.counts) == ("missing", {"missing": 1})
+
+
+def test_while_the_registry_is_away_what_is_handed_over_is_a_warning_that_says_so(retrieved):
+    call = retrieved({"1": ["1.1.1"]}, {"1": [instance("1.1.1")]}, away=True)
+    assert (call.status, numbers(call.said[-1])) == (0xB000, (0, 0, 0, 1))
+    assert call.comment == "the registry is away"
+    assert call.remembered == []
+    assert [event.verdict for event in call.events if event.kind == "verified"] == ["authentic"]
+
+
+def test_while_the_registry_is_away_no_instances_are_no_success(retrieved):
+    call = retrieved({"1": []}, {}, away=True)
+    assert (call.status, call.comment) == (0xB000, "the registry is away")
+
+
+@pytest.mark.parametrize("policy", ["refuse-tampered", "restored"])
+def test_while_the_registry_is_away_a_policy_that_needs_it_hands_nothing_over(retrieved, policy):
+    receiver = Receiver()
+    call = retrieved(
+        {"1": ["1.1.1"]}, {"1": [instance("1.1.1")]}, receiver=receiver, policy=policy, away=True
+    )
+    assert (call.status, call.comment, receiver.sent) == (0xA701, "the registry is away", 0)
+    assert [event.kind for event in call.events] == ["refused"]
 
 
 def test_a_receiver_that_was_away_for_one_study_gets_the_next_ones(retrieved):
