@@ -5,7 +5,7 @@
 Shares no code with dicom-node; needs pydicom and openssl. check_signature.py checks the whole
 header as well. The format: docs/VERIFYING.md.
 """
-# ruff: noqa: T201
+# ruff: noqa: SIM905, T201
 
 import struct
 import subprocess
@@ -16,20 +16,20 @@ from pathlib import Path
 
 from pydicom import dcmread, pixels
 
-public_key, path = sys.argv[1:]
-block = dcmread(path).private_block(0x0071, "DICOM-NODE WATERMARK 1.0")
+public_key, path = (Path(each).resolve() for each in sys.argv[1:])
+block = dcmread(path).private_block(0x0071, "DICOM-NODE WATERMARK 1.0", create=True)
+if 2 not in block or 5 not in block:
+    sys.exit("not signed, or stripped: no seal or no digests of frames in its header")
 own, seal, frames = block.get_tag(5), block[2].value, block[5].value
 salt, _, attributes, owner = struct.unpack_from("<16s32sIB", seal, 21)
 start, end = 74 + owner, 74 + owner + 12 * attributes
 with tempfile.TemporaryDirectory() as folder:
     Path(folder, "signed").write_bytes(seal[:end])
     Path(folder, "signature").write_bytes(seal[end : end + 64])
-    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", Path(public_key).resolve()]
-    files = ["-rawin", "-in", "signed", "-sigfile", "signature"]
-    if subprocess.run([*command, *files], cwd=folder, check=False).returncode:
+    command = "openssl pkeyutl -verify -pubin -rawin -in signed -sigfile signature -inkey".split()
+    if subprocess.run([*command, public_key], cwd=folder, capture_output=True).returncode:
         sys.exit("the seal is not signed with this key")
-signed = dict(struct.iter_unpack("<I8s", seal[start:end]))
-ds = dcmread(path)
+signed, ds = dict(struct.iter_unpack("<I8s", seal[start:end])), dcmread(path)
 for tag in (0x00080018, 0x0020000D, 0x0020000E, 0x00100020, own):  # SOP, study, series; patient
     value = bytes(ds.get_item(tag).value or b"") if tag in ds else b""
     value = value if tag == own else value.rstrip(b" \0")

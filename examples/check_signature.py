@@ -71,13 +71,17 @@ def _signed_by(public_key, message, signature):
         files[0].write_bytes(message)
         files[1].write_bytes(signature)
         command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public_key, "-rawin"]
-        done = subprocess.run([*command, "-in", files[0], "-sigfile", files[1]], check=False)
+        command += ["-in", files[0], "-sigfile", files[1]]
+        done = subprocess.run(command, check=False, capture_output=True)
     return done.returncode == 0
 
 
 public_key, path = sys.argv[1:]
-block = dcmread(path).private_block(0x0071, "DICOM-NODE WATERMARK 1.0")
-own, frames = block.get_tag(2), block[5].value if 5 in block else b""
+try:
+    block = dcmread(path).private_block(0x0071, "DICOM-NODE WATERMARK 1.0")
+    own, frames = block[2].tag, block[5].value if 5 in block else b""
+except KeyError:
+    sys.exit("not signed, or stripped: no seal in its header")
 instance = dcmread(path)  # afresh: what is looked at is no longer as it was stored
 if not instance.original_encoding[1]:
     sys.exit("big endian: convert it first (dcmconv +te)")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
 from dicom_node.audit import segments
+from dicom_node.audit.checkpoint_list import CheckpointList, checkpoint_in
 from dicom_node.audit.entries import CHECKPOINT, FIRST, FORMAT, SEGMENT, Entry, Signed, parse
 from dicom_node.audit.events import Recovered
 from dicom_node.audit.findings import Break, Finding, LogCheck
@@ -24,6 +25,7 @@ from dicom_node.keys import KeyRing
 
 _OWN: Final = (SEGMENT, CHECKPOINT, Recovered.kind)
 _REMEMBERED: Final = 2048
+_ELSEWHERE: Final = "a copy kept elsewhere"
 
 
 class _Placed(NamedTuple):
@@ -64,12 +66,11 @@ def check_log(
             sizes = {n: segments.segment_path(directory, n).stat().st_size for n in numbers}
             kept = directory / segments.CHECKPOINTS
             kept_size = kept.stat().st_size if kept.exists() else 0
-    copies = [_copy(line, "a copy kept elsewhere") for line in elsewhere if line.strip()]
+    copies = [_copy(line) for line in elsewhere if line.strip()]
     if not any(sizes.values()) and not kept_size and not copies:
         raise AuditError(f"{directory}: there is no audit trail here")
-    listed = (_copy(line, segments.CHECKPOINTS) for line in segments.read_lines(kept, kept_size)) \
-        if kept_size else iter(())  # fmt: skip
-    check = _Check(ring, listed, copies)
+    listed = segments.read_lines(kept, kept_size) if kept_size else iter(())
+    check = _Check(ring, CheckpointList(listed), copies)
     try:
         check.run(_lines(directory, sizes))
     except _Broken as broken:
@@ -77,11 +78,11 @@ def check_log(
     return check.result
 
 
-def _copy(line: bytes, whose: str) -> tuple[Entry, str]:
-    entry = parse(line.rstrip(b"\r\n"))
-    if entry is None or entry.kind != CHECKPOINT:
-        raise AuditError(f"{whose}: a line that is no checkpoint")
-    return entry, whose
+def _copy(line: bytes) -> Entry:
+    entry = checkpoint_in(line)
+    if entry is None:
+        raise AuditError(f"{_ELSEWHERE}: a line that is no checkpoint")
+    return entry
 
 
 def _lines(directory: Path, sizes: dict[int, int]) -> Iterator[_Placed]:
@@ -107,14 +108,11 @@ def _looked_for(
 class _Check:
     """One pass over the lines; raises `_Broken` at the first break."""
 
-    def __init__(
-        self, ring: KeyRing, listed: Iterator[tuple[Entry, str]], copies: list[tuple[Entry, str]]
-    ) -> None:
+    def __init__(self, ring: KeyRing, listed: CheckpointList, copies: list[Entry]) -> None:
         self.result = LogCheck()
         self._ring = ring
         self._listed = listed
-        self._next = next(listed, None)
-        self._copies = sorted(copies, key=lambda copy: copy[0].seq)
+        self._copies = sorted(copies, key=lambda copy: copy.seq)
         self._place: _Placed | None = None
         self._last = FIRST
         self._recent: deque[str] = deque(maxlen=_REMEMBERED)
@@ -122,7 +120,8 @@ class _Check:
         self._promised: int | None = None
         self._since = 0
         self._foreign = False
-        self._unlisted: Entry | None = None
+        self._unlisted = 0
+        self._last_checkpoint = 0
 
     def run(self, lines: Iterator[_Placed]) -> None:
         """Check every line, then the end."""
@@ -140,7 +139,7 @@ class _Check:
                 self.result.recovered.append(entry.seq)
             elif entry.kind not in _OWN:
                 self._since += 1
-            self._promise(entry)
+            self._promise()
         self._end()
 
     def _break(self, kind: Break, entry: int, words: str, *, here: bool = True) -> NoReturn:
@@ -230,37 +229,60 @@ class _Check:
 
     def _compare(self, entry: Entry) -> None:
         """Hold a checkpoint against its copies: in the list beside the trail, and elsewhere."""
-        if self._unlisted is not None:
-            number = self._unlisted.seq
-            self._break("removed", number, f"checkpoint {number} is not in {segments.CHECKPOINTS}")
-        if self._next is not None and self._next[0].seq <= entry.seq:
-            self._same(self._next, entry)
-            self._next = next(self._listed, None)
+        listed = self._listed.next
+        if listed is not None and listed.seq <= entry.seq:
+            self._same(listed, segments.CHECKPOINTS, entry)
+            self._listed.step()
         else:
-            # A crash may have kept the very last one from the list.
-            self._unlisted = entry
-        while self._copies and self._copies[0][0].seq <= entry.seq:
-            self._same(self._copies.pop(0), entry)
+            self._unlisted = self._unlisted or entry.seq
+        self._last_checkpoint = entry.seq
+        while self._copies and self._copies[0].seq <= entry.seq:
+            self._same(self._copies.pop(0), _ELSEWHERE, entry)
 
-    def _same(self, copy: tuple[Entry, str], entry: Entry) -> None:
-        if copy[0].line != entry.line:
-            number = copy[0].seq
-            self._break("rewritten", number, f"checkpoint {number} is not as in {copy[1]}")
+    def _same(self, copy: Entry, whose: str, entry: Entry) -> None:
+        if copy.line != entry.line:
+            number = copy.seq
+            self._break("rewritten", number, f"checkpoint {number} is not as in {whose}")
 
-    def _promise(self, entry: Entry) -> None:
+    def _promise(self) -> None:
         if self._promised is not None and self._since > self._promised:
-            self._break("unsigned", entry.seq, "the checkpoint before promised the next within "
-                        f"{self._promised} entries; it is not there")  # fmt: skip
+            # Whoever adds a line and hashes anew moves the checkpoint: any of these may be it.
+            first = self.result.signed_up_to + 1
+            self._break("unsigned", first, f"no checkpoint signs entry {first} and those behind: "
+                        f"one was promised within {self._promised} entries")  # fmt: skip
 
     # -- the end ------------------------------------------------------------------------------
 
     def _cut_short(self) -> None:
-        missing = [copy for copy in (self._next, *self._copies[:1]) if copy is not None]
-        if missing:
-            entry, whose = max(missing, key=lambda copy: copy[0].seq)
+        """Say so if a checkpoint that somebody has is not in the trail."""
+        missing = [
+            (copy, whose) for copy, whose in
+            ((self._listed.next, segments.CHECKPOINTS), *((c, _ELSEWHERE) for c in self._copies))
+            if copy is not None
+        ]  # fmt: skip
+        here = [each for each in missing if each[0].seq <= self.result.entries]
+        for copy, whose in here[:1]:
+            # The chain holds: it was computed anew, without the checkpoint.
+            first = self.result.signed_up_to + 1
+            self._break("rewritten", first, f"entries {first} to {copy.seq} are not those signed: "
+                        f"checkpoint {copy.seq} is in {whose} and not in its place here",
+                        here=False)  # fmt: skip
+        for copy, whose in missing[:1]:
             first = self.result.entries + 1
             self._break("truncated", first, f"entries from {first} on are gone: checkpoint "
-                        f"{entry.seq} is in {whose}", here=False)  # fmt: skip
+                        f"{copy.seq} is in {whose}", here=False)  # fmt: skip
+
+    def _beside(self) -> None:
+        """Say what is wrong with the list of checkpoints, where the trail has no break."""
+        if self._listed.damaged:
+            number, line = self._unlisted or self.result.signed_up_to, self._listed.damaged
+            raise _Broken(Finding("changed", number, segments.CHECKPOINTS, line,
+                                  f"line {line} of {segments.CHECKPOINTS} is not as it was "
+                                  "written; the trail itself is whole"))  # fmt: skip
+        # A crash may have kept the very last one from the list.
+        if self._unlisted not in (0, self._last_checkpoint):
+            self._break("removed", self._unlisted, f"checkpoint {self._unlisted} is not in "
+                        f"{segments.CHECKPOINTS}", here=False)  # fmt: skip
 
     def _end(self) -> None:
         self._cut_short()
@@ -268,3 +290,4 @@ class _Check:
             first = self.result.signed_up_to + 1
             self._break("unsigned", first, f"no key of this ring has signed entry {first} or a "
                         "later one", here=False)  # fmt: skip
+        self._beside()

@@ -228,11 +228,12 @@ class VerdictGiven(Event):
     ----------
     how
         ``find``, ``retrieve`` (by its status and comment), ``report``,
-        ``command``, ``web``.
+        ``command``, ``web``; ``nightly``: nobody but the log was told.
     given_to
-        AE title or account.
+        AE title or account; ``nightly``.
     counts
-        Instances by verdict.
+        Instances by verdict; also how many are ``missing``, and how many ``superseded`` (an older
+        version than was delivered, whatever its verdict).
     """
 
     kind: ClassVar[str] = "verdict-given"

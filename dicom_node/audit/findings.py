@@ -17,7 +17,8 @@ class Finding:
     kind
         ``changed``, ``removed``, ``inserted``, ``re-ordered``; ``truncated`` behind a checkpoint;
         ``rewritten`` (the chain holds, a signature does not); ``torn`` (an unfinished line that no
-        writer has set aside yet); ``unsigned`` (no checkpoint where one has to be).
+        writer has set aside yet); ``unsigned`` (no checkpoint where one has to be). In a whole
+        trail, ``changed`` or ``removed`` of the list of checkpoints beside it.
     entry
         Number of the first entry concerned.
     segment, line

@@ -22,6 +22,9 @@ verified           110103 Instances Accessed                       R       0
                    where it does not and the header is not as
                    signed
 verdict-given      110103 Instances Accessed                       R       0
+                   110113 Security Alert, 99DICOMNODE integrity,   E       8
+                   where anything is suspect, missing or an older
+                   version than was delivered
 restored           110106 Data Export (command), else 110103       R       0, 8 if not exact
 key-used           110113 Security Alert, 110129 or 110132         E       0
 recovered          110113 Security Alert, 110133                   E       4
@@ -75,6 +78,10 @@ from dicom_node.audit.message_xml import (
 MOST_INSTANCES: Final = 100
 QUIET: Final = frozenset({"authentic", "content-preserved"})
 """Verdicts that raise no alert."""
+ALARMING: Final = ("tampered", "foreign", "unreadable", "missing", "superseded")
+"""What of the counts of a study raises one."""
+_OWN_CHECKS: Final = ("cli", "audit", "nightly")
+_BY_NETWORK: Final = ("find", "retrieve")
 
 ACTIVITY: Final[Code] = ("110100", "DCM", "Application Activity")
 ACCESSED: Final[Code] = ("110103", "DCM", "DICOM Instances Accessed")
@@ -151,9 +158,7 @@ def _drafts(events: Sequence[Event], node: Node) -> list[Draft]:
         case Verified():
             return _verified(first, studies_in(events), ours)
         case VerdictGiven():
-            client = Party(ae_title=first.given_to, address=first.address, asked=True)
-            study = study_object(Study(first.study_instance_uid))
-            return [_accessed("R", 0, (ours, client), (study,))]
+            return _given(first, ours)
         case Restored():
             return [_restored(first, studies_in(events), ours)]
         case _:
@@ -253,7 +258,8 @@ def _retrieved(event: Retrieved, ours: Party) -> list[Draft]:
 
 
 def _verified(event: Verified, studies: tuple[Xml.Element, ...], ours: Party) -> list[Draft]:
-    client = Party(ae_title=event.checked_by, user=event.checked_by, asked=True)
+    ae_title = "" if event.checked_by in _OWN_CHECKS else event.checked_by
+    client = Party(ae_title=ae_title, user=event.checked_by, asked=True)
     header = _header_of(event)
     drafts = [_accessed("R", 0, (ours, client), studies, header)]
     loud = event.verdict not in QUIET
@@ -264,6 +270,20 @@ def _verified(event: Verified, studies: tuple[Xml.Element, ...], ours: Party) ->
         outcome, kind = (8, _INTEGRITY) if loud else (4, _HEADER)
         drafts.append(Draft(ALERT, "E", outcome, (replace(ours, asked=True),), (kind,), said,
                              studies))  # fmt: skip
+    return drafts
+
+
+def _given(event: VerdictGiven, ours: Party) -> list[Draft]:
+    """Say what was told; what is wrong with a study as a whole has no other message."""
+    ae_title = event.given_to if event.how in _BY_NETWORK else ""
+    client = Party(ae_title=ae_title, user=event.given_to, address=event.address, asked=True)
+    study = study_object(Study(event.study_instance_uid))
+    counted = ", ".join(f"{count} {what}" for what, count in event.counts.items() if count)
+    said = f"verdict {event.verdict}" + (f": {counted}" if counted else "")
+    drafts = [_accessed("R", 0, (ours, client), (study,), said)]
+    if any(event.counts.get(what) for what in ALARMING):
+        drafts.append(Draft(ALERT, "E", 8, (replace(ours, asked=True),), (_INTEGRITY,), said,
+                            (study,)))  # fmt: skip
     return drafts
 
 

@@ -31,6 +31,9 @@ MSGID: Final = "DICOM+RFC3881"
 CHECKPOINT_MSGID: Final = "dicom-node+checkpoint"
 _APP: Final = "dicom-node"
 _CONNECT_S: Final = 10.0
+# How long a refused datagram may take to be answered; the first one may wait for ARP and distance.
+_ANSWER_S: Final = 0.2
+_FIRST_ANSWER_S: Final = 1.0
 _NAME: Final = re.compile(r"[^\x21-\x7e]")
 
 
@@ -73,27 +76,36 @@ def collector_at(url: str, ca_file: str = "") -> Collector:
 
 
 class UdpCollector:
-    """RFC 5426: one datagram a message. What the network drops, nobody notices."""
+    """RFC 5426: one datagram a message.
+
+    A machine whose port is closed says so, and we wait for that. One that is off, behind a firewall
+    or further than the wait says nothing: what is sent to it is lost, and nobody notices.
+    """
 
     def __init__(self, address: tuple[str, int]) -> None:
         self._address = address
         self._socket: socket.socket | None = None
+        self._in_doubt = True
 
     def send(self, messages: Sequence[bytes]) -> None:
-        """Send each as a datagram; a closed port shows at the next one (AuditError)."""
+        """Send each as a datagram, and wait for a word that nobody takes them (AuditError).
+
+        At first and after a failure one goes ahead: a batch of them would be lost on the way, and
+        come twice where only its end was refused.
+        """
         try:
-            if self._socket is None:
-                family, kind, *_, address = socket.getaddrinfo(
-                    *self._address, type=socket.SOCK_DGRAM
-                )[0]
-                self._socket = socket.socket(family, kind)
-                # Connected, so that "port unreachable" is told to us.
-                self._socket.connect(address)
-                self._socket.settimeout(_CONNECT_S)
-            for message in messages:
-                self._socket.send(message)
+            connection = self._socket = self._socket or self._connected()
+            ahead = 1 if self._in_doubt else 0
+            for some in filter(None, (messages[:ahead], messages[ahead:])):
+                for message in some:
+                    connection.send(message)
+                _await_refusal(connection, _FIRST_ANSWER_S if self._in_doubt else _ANSWER_S)
+                self._in_doubt = False
         except OSError as error:
-            self.close()
+            self._in_doubt = True
+            if not isinstance(error, ConnectionRefusedError):
+                # After a refusal it stays: an answer that comes late is told to this socket alone.
+                self.close()
             raise _unreachable(self._address, error) from error
 
     def close(self) -> None:
@@ -101,6 +113,30 @@ class UdpCollector:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    def _connected(self) -> socket.socket:
+        """Return a socket that is told "port unreachable", which only connected ones are."""
+        family, kind, *_, address = socket.getaddrinfo(*self._address, type=socket.SOCK_DGRAM)[0]
+        made = socket.socket(family, kind)
+        try:
+            made.connect(address)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+
+def _await_refusal(connection: socket.socket, wait_s: float) -> None:
+    """Raise ConnectionRefusedError if it comes within `wait_s`; what else comes is ignored."""
+    until = time.monotonic() + wait_s
+    try:
+        while (left_s := until - time.monotonic()) > 0:
+            connection.settimeout(left_s)
+            connection.recv(1)
+    except TimeoutError:
+        return
+    finally:
+        connection.settimeout(_CONNECT_S)
 
 
 class TlsCollector:

@@ -66,8 +66,9 @@ def register(subparsers: Subparsers) -> None:
         "--report",
         type=Path,
         metavar="DIR",
-        help="write a picture of every frame that is not authentic, changed regions outlined, and"
-        " of every study a report: a page, a PDF, JSON (signed) and a DICOM structured report",
+        help="write a picture of every frame that is not authentic, changed regions outlined, or of"
+        " the first frame where all are; of every study a report: a page, a PDF, JSON (signed) and"
+        " a DICOM structured report",
     )
     add_json(parser, "instance")
 

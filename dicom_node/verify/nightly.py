@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
 
+from dicom_node.audit.events import VerdictGiven
 from dicom_node.errors import ConfigError, NodeError
 from dicom_node.verify import audit_run
 from dicom_node.verify.audit_run import RunFile, Summary
 from dicom_node.verify.checked_fetch import CalledOff
 from dicom_node.verify.inspector import Inspector
+from dicom_node.verify.recording import SUPERSEDED, verdict_given
 from dicom_node.verify.study import StudyCheck
 
 log = structlog.get_logger(__name__)
@@ -81,7 +84,7 @@ class Nightly(threading.Thread):
         return self._inspector.config.spool.directory / RUN_FILE
 
     def check_sample(self) -> Summary | None:
-        """Check tonight's sample and log what was found; None where there is nothing to draw."""
+        """Check tonight's sample, record and log what was found; None where nothing is to draw."""
         verify = self._inspector.config.verify
         try:
             studies = audit_run.sample(self._inspector, verify.nightly_sample)
@@ -99,6 +102,7 @@ class Nightly(threading.Thread):
                 raise CalledOff("shutting down")
 
         def told(check: StudyCheck) -> None:
+            self._inspector.recorder.record(_given(check))
             if not check.sound and not check.unfinished:
                 log.error(
                     "study not sound", study_instance_uid=check.study_instance_uid,
@@ -117,6 +121,13 @@ class Nightly(threading.Thread):
         )
         log.info("nightly sample checked", **found.to_json()["summary"])
         return found
+
+
+def _given(check: StudyCheck) -> VerdictGiven:
+    """Return what the audit trail says of a study: an alert leaves for what is in there alone."""
+    given = verdict_given(check, CHECKED_BY, CHECKED_BY, missing=len(check.absent))
+    older = len(check.superseded)
+    return replace(given, counts={**given.counts, SUPERSEDED: older}) if older else given
 
 
 def next_time(at: str, now: datetime) -> datetime:

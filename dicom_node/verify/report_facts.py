@@ -70,6 +70,8 @@ class InstanceFacts:
     ----------
     label
         Modality and number, such as ``CT 14``.
+    place
+        Of the instance among those of the check, from 0.
     remarks
         What there is to say beside the verdict, one sentence each.
     """
@@ -80,6 +82,7 @@ class InstanceFacts:
     series_instance_uid: str
     transfer_syntax: str
     frames: int
+    place: int
     remarks: tuple[str, ...] = ()
     header: tuple[HeaderLine, ...] = ()
     pictures: tuple[Picture, ...] = ()
@@ -170,7 +173,9 @@ def facts_of(check: StudyCheck, ring: KeyRing | None, *, checked_by: str = "") -
     entries = {entry.sop_instance_uid: entry for entry in check.entries}
     # Of a study of one instance the chain is the instance's.
     own = entries if len(check.instances) > 1 else {}
-    bare = [_instance(each, own.get(each.sop_instance_uid)) for each in check.instances]
+    bare = [
+        _instance(each, own.get(each.sop_instance_uid), i) for i, each in enumerate(check.instances)
+    ]
     older, unsent = frozenset(check.superseded), frozenset(check.unsent)
     told = [i for i, each in enumerate(check.instances) if is_finding(each, older)]
     told.sort(key=lambda i: (-ORDER.index(bare[i].verdict), i))
@@ -206,14 +211,16 @@ def is_finding(each: CheckedInstance, older: Container[str]) -> bool:
     return said.verdict != "authentic" or bool(said.changed) or unsealed
 
 
-def _instance(each: CheckedInstance, entry: MarkedInstance | None) -> InstanceFacts:
+def _instance(
+    each: CheckedInstance, entry: MarkedInstance | None, place: int = 0
+) -> InstanceFacts:
     number = "" if each.instance_number is None else f" {each.instance_number}"
     said = each.verdict
     syntax = each.transfer_syntax_uid
     return InstanceFacts(
         printable(each.modality or "Instance", 16) + number, said.verdict,
         printable(said.sop_instance_uid), printable(each.series_instance_uid),
-        printable(name_of(syntax)) if syntax else "", len(said.frames),
+        printable(name_of(syntax)) if syntax else "", len(said.frames), place,
         chain=chain_of(StudyCheck("", datetime.now(UTC), entries=(entry,)), "") if entry else (),
     )  # fmt: skip
 
@@ -245,7 +252,8 @@ def _finding(
             remarks.append(f"No picture or header can be shown: {printable(error)}")
     return InstanceFacts(
         bare.label, bare.verdict, bare.sop_instance_uid, bare.series_instance_uid,
-        bare.transfer_syntax, bare.frames, tuple(remarks), header, tuple(pictures), bare.chain,
+        bare.transfer_syntax, bare.frames, bare.place, tuple(remarks), header, tuple(pictures),
+        bare.chain,
     )  # fmt: skip
 
 

@@ -18,24 +18,24 @@ FORMAT = "dicom-node study report 1"
 def report_json(check: StudyCheck, facts: StudyFacts) -> dict[str, Any]:
     """Return the report as JSON values; of the patient it holds the values of changed attributes.
 
-    ``header`` has, by SOP Instance UID, the attributes that changed; ``chain`` every instance's
+    ``header.attributes`` of a finding has what changed under its seal; ``chain`` every instance's
     record from the registry; ``keys`` the public keys of the marks.
     """
+    said = check.to_json()
+    for each in facts.findings:
+        # By place: two files may have one SOP Instance UID, and differ.
+        said["instances"][each.place]["header"]["attributes"] = [
+            {"attribute": line.name, "tag": line.tag, "signed_digest": line.before,
+             "digest": line.now, "value": line.value, "signed_value": line.original or None}
+            for line in each.header
+        ]  # fmt: skip
     return {
         "format": FORMAT,
         "written_by": f"dicom-node {facts.version}",
         "headline": facts.headline,
         "sentences": list(facts.sentences),
         "caveats": list(facts.caveats),
-        **check.to_json(),
-        "header": {
-            each.sop_instance_uid: [
-                {"attribute": line.name, "tag": line.tag, "signed_digest": line.before,
-                 "digest": line.now, "value": line.value, "signed_value": line.original or None}
-                for line in each.header
-            ]
-            for each in facts.findings if each.header
-        },
+        **said,
         "chain": [_chain(entry) for entry in check.entries],
         "keys": [
             {"key_id": key.key_id, "owner": key.owner, "created": key.created or None,

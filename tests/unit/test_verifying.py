@@ -234,6 +234,45 @@ def test_the_short_script_sees_pixels_under_another_name(
     assert done.stderr.startswith("changed: (00")
 
 
+@pytest.mark.parametrize("script", [SCRIPT, SHORT])
+@pytest.mark.parametrize("left", ["nothing of ours", "the creator", "another's block"])
+def test_a_script_says_of_a_file_without_a_seal_that_it_has_none(
+    left: str, script: Path, place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "public.pem").write_text(KeyRing.open(place / "keys").export_public())
+    ds = pydicom.dcmread(place / "instance.dcm")
+    if left == "the creator":
+        block = ds.private_block(0x0071, "DICOM-NODE WATERMARK 1.0")
+        for element in range(1, 0x100):
+            if element in block:
+                del block[element]
+    else:
+        ds.remove_private_tags()
+    if left == "another's block":
+        ds.private_block(0x0071, "SOMEBODY ELSE", create=True).add_new(2, "OB", b"12")
+    ds.save_as(tmp_path / "stripped.dcm")
+    done = check(tmp_path / "public.pem", tmp_path / "stripped.dcm", script)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("not signed, or stripped: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("script", [SCRIPT, SHORT])
+def test_a_script_says_nothing_of_success_over_a_changed_file(
+    script: Path, place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "public.pem").write_text(KeyRing.open(place / "keys").export_public())
+    ds = pydicom.dcmread(place / "instance.dcm")
+    ds.PatientID = "SOMEBODY-ELSE"
+    ds.save_as(tmp_path / "changed.dcm")
+    done = check(tmp_path / "public.pem", tmp_path / "changed.dcm", script)
+    assert done.returncode == 1
+    said = done.stdout + done.stderr
+    assert said.startswith("changed: (0010,0020)")
+    assert "Success" not in said
+    assert "all pixels" not in said
+
+
 def test_the_short_script_refuses_a_seal_of_another_key(place: Path, tmp_path: Path) -> None:
     other = KeyRing.open(tmp_path / "keys", owner="SOMEBODY", create=True)
     (tmp_path / "other.pem").write_text(other.export_public())

@@ -158,6 +158,138 @@ def test_any_changed_byte_is_found_in_its_entry(trail, position):
         assert broken.line in (position + 1, position + 2)
 
 
+def is_checkpoint(line):
+    return b'"kind":"checkpoint"' in line
+
+
+def without_checkpoints(lines):
+    return [each for each in lines if not is_checkpoint(each)]
+
+
+def without_checkpoints_and_one_more(lines):
+    return [*without_checkpoints(lines), lines[2], lines[3], lines[4], lines[6]]
+
+
+def without_later_checkpoints(lines):
+    return [*lines[:6], *without_checkpoints(lines[6:])]
+
+
+def one_forged_between(lines):
+    return [*lines[:10], lines[9].replace(*TAMPERED), *lines[10:]]
+
+
+def one_changed(lines):
+    return [*lines[:8], lines[8].replace(*TAMPERED), *lines[9:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "entry"),
+    [
+        (without_checkpoints, "rewritten", 1),
+        (without_checkpoints_and_one_more, "rewritten", 1),
+        (without_later_checkpoints, "unsigned", 7),
+        (one_forged_between, "unsigned", 7),
+        (one_changed, "rewritten", 7),
+    ],
+)
+def test_a_trail_computed_anew_breaks_behind_the_last_signature_that_holds(
+    trail, change, kind, entry
+):
+    trail.fill(23, checkpoint_every=5)
+    lines = trail.lines()
+    assert [n for n, line in enumerate(lines, 1) if is_checkpoint(line)][:2] == [6, 12]
+    trail.write(rechained(change(lines)))
+    broken = trail.check().broken
+    assert (broken.kind, broken.entry) == (kind, entry), broken
+
+
+def test_checkpoints_taken_out_of_the_end_alone_are_missed_by_the_list(trail):
+    trail.fill(8, checkpoint_every=5)
+    lines = trail.lines()
+    assert is_checkpoint(lines[-1])
+    trail.write(rechained([*lines[:-1], lines[-2]]))
+    broken = trail.check().broken
+    assert (broken.kind, broken.entry) == ("rewritten", 7), broken
+
+
+def no_checkpoint(listed):
+    listed[1] = b"what?"
+
+
+def an_event(listed):
+    listed[1] = listed[1].replace(b"checkpoint", b"verified")
+
+
+def one_digit(listed):
+    listed[1] = listed[1].replace(b'"every":5', b'"every":9')
+
+
+def blank_before(listed):
+    listed.insert(1, b"")
+
+
+def out_of_order(listed):
+    listed[1], listed[2] = listed[2], listed[1]
+
+
+def repeated(listed):
+    listed.insert(1, listed[0])
+
+
+@pytest.mark.parametrize(
+    "damage", [no_checkpoint, an_event, one_digit, blank_before, out_of_order, repeated]
+)
+@pytest.mark.parametrize("position", [None, 2, 9, 20])
+def test_damage_to_the_list_of_checkpoints_hides_no_break_of_the_trail(trail, damage, position):
+    trail.fill(23, checkpoint_every=5)
+    kept = trail.folder / "checkpoints.jsonl"
+    listed = kept.read_bytes().splitlines()
+    damage(listed)
+    kept.write_bytes(b"".join(line + b"\n" for line in listed))
+    if position is not None:
+        lines = trail.lines()
+        lines[position] = lines[position].replace(*TAMPERED)
+        trail.write(lines)
+    broken = trail.check().broken
+    if position is None:
+        assert (broken.kind, broken.segment) == ("changed", "checkpoints.jsonl")
+        assert broken.line == (3 if damage is out_of_order else 2)
+        assert broken.to_json()["words"].endswith("the trail itself is whole")
+    else:
+        assert (broken.kind, broken.entry) == ("changed", position + 1)
+
+
+def test_a_checkpoint_gone_from_the_list_hides_no_later_break_of_the_trail(trail):
+    trail.fill(23, checkpoint_every=5)
+    kept = trail.folder / "checkpoints.jsonl"
+    listed = kept.read_bytes().splitlines(keepends=True)
+    kept.write_bytes(b"".join(listed[1:]))
+    assert (trail.check().broken.kind, trail.check().broken.entry) == ("removed", 6)
+    lines = trail.lines()
+    lines[20] = lines[20].replace(*TAMPERED)
+    trail.write(lines)
+    assert (trail.check().broken.kind, trail.check().broken.entry) == ("changed", 21)
+
+
+@pytest.mark.parametrize("left", [0, 1, 40, -1])
+def test_a_last_line_of_the_list_that_a_crash_cut_short_is_no_break(trail, left):
+    trail.fill(9, checkpoint_every=5)
+    kept = trail.folder / "checkpoints.jsonl"
+    first, last = kept.read_bytes().splitlines(keepends=True)
+    kept.write_bytes(first + last[:left])
+    found = trail.check()
+    assert (found.broken, found.unsigned) == (None, 0)
+    # The next writer puts it back.
+    trail.open(checkpoint_every=5).append(trail.event(99))
+    assert kept.read_bytes() == first + last
+
+
+def test_only_a_copy_that_was_given_is_an_error_if_it_is_no_checkpoint(trail):
+    trail.fill(9, checkpoint_every=5)
+    with pytest.raises(AuditError, match="elsewhere"):
+        trail.check(elsewhere=[b"what?"])
+
+
 def test_a_trail_rewritten_to_its_end_breaks_at_the_signature(trail):
     trail.fill(12, checkpoint_every=5)
     lines = trail.lines()
@@ -268,7 +400,7 @@ def test_a_missing_checkpoint_breaks_the_promise_of_the_one_before(trail):
     kept = trail.folder / "checkpoints.jsonl"
     kept.write_bytes(kept.read_bytes().splitlines(keepends=True)[0])
     broken = trail.check().broken
-    assert (broken.kind, broken.entry) == ("unsigned", 12)
+    assert (broken.kind, broken.entry) == ("unsigned", 7)
 
 
 def test_the_end_that_no_signature_covers_is_counted(trail):

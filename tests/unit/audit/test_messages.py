@@ -53,6 +53,12 @@ EVERY = {
                                        header_seal="absent"),
     "verdict given": events.VerdictGiven(at=AT, given_to="AUDITOR", verdict="tampered",
                                          study_instance_uid="1.2.9", counts={"tampered": 1}),
+    "verdict of a whole study": events.VerdictGiven(
+        at=AT, given_to="AUDITOR", verdict="authentic", study_instance_uid="1.2.9", how="retrieve",
+        counts={"authentic": 3, "unmarked": 1}),
+    **{f"nightly {what}": events.VerdictGiven(
+        at=AT, given_to="nightly", verdict="authentic", study_instance_uid="1.2.9", how="nightly",
+        counts={"authentic": 3, what: 2}) for what in ("missing", "superseded")},
     "restored": events.Restored(at=AT, sop_instance_uid="1.2.1", study_instance_uid="1.2.9",
                                 by="root@node", destination="file:/out", exact=True),
     "restored to": events.Restored(at=AT, sop_instance_uid="1.2.1", by="WS", how="retrieve"),
@@ -104,7 +110,10 @@ def parties(root):
         ("tampered", [("110103", "R", "0"), ("110113", "E", "8", "integrity")]),
         ("header changed", [("110103", "R", "0"), ("110113", "E", "4", "header")]),
         ("header unsealed", [("110103", "R", "0"), ("110113", "E", "4", "header")]),
-        ("verdict given", [("110103", "R", "0")]),
+        ("verdict given", [("110103", "R", "0"), ("110113", "E", "8", "integrity")]),
+        ("verdict of a whole study", [("110103", "R", "0")]),
+        ("nightly missing", [("110103", "R", "0"), ("110113", "E", "8", "integrity")]),
+        ("nightly superseded", [("110103", "R", "0"), ("110113", "E", "8", "integrity")]),
         ("restored", [("110106", "R", "0")]),
         ("restored to", [("110103", "R", "8")]),
         ("key made", [("110113", "E", "0", "110129")]),
@@ -114,6 +123,50 @@ def parties(root):
 )
 def test_every_event_becomes_these_messages(name, said):
     assert [summary(root) for root in told(EVERY[name])] == said
+
+
+def said_in(*some):
+    return [root.findtext("EventIdentification/EventOutcomeDescription") for root in told(*some)]
+
+
+def test_a_verdict_that_was_given_is_told_with_its_counts_and_its_study():
+    assert said_in(EVERY["verdict of a whole study"]) == [
+        "verdict authentic: 3 authentic, 1 unmarked"
+    ]
+    assert said_in(EVERY["nightly missing"]) == 2 * ["verdict authentic: 3 authentic, 2 missing"]
+    gone = replace(EVERY["nightly missing"], verdict="unmarked", counts={"missing": 4})
+    assert said_in(gone) == 2 * ["verdict unmarked: 4 missing"]
+    for root in told(gone):
+        named = root.find("ParticipantObjectIdentification").get("ParticipantObjectID")
+        assert named == "1.2.9"
+
+
+@pytest.mark.parametrize("what", ["tampered", "foreign", "unreadable", "missing", "superseded"])
+def test_anything_suspect_or_gone_in_a_study_is_an_alert(what):
+    one = replace(EVERY["verdict of a whole study"], counts={"authentic": 2, what: 1})
+    assert [summary(root)[0] for root in told(one)] == ["110103", "110113"]
+    none = replace(one, counts={"authentic": 2, what: 0})
+    assert [summary(root)[0] for root in told(none)] == ["110103"]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [replace(EVERY["verdict given"], how="command", given_to="root@node"),
+     replace(EVERY["verdict given"], how="report", given_to="root@node"),
+     EVERY["nightly missing"],
+     *(replace(EVERY["authentic"], checked_by=by) for by in ("cli", "audit", "nightly"))],
+)  # fmt: skip
+def test_only_an_application_is_named_by_an_ae_title(event):
+    name = event.given_to if isinstance(event, events.VerdictGiven) else event.checked_by
+    root = told(event)[0]
+    [asked] = [each for each in root.findall("ActiveParticipant")
+               if each.get("UserIsRequestor") == "true"]  # fmt: skip
+    assert (asked.get("UserID"), asked.get("AlternativeUserID")) == (name, None)
+
+
+@pytest.mark.parametrize("name", ["verdict given", "verdict of a whole study", "authentic"])
+def test_a_client_of_the_network_is_named_by_its_ae_title(name):
+    assert "AETITLES=AUDITOR" in parties(told(EVERY[name])[0]).values()
 
 
 def test_a_changed_header_is_named_beside_any_verdict():
@@ -217,7 +270,7 @@ def test_failures_say_why():
 
 @given(text=st.text(max_size=40))
 def test_what_a_peer_calls_itself_cannot_break_the_xml(text):
-    [root] = told(events.VerdictGiven(at=AT, given_to=text, verdict="x", address=text.strip(),
+    [root] = told(events.VerdictGiven(at=AT, given_to=text, verdict=text, address=text.strip(),
                                       study_instance_uid="1.2"))  # fmt: skip
     assert root.tag == "AuditMessage"
 

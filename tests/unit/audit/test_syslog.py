@@ -276,14 +276,69 @@ def test_datagrams_reach_a_udp_collector(node):
         assert instances([collector.recv(65536)]) == [4]
 
 
-def test_a_closed_udp_port_is_noticed():
+@pytest.fixture
+def away():
+    """Return the address of a UDP port that is closed."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
         unused.bind(("127.0.0.1", 0))
-        address = unused.getsockname()
-    collector = UdpCollector(address)
-    # The first one is on its way before the answer to it comes.
+        return unused.getsockname()
+
+
+def received(address, count):
+    """Return what arrives at an address until so many instances were named, and a little longer."""
+    messages = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as collector:
+        collector.bind(address)
+        collector.settimeout(20)
+        while len(set(instances(messages))) < count:
+            messages.append(collector.recv(65536))
+        collector.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                messages.append(collector.recv(65536))
+    return instances(messages)
+
+
+def test_a_closed_udp_port_is_noticed_by_a_single_datagram_every_time(away):
+    collector = UdpCollector(away)
+    for _ in range(4):
+        with pytest.raises(AuditError, match="refused"):
+            collector.send([b"hello"])
+    collector.close()
+
+
+def test_a_udp_collector_that_goes_is_noticed_by_a_single_datagram_and_back_gets_all(away):
+    collector = UdpCollector(away)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+        there.bind(away)
+        collector.send([b"one"])
+        assert there.recv(10) == b"one"
     with pytest.raises(AuditError, match="refused"):
-        collector.send([b"hello"] * 2000)
+        collector.send([b"two"])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+        there.bind(away)
+        there.settimeout(5)
+        collector.send([b"two", b"three"])
+        assert [there.recv(10) for _ in range(2)] == [b"two", b"three"]
+    collector.close()
+
+
+def test_one_event_while_the_udp_collector_is_away_arrives_when_it_is_back(node, away):
+    trail = node(f"udp://127.0.0.1:{away[1]}")
+    trail.record([event(1)])
+    # Longer than the first tries and the pauses between them take.
+    time.sleep(3)
+    assert received(away, 1) == [1]
+    trail.close()
+
+
+def test_all_events_while_the_udp_collector_is_away_arrive_once_when_it_is_back(node, away):
+    trail = node(f"udp://127.0.0.1:{away[1]}")
+    for number in range(12):
+        trail.record([event(number)])
+        time.sleep(0.2)
+    assert received(away, 12) == list(range(12))
+    trail.close()
 
 
 def test_urls_that_name_no_collector_are_refused(tmp_path):

@@ -60,7 +60,16 @@ def test_every_study_gets_a_report_of_each_kind_and_pictures_stay(
     kinds = sorted(path.name.partition(".")[2] for path in tmp_path.glob("study-*"))
     assert kinds == sorted(2 * ["html", "pdf", "json", "json.sig", "dcm"])
     assert sorted(len(report["instances"]) for report in read(tmp_path)) == [1, 2]
-    assert len(list(tmp_path.rglob("*-authentic.png"))) == 3
+    # What the help promises, where every frame is authentic.
+    assert len(list(tmp_path.rglob("*-frame1-authentic.png"))) == 3
+
+
+def test_the_help_says_that_an_authentic_instance_gets_a_picture_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["verify", "--help"])
+    assert "or of the first frame where all are" in " ".join(capsys.readouterr().out.split())
 
 
 def test_no_name_of_a_report_tells_of_the_patient(place: Path, tmp_path: Path) -> None:
@@ -81,8 +90,28 @@ def test_what_is_wrong_is_in_the_report_and_in_the_exit_code(place: Path, tmp_pa
     assert verify(place, tmp_path / "changed.dcm", "--report", tmp_path / "out") == 1
     [report] = read(tmp_path / "out")
     assert report["headline"] == "Tampered"
-    [[line]] = report["header"].values()  # type: ignore[attr-defined]
+    [instance] = report["instances"]  # type: ignore[misc]
+    [line] = instance["header"]["attributes"]
     assert (line["attribute"], line["value"]) == ("PatientID", "ANOTHER")
+
+
+def test_two_files_of_one_instance_each_tell_what_changed_in_their_own_header(
+    place: Path, tmp_path: Path
+) -> None:
+    source = min((place / "marked" / "mr").iterdir())
+    names = {"first": "PatientID", "second": "PatientName"}
+    for name, keyword in names.items():
+        ds = pydicom.dcmread(source)
+        setattr(ds, keyword, name)
+        ds.save_as(tmp_path / f"{name}.dcm")
+    assert verify(place, tmp_path, "--report", tmp_path / "out") == 0
+    [report] = read(tmp_path / "out")
+    found = {
+        Path(instance["path"]).stem: [(each["attribute"], each["value"]) for each in lines]
+        for instance in report["instances"]  # type: ignore[attr-defined]
+        if (lines := instance["header"].get("attributes"))
+    }
+    assert found == {name: [(keyword, name)] for name, keyword in names.items()}
 
 
 def test_a_machine_with_a_public_key_alone_reports_without_signing(

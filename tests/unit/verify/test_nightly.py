@@ -11,13 +11,18 @@ from typing import Any
 
 import pytest
 
+from dicom_node.audit.events import Event, VerdictGiven
+from dicom_node.audit.message_xml import Node
+from dicom_node.audit.messages import messages_of
 from dicom_node.errors import AssociationRejected
+from dicom_node.registry.records import DeliveryEntry, MarkedInstance
 from dicom_node.verify import nightly
 from dicom_node.verify.nightly import RUN_FILE, Nightly
 from dicom_node.verify.study import CheckedInstance, StudyCheck
 from dicom_node.verify.verdict import InstanceVerdict
 
 STUDIES = ("a", "b", "c", "d")
+AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Inspector:
@@ -31,7 +36,12 @@ class Inspector:
         self.pacs = SimpleNamespace(name="pacs")
         self.recorder = self
         self.asked: list[str] = []
+        self.recorded: list[Event] = []
+        self.checks: dict[str, StudyCheck] = {}
         self._before = before
+
+    def record(self, *events: Event) -> None:
+        self.recorded += events
 
     def studies(self, **_: object) -> tuple[str, ...]:
         return STUDIES
@@ -44,8 +54,10 @@ class Inspector:
         self._before(study)
         progress(0, 1)
         self.asked.append(study)
+        if study in self.checks:
+            return self.checks[study]
         found = CheckedInstance(InstanceVerdict("", f"{study}.1", "authentic"), study)
-        return StudyCheck(study, datetime(2026, 1, 1, tzinfo=UTC), (found,))
+        return StudyCheck(study, AT, (found,))
 
 
 @pytest.fixture
@@ -149,3 +161,40 @@ def test_a_run_file_that_cannot_be_read_costs_no_night(
     thread.start()
     until(lambda: len(inspector.asked) == len(STUDIES))
     ended(thread, stop)
+
+
+def check_of(study: str, *, marked_at: int = 7, **more: Any) -> StudyCheck:
+    """Return an authentic instance marked at 7 whose last version was delivered at `marked_at`."""
+    uid = f"{study}.1"
+    said = InstanceVerdict("", uid, "authentic", marked_at=7)
+    last = MarkedInstance(
+        uid, "1.2.1", study, "1.1", "1.2.840.10008.1.2.1", "marked", b"", b"", b"", marked_at, 0.0,
+        "CT1", deliveries=(DeliveryEntry("pacs", 0, 0.0),),
+    )  # fmt: skip
+    return StudyCheck(study, AT, (CheckedInstance(said, study),), entries=(last,), **more)
+
+
+def test_what_a_night_finds_missing_or_superseded_is_in_the_trail_and_raises_an_alert(
+    tmp_path: Path,
+) -> None:
+    inspector = Inspector(tmp_path)
+    inspector.checks = {
+        "a": check_of("a", missing=("a.2", "a.3")), "b": check_of("b", marked_at=9),
+        "c": check_of("c", missing=("c.2",), unsent=("c.2",), failure="not sent"),
+    }  # fmt: skip
+    Nightly(inspector, threading.Event()).check_sample()  # type: ignore[arg-type]
+    told = {
+        each.study_instance_uid: each for each in inspector.recorded
+        if isinstance(each, VerdictGiven)
+    }  # fmt: skip
+    assert {study: dict(each.counts) for study, each in told.items()} == {
+        "a": {"authentic": 1, "missing": 2}, "b": {"authentic": 1, "superseded": 1},
+        "c": {"authentic": 1}, "d": {"authentic": 1},
+    }  # fmt: skip
+    assert {(each.how, each.given_to) for each in told.values()} == {("nightly", "nightly")}
+    node = Node("DICOMNODE", "node.example", "TESTS")
+    alarmed = {
+        study for study, each in told.items()
+        if any(b'csd-code="110113"' in message.xml for message in messages_of([each], node))
+    }  # fmt: skip
+    assert alarmed == {"a", "b"}
