@@ -274,14 +274,16 @@ class AuditLog:
         self._chain(tail, event.to_json())
 
     def _mend_checkpoints(self, found: segments.Scan) -> None:
-        """Add a last checkpoint that a crash kept from the list; drop half a line."""
+        """Add the last checkpoints, which a crash kept from the list; drop half a line."""
         path = self.directory / segments.CHECKPOINTS
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             whole = path.read_bytes().rpartition(b"\n")
             os.truncate(path, len(whole[0] + whole[1]))
-        entry = found.checkpoint
-        if entry is not None and segments.last_line(path) != entry.line:
-            segments.append(path, entry.line + b"\n")
+        listed, lines = segments.last_line(path), found.checkpoints
+        # One write may hold several; the list has those up to its last line.
+        lines = lines[lines.index(listed) + 1 :] if listed in lines else lines
+        if lines:
+            segments.append(path, b"".join(line + b"\n" for line in lines))
 
     def _log_id(self, numbers: list[int]) -> str:
         """Return the log's identity, from the first segment that says it."""

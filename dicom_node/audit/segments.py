@@ -107,8 +107,10 @@ class Scan:
         Bytes up to the last whole entry.
     last, checkpoint
         The last entry, the last checkpoint among them.
+    checkpoints
+        The lines of all checkpoints.
     unsigned
-        Entries after that checkpoint, or all.
+        Entries after the last checkpoint, or all.
     references
         Of its entries.
     torn
@@ -118,6 +120,7 @@ class Scan:
     length: int = 0
     last: Entry | None = None
     checkpoint: Entry | None = None
+    checkpoints: tuple[bytes, ...] = ()
     unsigned: int = 0
     references: frozenset[str] = frozenset()
     torn: bytes = b""
@@ -137,6 +140,7 @@ def scan(path: Path, start: int = 0) -> Scan:
         found.unsigned += 1
         if entry.kind == CHECKPOINT:
             found.checkpoint, found.unsigned = entry, 0
+            found.checkpoints += (entry.line,)
         if entry.reference:
             references.add(entry.reference)
     found.references = frozenset(references)

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
 
-from dicom_node.audit.events import VerdictGiven
 from dicom_node.errors import ConfigError, NodeError
 from dicom_node.verify import audit_run
 from dicom_node.verify.audit_run import RunFile, Summary
 from dicom_node.verify.checked_fetch import CalledOff
 from dicom_node.verify.inspector import Inspector
-from dicom_node.verify.recording import SUPERSEDED, verdict_given
+from dicom_node.verify.recording import verdict_given
 from dicom_node.verify.study import StudyCheck
 
 log = structlog.get_logger(__name__)
@@ -102,7 +100,9 @@ class Nightly(threading.Thread):
                 raise CalledOff("shutting down")
 
         def told(check: StudyCheck) -> None:
-            self._inspector.recorder.record(_given(check))
+            self._inspector.recorder.record(
+                verdict_given(check, CHECKED_BY, CHECKED_BY, missing=len(check.absent))
+            )
             if not check.sound and not check.unfinished:
                 log.error(
                     "study not sound", study_instance_uid=check.study_instance_uid,
@@ -121,13 +121,6 @@ class Nightly(threading.Thread):
         )
         log.info("nightly sample checked", **found.to_json()["summary"])
         return found
-
-
-def _given(check: StudyCheck) -> VerdictGiven:
-    """Return what the audit trail says of a study: an alert leaves for what is in there alone."""
-    given = verdict_given(check, CHECKED_BY, CHECKED_BY, missing=len(check.absent))
-    older = len(check.superseded)
-    return replace(given, counts={**given.counts, SUPERSEDED: older}) if older else given
 
 
 def next_time(at: str, now: datetime) -> datetime:

@@ -180,7 +180,8 @@ def verdict_given(
     `missing` is for those who know that all of it was looked for: what a broken transfer did not
     bring may still be there. Where nothing came at all, ``missing`` is what was told.
     """
-    counts = check.counts | ({MISSING: missing} if missing else {})
+    others = {MISSING: missing, SUPERSEDED: len(check.superseded)}
+    counts = check.counts | {name: count for name, count in others.items() if count}
     return VerdictGiven(
         at=datetime.now(UTC), given_to=given_to, verdict=check.verdict or MISSING, address=address,
         how=how, study_instance_uid=check.study_instance_uid, counts=counts,

@@ -268,6 +268,15 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_line(trail, monkeypatch):
     assert kinds(trail) == ["segment", "verified", "verified", "checkpoint"]
 
 
+def test_all_checkpoints_that_a_crash_kept_from_the_list_are_added(trail):
+    trail.fill(10, checkpoint_every=3)
+    kept = trail.folder / "checkpoints.jsonl"
+    whole = kept.read_bytes()
+    kept.write_bytes(whole.splitlines(keepends=True)[0])
+    trail.open().close()
+    assert kept.read_bytes() == whole
+
+
 def test_a_forged_checkpoint_does_not_stop_the_recording(trail):
     trail.fill(3)
     line = trail.lines()[-1].replace(b'"every":1000', b'"every":"no"')
