@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,6 +147,16 @@ def refuse_overwriting(inputs: Iterable[Input], out: Path) -> None:
     for item in inputs:
         if (out / item.relative).resolve() == item.path.resolve():
             raise ConfigError(f"--out {out}: would overwrite {item.path}; name another folder")
+
+
+@contextmanager
+def put_in_place(out: Path) -> Iterator[Path]:
+    """Yield where to write a result; a whole one takes its place, of a broken one nothing stays."""
+    with tempfile.TemporaryDirectory(prefix=".dicom-node-", dir=out.parent) as folder:
+        result = Path(folder) / out.name
+        yield result
+        if result.exists():
+            result.replace(out)
 
 
 @contextmanager
