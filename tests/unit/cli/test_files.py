@@ -303,6 +303,28 @@ def test_a_decoder_that_never_returns_costs_its_own_file_only(
         assert sorted(out.iterdir()) == [out / first.name, out / last.name], "nothing lies about"
 
 
+@pytest.mark.parametrize("command", ["mark", "verify", "restore"])
+def test_a_folder_without_a_file_is_wrong_usage_and_a_link_to_nothing_unreadable(
+    command: str, workplace: Path, marked: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "empty/.hidden").mkdir(parents=True)
+    (tmp_path / "empty/.hidden/file.dcm").touch()
+    place = [] if command == "verify" else ["--out", str(tmp_path / "out")]
+    names = [str(marked), str(tmp_path / "empty")]
+    assert main([command, *names, *place, *config(workplace)]) == 2
+    assert f"{tmp_path / 'empty'}: no file" in capsys.readouterr().err
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/gone.dcm").symlink_to(tmp_path / "nowhere.dcm")
+    code, [line] = run(capsys, command, tmp_path / "links", *place, "--json", *config(workplace))
+    assert code == 3
+    assert line["reason"]
+    code, [line] = run(
+        capsys, command, tmp_path / "links/gone.dcm", *place, "--json", *config(workplace)
+    )
+    assert code == 3
+
+
 @pytest.mark.parametrize("what", ["write_pictures", "write_reports"])
 def test_a_fault_over_a_report_is_an_error_and_the_verdicts_are_given(
     what: str, workplace: Path, marked: Path, tmp_path: Path,
