@@ -54,16 +54,27 @@ def main(module: str, descriptor: int) -> None:
     try:
         level, setup = connection.recv()
         logging.configure(level=level)
-        try:
-            work = importlib.import_module(module).begin(setup)
-        except NodeError as error:
-            connection.send(str(error))
+        work = _answer(lambda setup: _begun(module, setup), setup)
+        if isinstance(work, NodeError):
+            connection.send(str(work))
             return
         connection.send(None)
         while True:
-            connection.send(work(connection.recv()))
+            connection.send(_answer(work, connection.recv()))
     except (EOFError, OSError):
         return  # the parent is gone or has no more work
+
+
+def _begun(module: str, setup: object) -> Any:
+    try:
+        return importlib.import_module(module).begin(setup)
+    except NodeError as error:
+        return error
+
+
+def _answer(work: Callable[[Any], Any], task: object) -> Any:
+    try:
+        return work(task)
     except Exception:
         # Said here: a traceback would quote the data set it failed on.
         log.exception("task_failed")
