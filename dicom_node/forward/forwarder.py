@@ -283,14 +283,14 @@ class Lane(threading.Thread):
         delay = max(pause_s, self._backoff.delay_s(delivery.attempts))
         log.warning(
             "delivery postponed", destination=self._destination.name, job=delivery.job_id,
-            attempt=delivery.attempts, retry_in_s=round(delay, 1), reason=str(error),
+            attempt=delivery.attempts, retry_in_s=round(delay, 1), reason=_for_the_log(error),
         )  # fmt: skip
         self._spool.retry_delivery(delivery, str(error), time.time() + delay, status=status)
 
     def _hold(self, delivery: Delivery, error: NodeError, status: int | None = None) -> None:
         log.error(
             "delivery held", destination=self._destination.name, job=delivery.job_id,
-            reason=str(error),
+            reason=_for_the_log(error),
         )  # fmt: skip
         self._spool.hold_delivery(delivery, str(error), status=status)
 
@@ -325,6 +325,11 @@ class Lane(threading.Thread):
         if self._association is not None:
             self._association.release()
             self._association = None
+
+
+def _for_the_log(error: NodeError) -> str:
+    """Return the reason without a peer's own words: some archives name the patient in them."""
+    return error.without_comment if isinstance(error, StoreFailed) else str(error)
 
 
 @contextlib.contextmanager
