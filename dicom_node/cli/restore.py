@@ -99,8 +99,8 @@ def _restored(workplace: Workplace, item: Input, folder: Path) -> dict[str, Any]
         out = item.under(folder)
         with put_in_place(out) as place:
             outcome: dict[str, Any] = workplace.do(Task(item.path, place))
-            result["out"] = str(out) if place.exists() else None
-        return result | outcome
+            written = str(out) if place.exists() else None
+        return result | {"out": written} | outcome
     except ChildEnded as error:
         return result | {"exact": False, "reason": f"restoring it {error}"}
     except OSError as error:
