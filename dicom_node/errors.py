@@ -142,5 +142,6 @@ class StoreFailed(ForwardError):
 
     def __init__(self, name: str, sop_instance_uid: str, status: int, comment: str = "") -> None:
         self.store_status = status
+        self.without_comment = f"{name} refused {sop_instance_uid} with status 0x{status:04X}"
         said = f" ({comment})" if comment else ""
-        super().__init__(f"{name} refused {sop_instance_uid} with status 0x{status:04X}{said}")
+        super().__init__(self.without_comment + said)

@@ -25,6 +25,7 @@ _FORBIDDEN_KEY = re.compile(
 )
 # Every UID but those of the standard itself (SOP classes, ...) names somebody's study.
 _UID = re.compile(r"(?<![\d.])(?!1\.2\.840\.10008\.)[0-2](?:\.(?:0|[1-9]\d*)){4,}\b")
+_level = [logging.INFO]
 # Components of a person's name (VR PN) are separated by carets.
 _PERSON = re.compile(r"[^\s'\"(]*\^[^'\")]*")
 
@@ -39,6 +40,7 @@ def configure(stream: TextIO | None = None, *, level: int = logging.INFO) -> Non
     level
         A level of the standard library.
     """
+    _level[0] = level
     stream = stream or sys.stderr
     # Warnings of pydicom quote the value they complain about.
     warnings.simplefilter("ignore")
@@ -61,6 +63,11 @@ def configure(stream: TextIO | None = None, *, level: int = logging.INFO) -> Non
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
+
+
+def level() -> int:
+    """Return the level that was set up, for processes of this one."""
+    return _level[0]
 
 
 def explain_exception(_logger: object, _method: str, event: EventDict) -> EventDict:

@@ -8,8 +8,9 @@ whichever comes first.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -104,12 +105,24 @@ class BatchNames:
     """Decisions about the files of one command: those named in it, and no others.
 
     The files are tried once each; what has to wait for others is tried again after `all_tried`.
+
+    Parameters
+    ----------
+    sent_as
+        What was said before, new UIDs by old ones.
     """
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, sent_as: Mapping[str, str] | None = None) -> None:
         self._key = key
-        self._sent_as: dict[str, str] = {}
+        self._sent_as = dict(sent_as or {})
+        self._told = len(self._sent_as)
         self._all_tried = False
+
+    def news(self) -> dict[str, str]:
+        """Return what was said since this was last asked."""
+        new = dict(itertools.islice(self._sent_as.items(), self._told, None))
+        self._told = len(self._sent_as)
+        return new
 
     def all_tried(self) -> None:
         """Say that no more files come."""

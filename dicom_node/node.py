@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import itertools
 import os
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import structlog
 
 from dicom_node.config import Config, environment
-from dicom_node.errors import AuditError, ConfigError, DecoderLost, KeyRingError, SpoolError
-from dicom_node.logging import describe
+from dicom_node.errors import AuditError, ConfigError, KeyRingError, SpoolError
 from dicom_node.spool import Spool
 from dicom_node.spool.destinations import NOT_NAMED
 from dicom_node.supervisor import Role, StopEvent, Supervisor, notify_systemd
@@ -297,9 +293,11 @@ def _mark(
 
 def _forward(config: Config, name: str, *, stop: StopEvent, ready: Callable[[], None]) -> None:
     from dicom_node.forward import run_forwarder
+    from dicom_node.transcoding import Transcoder
 
     ready()
-    run_forwarder(config, name, stop, transcoder(config, name))
+    with Transcoder(config.watermark.max_pixels) as transcode:
+        run_forwarder(config, name, stop, transcode)
 
 
 def _register(config: Config, *, stop: StopEvent, ready: Callable[[], None]) -> None:
@@ -312,32 +310,3 @@ def _verify(config: Config, *, stop: StopEvent, ready: Callable[[], None]) -> No
     from dicom_node.verify.service import run_verifier
 
     run_verifier(config, stop, on_ready=ready)
-
-
-def transcoder(
-    config: Config, name: str
-) -> Callable[[Path, tuple[str, ...], Callable[[], None]], Path]:
-    """Return what a forwarder uses when its destination refuses a transfer syntax.
-
-    Copies go to a folder of the destination's own, emptied here: a killed forwarder may have left
-    some.
-    """
-    folder = config.spool.directory / "transcoded" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    numbers = itertools.count()
-
-    def copy_of(path: Path, accepted: tuple[str, ...], on_frame: Callable[[], None]) -> Path:
-        # Decoders are loaded only once a destination refuses something.
-        from dicom_node.instance.transcode import transcode
-
-        out = folder / f"{next(numbers)}.dcm"
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            limit = config.watermark.max_pixels
-            transcode(path, out, accepted, max_pixels=limit, on_frame=on_frame)
-        except (OSError, DecoderLost) as error:
-            out.unlink(missing_ok=True)
-            raise SpoolError(f"{out}: not transcoded: {describe(error)}") from error
-        return out
-
-    return copy_of

@@ -166,12 +166,19 @@ class Registrar:
             )  # fmt: skip
         return Refused(
             at=at, stage="forward" if row.destination or row.action else "mark",
-            outcome="held" if row.kind == "held" else "rejected", reason=row.reason,
+            outcome="held" if row.kind == "held" else "rejected", reason=_reason_of(row),
             sop_instance_uid=row.sop_instance_uid, sop_class_uid=row.sop_class_uid,
             study_instance_uid=row.study_instance_uid,
             peer_ae=ae_title or row.destination or row.calling_ae, peer_address=address,
             status=row.status,
         )  # fmt: skip
+
+
+def _reason_of(row: OutboxRow) -> str:
+    """Return why; not in a destination's own words, in which some archives name the patient."""
+    if row.status is None:
+        return row.reason
+    return f"{row.destination} refused it with status 0x{row.status:04X}"
 
 
 def _with_records(rows: Iterable[OutboxRow]) -> Iterable[OutboxRow]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,17 +118,23 @@ class Input:
 def walk(paths: Sequence[Path]) -> list[Input]:
     """Return every file named or below a named folder, in a stable order; hidden ones are left out.
 
+    A link to nothing is a file that cannot be read: it is not passed over.
+
     Raises
     ------
     ConfigError
-        If a path does not exist, or two files would have the same relative path.
+        If a path does not exist, a folder holds no file, or two files would have the same relative
+        path.
     """
     found: list[Input] = []
     for path in paths:
         if path.is_dir():
             inside = [Input(each, each.relative_to(path)) for each in sorted(path.rglob("*"))]
-            found += [item for item in inside if item.path.is_file() and not item.hidden]
-        elif path.is_file():
+            files = [item for item in inside if _is_file(item.path) and not item.hidden]
+            if not files:
+                raise ConfigError(f"{path}: no file in this folder")
+            found += files
+        elif _is_file(path):
             found.append(Input(path, Path(path.name)))
         else:
             raise ConfigError(f"{path}: no such file or folder")
@@ -141,11 +148,25 @@ def walk(paths: Sequence[Path]) -> list[Input]:
     return list({item.relative: item for item in found}.values())
 
 
+def _is_file(path: Path) -> bool:
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
 def refuse_overwriting(inputs: Iterable[Input], out: Path) -> None:
     """Raise ConfigError if a result would replace its own source."""
     for item in inputs:
         if (out / item.relative).resolve() == item.path.resolve():
             raise ConfigError(f"--out {out}: would overwrite {item.path}; name another folder")
+
+
+@contextmanager
+def put_in_place(out: Path) -> Iterator[Path]:
+    """Yield where to write a result; a whole one takes its place, of a broken one nothing stays."""
+    with tempfile.TemporaryDirectory(prefix=".dicom-node-", dir=out.parent) as folder:
+        result = Path(folder) / out.name
+        yield result
+        if result.exists():
+            result.replace(out)
 
 
 @contextmanager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dicom_node.child import ChildEnded, Workplace
 from dicom_node.cli.common import (
     EXIT_FAILED,
     EXIT_OK,
@@ -19,15 +19,15 @@ from dicom_node.cli.common import (
     config_of,
     print_json,
     progress,
+    put_in_place,
     reason_of,
     refuse_overwriting,
     walk,
 )
-from dicom_node.errors import ReferencesPending
+from dicom_node.cli.mark_worker import NOTHING, Done, Setup, Task
 
-if TYPE_CHECKING:
-    from dicom_node.marking import Marker
-    from dicom_node.naming import BatchNames
+_WORKER = "dicom_node.cli.mark_worker"
+_LONGEST_S = 3600.0
 
 
 def register(subparsers: Subparsers) -> None:
@@ -50,24 +50,25 @@ def register(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Mark every file; report the bad ones and go on."""
     from dicom_node.audit.recording import key_used, recorded
-    from dicom_node.inference import open_engine
     from dicom_node.keys import KeyRing
-    from dicom_node.marking import Marker
-    from dicom_node.naming import BatchNames
 
     config = config_of(arguments)
     inputs = walk(arguments.paths)
     refuse_overwriting(inputs, arguments.out)
     ring = KeyRing.open(config.keys.directory)
-    engine = open_engine(config.watermark.engine)
-    names = BatchNames(ring.uid_key) if config.watermark.uid_policy == "derive" else None
-    marker = Marker(config.watermark, ring, engine, measure=True, names=names)
-    if inputs:
+    sent_as: dict[str, str] = {}
+    setup = Setup(config.watermark, config.keys.directory, sent_as)
+    with Workplace(_WORKER, lambda: setup, _LONGEST_S) as workplace:
+        workplace.begin()
         with recorded(config, ring) as record:
             record(key_used(ring, "sign"))
+        return _mark_all(_Marking(workplace, arguments.out, sent_as), inputs, arguments)
+
+
+def _mark_all(marking: _Marking, inputs: Sequence[Input], arguments: argparse.Namespace) -> int:
     code = EXIT_OK
     with progress(len(inputs), "marking") as advance:
-        for result in _results(marker, names, inputs, arguments.out):
+        for result in marking.results(inputs):
             if result["out"] is None:
                 code = EXIT_FAILED
             if arguments.json:
@@ -80,43 +81,45 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _results(
-    marker: Marker, names: BatchNames | None, inputs: Sequence[Input], out_folder: Path
-) -> Iterator[dict[str, Any]]:
-    """Mark every file; what refers to others comes when it is known what became of those."""
-    waiting = []
-    for item in inputs:
+class _Marking:
+    """Has files marked, one by one, and knows the UIDs said on the way."""
+
+    def __init__(self, workplace: Workplace, folder: Path, sent_as: dict[str, str]) -> None:
+        self._workplace = workplace
+        self._folder = folder
+        self._sent_as = sent_as
+
+    def results(self, inputs: Sequence[Input]) -> Iterator[dict[str, Any]]:
+        """Mark every file; what refers to others comes when it is known what became of those."""
+        waiting = []
+        for item in inputs:
+            result = self._mark(item)
+            if result is None:
+                waiting.append(item)
+            else:
+                yield result
+        for item in waiting:
+            result = self._mark(item, all_tried=True)
+            assert result is not None, "nothing is left to wait for"
+            yield result
+
+    def _mark(self, item: Input, *, all_tried: bool = False) -> dict[str, Any] | None:
+        """Return one line of ``mark --json``, None while it waits for other files."""
+        result: dict[str, Any] = {"path": str(item.path), "out": None}
         try:
-            yield _mark(marker, item, out_folder)
-        except ReferencesPending:
-            waiting.append(item)
-    if names is not None:
-        names.all_tried()
-    for item in waiting:
-        yield _mark(marker, item, out_folder)
-
-
-def _mark(marker: Marker, item: Input, out_folder: Path) -> dict[str, Any]:
-    nothing = {"frames": 0, "message": [], "psnr_db": None, "ssim": None, "max_change": None}
-    result: dict[str, Any] = {"path": str(item.path), "out": None}
-    try:
-        out = item.under(out_folder)
-        outcome = marker.mark(item.path, out, marked_at=datetime.now(UTC).replace(microsecond=0))
-    except ReferencesPending:
-        raise
-    except Exception as error:  # noqa: BLE001 - one file's failure must not stop the others
-        return result | {"action": "held", "reason": reason_of(error)} | nothing
-    written = outcome.action not in ("held", "rejected")
-    return result | {
-        "out": str(out) if written else None,
-        "action": outcome.action,
-        "reason": outcome.reason,
-        "frames": outcome.frames,
-        "message": list(outcome.message),
-        "psnr_db": outcome.psnr_db,
-        "ssim": outcome.ssim,
-        "max_change": outcome.max_change,
-    }
+            out = item.under(self._folder)
+            with put_in_place(out) as place:
+                done: Done = self._workplace.do(Task(item.path, place, all_tried))
+        except ChildEnded as error:
+            return result | {"action": "held", "reason": f"marking it {error}"} | NOTHING
+        except OSError as error:
+            return result | {"action": "held", "reason": reason_of(error)} | NOTHING
+        self._sent_as |= done.sent_as
+        if done.said is None:
+            return None
+        if done.said["action"] not in ("held", "rejected"):
+            result["out"] = str(out)
+        return result | done.said
 
 
 def _line(result: dict[str, Any]) -> str:

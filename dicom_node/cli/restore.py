@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dicom_node.audit.events import Event, Restored
+from dicom_node.child import ChildEnded, Workplace
 from dicom_node.cli.common import (
     EXIT_FAILED,
     EXIT_OK,
@@ -21,16 +22,20 @@ from dicom_node.cli.common import (
     config_of,
     print_json,
     progress,
+    put_in_place,
     reason_of,
     refuse_overwriting,
     walk,
 )
+from dicom_node.cli.restore_worker import Task
 
 if TYPE_CHECKING:
     from dicom_node.keys import KeyRing
 
 # SOP instance, study, SOP class.
 _UIDS: Final = (0x00080018, 0x0020000D, 0x00080016)
+_WORKER = "dicom_node.cli.restore_worker"
+_LONGEST_S = 3600.0
 
 
 def register(subparsers: Subparsers) -> None:
@@ -59,20 +64,22 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = walk(arguments.paths)
     refuse_overwriting(inputs, arguments.out)
     ring = KeyRing.open(config.keys.directory)
-    with recorded(config, ring) as record:
-        if inputs:
-            record(key_used(ring, "restore"))
-        return _restore_all(inputs, arguments, ring, record)
+    with (
+        recorded(config, ring) as record,
+        Workplace(_WORKER, lambda: config.keys.directory, _LONGEST_S) as workplace,
+    ):
+        record(key_used(ring, "restore"))
+        return _restore_all(workplace, inputs, arguments, ring, record)
 
 
 def _restore_all(
-    inputs: Sequence[Input], arguments: argparse.Namespace, ring: KeyRing,
+    workplace: Workplace, inputs: Sequence[Input], arguments: argparse.Namespace, ring: KeyRing,
     record: Callable[[Event], None],
 ) -> int:  # fmt: skip
     code = EXIT_OK
     with progress(len(inputs), "restoring") as advance:
         for item in inputs:
-            result = _restored(item, arguments.out, ring)
+            result = _restored(workplace, item, arguments.out)
             record(_event(item.path, ring, result))
             if not result["exact"]:
                 code = EXIT_FAILED
@@ -86,16 +93,17 @@ def _restore_all(
     return code
 
 
-def _restored(item: Input, folder: Path, ring: KeyRing) -> dict[str, Any]:
-    from dicom_node.marking import restore
-
+def _restored(workplace: Workplace, item: Input, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"path": str(item.path), "out": None}
     try:
         out = item.under(folder)
-        outcome = restore(item.path, out, ring)
-        result["out"] = str(out) if out.exists() else None
-        return result | {"exact": outcome.exact, "reason": outcome.reason}
-    except Exception as error:  # noqa: BLE001 - one file's failure must not stop the others
+        with put_in_place(out) as place:
+            outcome: dict[str, Any] = workplace.do(Task(item.path, place))
+            written = str(out) if place.exists() else None
+        return result | {"out": written} | outcome
+    except ChildEnded as error:
+        return result | {"exact": False, "reason": f"restoring it {error}"}
+    except OSError as error:
         return result | {"exact": False, "reason": reason_of(error)}
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dicom_node.verify.checking import Checked, Setup
     from dicom_node.verify.study import CheckedInstance, StudyCheck
 
-# Starting a worker takes as long as a few dozen checks.
+# Starting a worker takes as long as a few dozen checks: one is needed, more are worth it then.
 _WORTH_A_POOL = 64
 _AHEAD = 64  # verdicts that wait for an earlier, slower one
 
@@ -132,16 +132,11 @@ def _check(
 
 
 def _found(paths: Sequence[Path], setup: Setup) -> Iterator[CheckedInstance]:
-    """Yield what is found of each file, in order; many files are checked on every core."""
-    from dicom_node.verify.checking import Checker, Task
+    """Yield what is found of each file, in order; none of them can end this process."""
+    from dicom_node.verify.checking import Task
     from dicom_node.verify.checking_pool import CheckingPool
 
-    if len(paths) < _WORTH_A_POOL:
-        checker = Checker(setup)
-        for path in paths:
-            yield checker.check(Task(path)).found
-        return
-    with CheckingPool(setup) as pool:
+    with CheckingPool(setup, workers=1 if len(paths) < _WORTH_A_POOL else 0) as pool:
         waiting: deque[Future[Checked]] = deque()
         for path in paths:
             waiting.append(pool.check(Task(path)))

@@ -8,6 +8,7 @@ its order and every waiting delivery is tried again when the pause ends.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,9 +47,10 @@ from dicom_node.spool import Delivery, Spool
 
 log = structlog.get_logger(__name__)
 
-Transcode = Callable[[Path, tuple[str, ...], Callable[[], None]], Path]
-"""``transcode(path, accepted_syntaxes, still_at_it)``: a lossless copy in one of them, or
-PixelError. It calls `still_at_it` after each frame. The forwarder removes the copy after sending.
+Transcode = Callable[[Path, Path, tuple[str, ...], Callable[[], None]], None]
+"""``transcode(path, copy, accepted_syntaxes, still_at_it)``: write a lossless copy in one of them,
+or PixelError. It calls `still_at_it`, which may raise, now and then. The forwarder removes the
+copy.
 """
 
 IDLE_RELEASE_S = 4.0
@@ -141,6 +143,7 @@ class Lane(threading.Thread):
         self._association: StoreAssociation | None = None
         self._seen: dict[Pair, None] = {}
         self._lease_s = max(_MIN_LEASE_S, 2 * destination.timeout_s + 60)
+        self._cut = threading.Event()
         self.failure: BaseException | None = None
 
     def run(self) -> None:
@@ -175,6 +178,7 @@ class Lane(threading.Thread):
 
     def cut(self) -> None:
         """End the transfer in hand from outside; it will be sent again."""
+        self._cut.set()
         if self._association is not None:
             self._association.cut()
 
@@ -207,37 +211,44 @@ class Lane(threading.Thread):
 
         def keep_lease() -> None:
             nonlocal renewed
+            if self._cut.is_set():
+                raise AssociationLost(
+                    self._destination.name, delivery.sop_instance_uid, "the node stops"
+                )
             if time.monotonic() - renewed > _RENEW_EVERY_S:
                 self._spool.renew_delivery(delivery, lease_s=self._lease_s)
                 renewed = time.monotonic()
 
         try:
             return self._store(file, meta, keep_lease), meta.transfer_syntax_uid
-        except ContextRefused as refused:
-            recoded = self._recoded(delivery, meta, refused, keep_lease)
-        try:
-            with _opened(recoded) as (other, other_meta):
-                response = self._store(other, other_meta, keep_lease)
-                return response, other_meta.transfer_syntax_uid
-        finally:
-            recoded.unlink(missing_ok=True)
+        except ContextRefused as error:
+            refused = error
+        with self._recoded(delivery, meta, refused, keep_lease) as (other, other_meta):
+            return self._store(other, other_meta, keep_lease), other_meta.transfer_syntax_uid
 
+    @contextlib.contextmanager
     def _recoded(
         self,
         delivery: Delivery,
         meta: FileMeta,
         refused: ContextRefused,
         keep_lease: Callable[[], None],
-    ) -> Path:
-        """Return a copy in a transfer syntax it takes (ForwardError if there is none)."""
+    ) -> Iterator[tuple[BinaryIO, FileMeta]]:
+        """Open a copy in a transfer syntax it takes (ForwardError if there is none)."""
         assert self._association is not None, "somebody refused"
         accepted = self._association.accepted_syntaxes(meta.sop_class_uid)
         if self._transcode is None or not accepted:
             raise refused
-        try:
-            return self._transcode(delivery.path, accepted, keep_lease)
-        except PixelError as error:
-            raise ForwardError(f"{refused}, and it cannot be transcoded: {error}") from error
+        with _folder_in(self._spool.scratch) as folder:
+            copy = folder / "copy.dcm"
+            try:
+                self._transcode(delivery.path, copy, accepted, keep_lease)
+            except PixelError as error:
+                raise ForwardError(f"{refused}, and it cannot be transcoded: {error}") from error
+            with _opened(copy) as (file, copied):
+                if copied.sop_instance_uid != delivery.sop_instance_uid:
+                    raise SpoolError("fault in dicom-node: the copy is another instance's")
+                yield file, copied
 
     def _store(
         self, file: BinaryIO, meta: FileMeta, keep_lease: Callable[[], None]
@@ -270,17 +281,16 @@ class Lane(threading.Thread):
     ) -> None:
         # Its own failures count too: one that always breaks the association must wait.
         delay = max(pause_s, self._backoff.delay_s(delivery.attempts))
-        reason = str(error)
         log.warning(
             "delivery postponed", destination=self._destination.name, job=delivery.job_id,
-            attempt=delivery.attempts, retry_in_s=round(delay, 1), reason=reason,
+            attempt=delivery.attempts, retry_in_s=round(delay, 1), reason=_for_the_log(error),
         )  # fmt: skip
-        self._spool.retry_delivery(delivery, reason, time.time() + delay, status=status)
+        self._spool.retry_delivery(delivery, str(error), time.time() + delay, status=status)
 
     def _hold(self, delivery: Delivery, error: NodeError, status: int | None = None) -> None:
         log.error(
             "delivery held", destination=self._destination.name, job=delivery.job_id,
-            reason=str(error),
+            reason=_for_the_log(error),
         )  # fmt: skip
         self._spool.hold_delivery(delivery, str(error), status=status)
 
@@ -315,6 +325,24 @@ class Lane(threading.Thread):
         if self._association is not None:
             self._association.release()
             self._association = None
+
+
+def _for_the_log(error: NodeError) -> str:
+    """Return the reason without a peer's own words: some archives name the patient in them."""
+    return error.without_comment if isinstance(error, StoreFailed) else str(error)
+
+
+@contextlib.contextmanager
+def _folder_in(scratch: Path) -> Iterator[Path]:
+    """Yield a new folder, removed afterwards with all that is in it (SpoolError)."""
+    try:
+        folder = tempfile.TemporaryDirectory(
+            prefix="copy-", dir=scratch, ignore_cleanup_errors=True
+        )
+    except OSError as error:
+        raise SpoolError(f"{scratch}: no folder for a copy: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,14 +29,8 @@ def transcode(
     accepted: tuple[str, ...],
     *,
     max_pixels: int,
-    on_frame: Callable[[], None] = lambda: None,
 ) -> None:
     """Write `source` in one of the `accepted` transfer syntaxes, all it says unchanged.
-
-    Parameters
-    ----------
-    on_frame
-        Called after each decoded frame: what takes minutes shows that it goes on.
 
     Raises
     ------
@@ -53,19 +46,17 @@ def transcode(
     if not compressed:
         recode(source, out, target, max_pixels=max_pixels)
     elif target == EXPLICIT_LE:
-        _decompress(source, out, max_pixels, on_frame)
+        _decompress(source, out, max_pixels)
     else:
         native = out.with_suffix(".native")
         try:
-            _decompress(source, native, max_pixels, on_frame)
+            _decompress(source, native, max_pixels)
             recode(native, out, target, max_pixels=max_pixels)
         finally:
             native.unlink(missing_ok=True)
 
 
-def _decompress(
-    source: Path, out: Path, max_pixels: int, on_frame: Callable[[], None]
-) -> None:
+def _decompress(source: Path, out: Path, max_pixels: int) -> None:
     """Write `source` in Explicit VR Little Endian with native pixel data (PixelError)."""
     # Compiled loops are loaded only where frames are decoded.
     from dicom_node.instance.frames import open_instance
@@ -79,7 +70,6 @@ def _decompress(
         with FrameWriter(out.parent, instance, target) as writer:
             for frame in instance.frames():
                 writer.append(frame)
-                on_frame()
             writer.finish(instance.header, out)
 
 

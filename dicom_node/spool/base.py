@@ -56,6 +56,11 @@ class SpoolBase:
         """This spool's own id, as in `Job.worker` and `Delivery.worker`."""
         return self._files.process
 
+    @property
+    def scratch(self) -> Path:
+        """Folder for this process's temporary files; swept by others once it has died."""
+        return self._files.scratch
+
     def _bell(self, channel: str) -> Doorbell:
         with self._bells_lock:
             if channel not in self._bells:

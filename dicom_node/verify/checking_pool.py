@@ -1,19 +1,15 @@
 """Checks in worker processes: as many at once as there are cores, and none that can end ours.
 
-Each worker is a fresh interpreter behind a pipe and a thread of ours that talks to it. A worker
-that dies over an instance costs that instance's check a verdict (``unreadable``, with the reason)
-and is started anew. What is handed in beyond a few tasks a worker waits outside: memory stays flat
-however many instances come.
+Each worker is a child of ours with a thread that talks to it. A worker that dies over an instance
+costs that instance's check a verdict (``unreadable``, with the reason) and is started anew. What is
+handed in beyond a few tasks a worker waits outside: memory stays flat however many instances come.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import queue
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -21,14 +17,14 @@ from types import TracebackType
 
 import structlog
 
-from dicom_node.config import environment
+from dicom_node.child import Child, ChildEnded
 from dicom_node.errors import EngineError, NodeError
 from dicom_node.verify.checking import Checked, Setup, Task, unreadable
 
 log = structlog.get_logger(__name__)
 
 _IN_LINE = 4
-_START_S = 120.0
+_WORKER = "dicom_node.verify.checking_worker"
 _CHECK_S = 900.0
 """Longest check of one instance; an enhanced object of thousands of frames takes minutes."""
 _END_S = 10.0
@@ -55,9 +51,9 @@ class CheckingPool:
         self._setup = setup
         self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=_IN_LINE * self.workers)
         self._closed = threading.Event()
-        first = _Worker(setup)
+        first = Child(_WORKER, setup)
         first.await_ready()
-        self._alive: set[_Worker] = {first}
+        self._alive: set[Child] = {first}
         self._threads = [
             threading.Thread(target=self._run, args=(worker,), name=f"check-{index}", daemon=True)
             for index, worker in enumerate([first, *(None for _ in range(self.workers - 1))])
@@ -109,7 +105,7 @@ class CheckingPool:
     ) -> None:  # fmt: skip
         self.close()
 
-    def _run(self, worker: _Worker | None) -> None:
+    def _run(self, worker: Child | None) -> None:
         """Give one worker its tasks, one after another."""
         while (job := self._jobs.get()) is not None:
             task, done = job
@@ -118,98 +114,41 @@ class CheckingPool:
             try:
                 if worker is None:
                     worker = self._started()
-                done.set_result(worker.check(task))
-            except _Died as error:
+                done.set_result(_checked(worker, task))
+            except ChildEnded as error:
                 self._ended(worker)
                 worker = None
                 if self._closed.is_set():
                     done.set_exception(_closing())
                     continue
-                log.warning("checking worker ended", reason=str(error))
-                done.set_result(unreadable(task, str(error)))
+                reason = f"the check {error}"
+                log.warning("checking worker ended", reason=reason)
+                done.set_result(unreadable(task, reason))
             except NodeError as error:
                 self._ended(worker)
                 worker = None
                 done.set_exception(error)
         self._ended(worker)
 
-    def _started(self) -> _Worker:
-        worker = _Worker(self._setup)
+    def _started(self) -> Child:
+        worker = Child(_WORKER, self._setup)
         self._alive.add(worker)
         if self._closed.is_set():
             worker.kill()
         worker.await_ready()
         return worker
 
-    def _ended(self, worker: _Worker | None) -> None:
+    def _ended(self, worker: Child | None) -> None:
         if worker is not None:
             self._alive.discard(worker)
             worker.end()
 
 
+def _checked(worker: Child, task: Task) -> Checked:
+    checked = worker.ask(task, _CHECK_S)
+    assert isinstance(checked, Checked), "a worker answers a task with its outcome"
+    return checked
+
+
 def _closing() -> EngineError:
     return EngineError("no more checks: shutting down")
-
-
-class _Died(NodeError):
-    """A worker ended or hung over an instance."""
-
-
-class _Worker:
-    """One process and the pipe to it."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._pipe, theirs = multiprocessing.Pipe()
-        path = os.pathsep.join(each for each in sys.path if each)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "dicom_node.verify.checking_worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-                env={**environment(), "PYTHONPATH": path},
-            )  # fmt: skip
-        self._setup = setup
-
-    def await_ready(self) -> None:
-        """Wait until it has its keys and networks (EngineError)."""
-        try:
-            self._pipe.send(self._setup)
-            if not self._pipe.poll(_START_S):
-                raise EngineError(f"a checking worker is not ready after {_START_S:g} s")
-            problem = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            raise EngineError(f"a checking worker ended on starting: {self._code()}") from error
-        if problem is not None:
-            raise EngineError(str(problem))
-
-    def check(self, task: Task) -> Checked:
-        """Return what the worker says of one file (_Died)."""
-        try:
-            self._pipe.send(task)
-            checked = self._pipe.recv() if self._pipe.poll(_CHECK_S) else None
-        except (EOFError, OSError) as error:
-            raise _Died(f"the check ended its process: {self._code()}") from error
-        except Exception as error:  # unpickling raises nearly anything
-            raise _Died(f"the check gave no verdict: {type(error).__name__}") from error
-        if checked is None:
-            raise _Died(f"the check did not end within {_CHECK_S:g} s")
-        assert isinstance(checked, Checked), "a worker answers a task with its outcome"
-        return checked
-
-    def kill(self) -> None:
-        """End it at once, whatever it does; its thread finds out."""
-        self._process.kill()
-
-    def end(self) -> None:
-        """Close the pipe, which ends an idle worker; kill one that is not."""
-        self._pipe.close()
-        try:
-            self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _code(self) -> str:
-        try:
-            return f"exit code {self._process.wait(_END_S)}"
-        except subprocess.TimeoutExpired:
-            return "it does not answer"

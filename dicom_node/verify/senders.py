@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -17,9 +18,16 @@ from dicom_node.dimse import (
     StoreAssociation,
     read_file_meta,
 )
-from dicom_node.dimse.query_scp import Call
-from dicom_node.errors import AssociationLost, AssociationRejected, ContextRefused, PixelError
-from dicom_node.instance.transcode import transcode
+from dicom_node.dimse.query_scp import Call, Cancelled
+from dicom_node.errors import (
+    AssociationLost,
+    AssociationRejected,
+    ContextRefused,
+    ForwardError,
+    PixelError,
+    SpoolError,
+)
+from dicom_node.transcoding import Transcoder
 
 _TIMEOUT_S = 60.0
 _STEP_S = 0.1
@@ -54,7 +62,7 @@ class ClientSender:
     def __init__(self, call: Call, max_pixels: int) -> None:
         self.name = call.calling_ae
         self._call = call
-        self._max_pixels = max_pixels
+        self._transcode = Transcoder(max_pixels)
 
     def send(self, path: Path) -> int:
         """Send in the association's thread, which is the caller's."""
@@ -63,10 +71,17 @@ class ClientSender:
             with path.open("rb") as file:
                 return self._call.store(file, read_file_meta(file), timeout_s=_TIMEOUT_S).status
 
-        return _in_an_accepted_syntax(path, store, self._call.accepted_syntaxes, self._max_pixels)
+        return _in_an_accepted_syntax(
+            path, store, self._call.accepted_syntaxes, self._transcode, self._go_on
+        )
+
+    def _go_on(self) -> None:
+        if self._call.cancelled:
+            raise Cancelled("called off by the client")
 
     def close(self) -> None:
         """Leave the association to the client."""
+        self._transcode.close()
 
 
 class MoveSender:
@@ -92,7 +107,7 @@ class MoveSender:
         self._destination = destination
         self._calling_ae = calling_ae
         self._classes = classes
-        self._max_pixels = max_pixels
+        self._transcode = Transcoder(max_pixels)
         self._watch = watch
         self._originator = originator
         self._given_up = threading.Event()
@@ -114,7 +129,9 @@ class MoveSender:
         return sending.result()
 
     def _send(self, path: Path) -> int:
-        return _in_an_accepted_syntax(path, self._store, self._accepted, self._max_pixels)
+        return _in_an_accepted_syntax(
+            path, self._store, self._accepted, self._transcode, self._go_on
+        )
 
     def _accepted(self, sop_class_uid: str) -> tuple[str, ...]:
         association = self._association
@@ -162,27 +179,32 @@ class MoveSender:
         """Release the association and end the thread."""
         self._thread.submit(self._drop)
         self._thread.shutdown(wait=True)
+        self._transcode.close()
 
 
 def _in_an_accepted_syntax(
     path: Path,
     store: Callable[[Path], int],
     accepted: Callable[[str], tuple[str, ...]],
-    max_pixels: int,
+    transcode: Transcoder,
+    go_on: Callable[[], object] = lambda: None,
 ) -> int:
     """Store a file as it is, else uncompressed where that says the same."""
     try:
         return store(path)
-    except ContextRefused as refused:
-        with path.open("rb") as file:
-            meta = read_file_meta(file)
-        plain = path.with_suffix(".plain.dcm")
+    except ContextRefused as error:
+        refused = error
+    with path.open("rb") as file:
+        meta = read_file_meta(file)
+    syntaxes = accepted(meta.sop_class_uid)
+    if not syntaxes:
+        raise refused
+    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
+        plain = Path(folder) / "plain.dcm"
         try:
-            syntaxes = accepted(meta.sop_class_uid)
-            try:
-                transcode(path, plain, syntaxes, max_pixels=max_pixels)
-            except PixelError as error:
-                raise refused from error
-            return store(plain)
-        finally:
-            plain.unlink(missing_ok=True)
+            transcode(path, plain, syntaxes, go_on)
+        except PixelError as error:
+            raise ForwardError(f"{refused}, and it cannot be transcoded: {error}") from error
+        except SpoolError as error:
+            raise ForwardError(f"{refused}, and is {error}") from error
+        return store(plain)

@@ -70,16 +70,16 @@ def test_storescp_gets_the_transfer_syntax_it_prefers_only_if_it_is_ours(
     assert pydicom.dcmread(stored).PixelData == pydicom.dcmread(path).PixelData
 
 
-def test_a_refused_syntax_is_transcoded_only_then(node, pacs, make_ct, wait_for, tmp_path):
+def test_a_refused_syntax_is_transcoded_only_then(node, pacs, make_ct, wait_for):
     peer = pacs("native")
     one = node([{"port": peer.port}])
     explicit, implicit = make_ct(), make_ct(syntax=ImplicitVRLittleEndian)
     uids = [put(one, explicit), put(one, implicit)]
-    asked = []
+    asked, copies = [], []
 
-    def transcode(path, accepted, _still_at_it):
+    def transcode(path, copy, accepted, _still_at_it):
         asked.append(accepted)
-        return recoded(path, tmp_path / "recoded.dcm")
+        copies.append(recoded(path, copy))
 
     with forwarding(one, transcode):
         wait_for(lambda: settled(one))
@@ -87,7 +87,9 @@ def test_a_refused_syntax_is_transcoded_only_then(node, pacs, make_ct, wait_for,
     assert [(uid, syntax) for uid, syntax, _ in peer.stored()] == [
         (uid, str(ImplicitVRLittleEndian)) for uid in uids
     ]
-    assert not (tmp_path / "recoded.dcm").exists()
+    [copy] = copies
+    assert copy.is_relative_to(one.config.spool.directory / "incoming"), "swept if we had died"
+    assert not copy.parent.exists()
     assert {d.state for d in one.deliveries()} == {"delivered"}
     with one.spool() as spool:
         told = {row.sop_instance_uid: row for row in spool.outbox() if row.kind == "delivered"}
@@ -96,22 +98,56 @@ def test_a_refused_syntax_is_transcoded_only_then(node, pacs, make_ct, wait_for,
 
 
 def test_a_copy_that_finds_no_room_is_made_later_and_its_instance_not_held(
-    node, pacs, make_ct, wait_for, tmp_path
+    node, pacs, make_ct, wait_for
 ):
     peer = pacs("native")
     one = node([{"port": peer.port}])
     put(one, make_ct())
     asked = []
 
-    def transcode(path, _accepted, _still_at_it):
+    def transcode(path, copy, _accepted, _still_at_it):
         asked.append(path)
         if len(asked) == 1:
             raise SpoolFull("no space left for the copy")
-        return recoded(path, tmp_path / "recoded.dcm")
+        recoded(path, copy)
 
     with forwarding(one, transcode):
         [delivery] = wait_for(lambda: settled(one))
     assert (delivery.state, delivery.attempts) == ("delivered", 2)
+
+
+def test_a_copy_of_another_instance_is_never_sent_in_the_place_of_one(
+    node, pacs, make_ct, wait_for
+):
+    peer = pacs("native")
+    one = node([{"port": peer.port}])
+    uid, other = put(one, make_ct()), make_ct()
+    asked = []
+
+    def transcode(path, copy, _accepted, _still_at_it):
+        asked.append(path)
+        recoded(other if len(asked) == 1 else path, copy)
+
+    with forwarding(one, transcode):
+        [delivery] = wait_for(lambda: settled(one))
+    assert (delivery.state, delivery.attempts) == ("delivered", 2)
+    assert [stored for stored, _, _ in peer.stored()] == [uid]
+
+
+def test_two_forwarders_of_one_destination_do_not_share_a_copy(node, pacs, make_ct, wait_for):
+    peer = pacs("native")
+    one = node([{"port": peer.port}])
+    uids = {put(one, make_ct()), put(one, make_ct())}
+    copies, both = [], threading.Barrier(2, timeout=30)
+
+    def transcode(path, copy, _accepted, _still_at_it):
+        copies.append(recoded(path, copy))
+        both.wait()
+
+    with forwarding(one, transcode), forwarding(one, transcode):
+        wait_for(lambda: settled(one))
+    assert len({copy.parent.parent for copy in copies}) == 2, "a folder of each process's own"
+    assert {stored for stored, _, _ in peer.stored()} == uids
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from harness import ct
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import RLELossless
+from pydicom.uid import JPEGLSLossless, RLELossless
 
 from dicom_node.cli.main import main
 from dicom_node.config import SpoolConfig, WatermarkConfig
@@ -458,7 +458,9 @@ def test_files_marked_by_one_command_follow_each_other(engine, tmp_path, image, 
     assert found == {"1.2.1": derive_uid("1.2.1", ring.uid_key)}
 
 
-def test_mark_lets_a_report_follow_whatever_the_files_are_called(tmp_path, image, report):
+@pytest.fixture
+def batch(tmp_path, image, report):
+    """Keys, a folder with a report on an image that comes after it, and ``mark`` on that."""
     ring = KeyRing.open(tmp_path / "keys", owner="TEST-HOSPITAL", create=True)
     (tmp_path / "in").mkdir()
     report("1.2.1", "1.2.9").rename(tmp_path / "in" / "a.dcm")
@@ -468,7 +470,37 @@ def test_mark_lets_a_report_follow_whatever_the_files_are_called(tmp_path, image
         f'[watermark]\nowner = "TEST-HOSPITAL"\nengine = "onnx"\nuid_policy = "derive"\n'
         f'[keys]\ndirectory = "{tmp_path}/keys"\n[spool]\ndirectory = "{tmp_path}/spool"\n'
     )
+    words = ["mark", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--config", str(conf)]
+    return ring, lambda: main(words)
+
+
+def test_mark_lets_a_report_follow_whatever_the_files_are_called(batch, tmp_path):
+    ring, mark = batch
+    assert mark() == 0
     out = tmp_path / "out"
-    assert main(["mark", str(tmp_path / "in"), "--out", str(out), "--config", str(conf)]) == 0
     assert uid_of(out / "b.dcm") == derive_uid("1.2.1", ring.uid_key)
     assert references(out / "a.dcm") == {uid_of(out / "b.dcm"), "1.2.9"}
+
+
+def test_a_report_follows_though_the_process_that_marked_its_image_has_ended(
+    batch, tmp_path, image, codec_astray
+):
+    ring, mark = batch
+    ds = pydicom.dcmread(image("1.2.5"))
+    ds.compress(JPEGLSLossless, generate_instance_uid=False)
+    ds.save_as(tmp_path / "in" / "c.dcm")
+    assert mark() == 3
+    out = tmp_path / "out"
+    assert not (out / "c.dcm").exists()
+    assert references(out / "a.dcm") == {derive_uid("1.2.1", ring.uid_key), "1.2.9"}
+
+
+def test_a_process_that_takes_a_batch_over_goes_on_from_what_was_said(tmp_path):
+    ring = KeyRing.open(tmp_path / "keys", owner="TEST-HOSPITAL", create=True)
+    first = BatchNames(ring.uid_key)
+    new = first.own("1.2.3", marked=True)
+    assert (first.news(), first.news()) == ({"1.2.3": new}, {})
+    second = BatchNames(ring.uid_key, {"1.2.3": new})
+    assert second.references(["1.2.3"], since=None) == {"1.2.3": new}
+    second.own("1.2.4", marked=False)
+    assert second.news() == {"1.2.4": "1.2.4"}

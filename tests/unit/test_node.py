@@ -8,7 +8,7 @@ import structlog
 
 from dicom_node import node
 from dicom_node.config import Config, parse
-from dicom_node.errors import ConfigError, DecoderLost, PixelError, SpoolError, SpoolFull
+from dicom_node.errors import ConfigError, SpoolFull
 from dicom_node.keys import KeyRing
 from dicom_node.node import (
     ROLES,
@@ -18,7 +18,6 @@ from dicom_node.node import (
     readiness_line,
     roles_of,
     serve,
-    transcoder,
 )
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
@@ -169,29 +168,3 @@ def test_every_role_has_a_systemd_unit_and_the_target_wants_it() -> None:
         assert ("MemoryDenyWriteExecute=yes" in unit) == (not decodes)
         assert ("Environment=NUMBA_CACHE_DIR=/var/cache/dicom-node" in unit) == decodes
         assert ("CacheDirectory=dicom-node" in unit) == decodes
-
-
-def test_no_copy_is_made_for_a_destination_that_takes_nothing_we_can_write(
-    config: Config, tmp_path: Path
-) -> None:
-    spool = config.spool.model_copy(update={"directory": tmp_path})
-    transcode = transcoder(config.model_copy(update={"spool": spool}), "pacs")
-    with pytest.raises(PixelError, match="no uncompressed transfer syntax is accepted"):
-        transcode(tmp_path / "x.dcm", ("1.2.840.10008.1.2.4.50",), print)
-    (tmp_path / "x.dcm").write_bytes(b"junk" * 99)
-    with pytest.raises(PixelError):
-        transcode(tmp_path / "x.dcm", ("1.2.840.10008.1.2.1",), print)
-    assert list((tmp_path / "transcoded").rglob("*.dcm")) == []
-
-
-def test_a_copy_that_fails_by_our_own_fault_is_made_later(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*_: object, **__: object) -> str:
-        raise DecoderLost("frame 1 of 1: the JPEG decoder died of signal 9")
-
-    monkeypatch.setattr("dicom_node.instance.transcode.transcode", killed)
-    spool = config.spool.model_copy(update={"directory": tmp_path})
-    transcode = transcoder(config.model_copy(update={"spool": spool}), "pacs")
-    with pytest.raises(SpoolError, match=r"not transcoded: frame 1 of 1: .*died of signal 9"):
-        transcode(tmp_path / "x.dcm", ("1.2.840.10008.1.2.1",), print)

@@ -143,7 +143,7 @@ def test_what_is_held_or_refused_stands_in_the_trail_and_not_in_the_registry(
         leave(job, "cannot be decoded")
     mark(spool, 3, deliver=False)
     [delivery] = spool.claim_delivery("pacs")
-    spool.hold_delivery(delivery, "PACS refused it", status=0xC000)
+    spool.hold_delivery(delivery, "PACS refused it (no order for patient 4711)", status=0xC000)
     registrar = registrar_of(config, spool)
     registrar.step()
     told = [tuple(event.get(name) for name in ("kind", "stage", "outcome", "peer_ae"))
@@ -152,6 +152,8 @@ def test_what_is_held_or_refused_stands_in_the_trail_and_not_in_the_registry(
         ("refused", "mark", "held", "CT1"), ("refused", "mark", "rejected", "CT1"),
         ("marked", None, None, None), ("refused", "forward", "held", "PACS"),
     ]  # fmt: skip
+    reason = trail_of(config)[-1]["reason"]
+    assert reason == "pacs refused it with status 0xC000", "not in the PACS's own words"
     with Registry.open(config.registry_url) as registry:
         assert registry.instances(sop_instance_uid=uid(1)) == ()
         assert registry.instances(sop_instance_uid=uid(3))[0].deliveries == ()

@@ -2,7 +2,8 @@
 
 OpenJPEG and CharLS hold the interpreter while they work, so no thread of ours can see that one has
 gone astray over a hostile frame. The kernel can: it counts the CPU time of the process and ends it.
-Whoever supervises the process starts another; after a few such ends its job is held.
+Whoever supervises the process starts another; after a few such ends its job is held. What has to go
+on decodes in a child (`dicom_node.child`).
 """
 
 from __future__ import annotations

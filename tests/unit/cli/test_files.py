@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pkgutil
 import shutil
 import stat
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import pydicom
 import pytest
+from pydicom.uid import JPEGLSLossless
 
 from dicom_node.cli.main import main
 
@@ -229,33 +229,36 @@ def test_engines_are_what_their_card_says(
     assert (code, {line["ok"] for line in lines}) == (0, {True})
 
 
-def failing_once(honest: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Return `honest`, but for one file, which brings out a fault nobody foresaw."""
-
-    def call(*arguments: Any, **more: Any) -> Any:
-        if any(isinstance(each, Path) and each.name == name for each in arguments):
+# One file brings out a fault nobody foresaw.
+FAILING_ONCE = """
+    import pkgutil
+    from pathlib import Path
+    owner = pkgutil.resolve_name({owner!r})
+    honest = getattr(owner, {name!r})
+    def call(*arguments, **more):
+        if any(isinstance(each, Path) and each.name == {bad!r} for each in arguments):
             raise ZeroDivisionError("Doe^Jane")
         return honest(*arguments, **more)
-
-    return call
+    setattr(owner, {name!r}, call)
+"""
 
 
 @pytest.mark.parametrize(
-    ("command", "where"),
+    ("command", "owner", "name"),
     [
-        ("mark", "dicom_node.marking.Marker.mark"),
-        ("verify", "dicom_node.verify.check.check_instance"),
-        ("restore", "dicom_node.marking.restore"),
+        ("mark", "dicom_node.marking:Marker", "mark"),
+        ("verify", "dicom_node.verify.check", "check_instance"),
+        ("restore", "dicom_node.marking", "restore"),
     ],
 )
 def test_a_fault_of_ours_over_one_file_is_an_error_that_names_it_and_the_others_are_done(
-    command: str, where: str, workplace: Path, marked: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    command: str, owner: str, name: str, workplace: Path, marked: Path, tmp_path: Path,
+    in_children: Callable[[str], None], capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     folder = workplace / "in/series" if command == "mark" else marked / "series"
     bad, good = sorted(folder.glob("*.dcm"))
     place = [] if command == "verify" else ["--out", tmp_path]
-    monkeypatch.setattr(where, failing_once(pkgutil.resolve_name(where), bad.name))
+    in_children(FAILING_ONCE.format(owner=owner, name=name, bad=bad.name))
     code, lines = run(capsys, command, folder, *place, "--json", *config(workplace))
     assert code == 3
     assert [line["path"] for line in lines] == [str(bad), str(good)]
@@ -266,6 +269,60 @@ def test_a_fault_of_ours_over_one_file_is_an_error_that_names_it_and_the_others_
     key, word = said.get(command, ("exact", True))
     assert lines[1][key] == word
     assert lines[0][key] != word
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "others"),
+    [
+        ("mark", {"action": "held"}, {"action": "marked"}),
+        ("verify", {"verdict": "unreadable"}, {"verdict": "authentic"}),
+        ("restore", {"exact": False}, {"exact": True}),
+    ],
+)
+def test_a_decoder_that_never_returns_costs_its_own_file_only(
+    command: str, word: dict[str, Any], others: dict[str, Any], workplace: Path, marked: Path,
+    tmp_path: Path, codec_astray: None, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = tmp_path / "files"
+    shutil.copytree(workplace / "in/series" if command == "mark" else marked / "series", folder)
+    first, last = sorted(folder.glob("*.dcm"))
+    hostile = last.with_name(f"{first.stem}_hostile.dcm")
+    ds = pydicom.dcmread(min((workplace / "in/series").glob("*.dcm")))
+    ds.compress(JPEGLSLossless, generate_instance_uid=False)
+    ds.save_as(hostile)
+    out = tmp_path / "out"
+    place = [] if command == "verify" else ["--out", out]
+    code, lines = run(capsys, command, folder, *place, "--json", *config(workplace))
+    assert code == 3
+    assert [line["path"] for line in lines] == [str(first), str(hostile), str(last)]
+    assert [word.items() <= line.items() for line in lines] == [False, True, False]
+    assert [others.items() <= line.items() for line in lines] == [True, False, True]
+    assert "a decoder did not come back" in lines[1]["reason"]
+    if place:
+        assert lines[1]["out"] is None
+        assert sorted(out.iterdir()) == [out / first.name, out / last.name], "nothing lies about"
+
+
+@pytest.mark.parametrize("command", ["mark", "verify", "restore"])
+def test_a_folder_without_a_file_is_wrong_usage_and_a_link_to_nothing_unreadable(
+    command: str, workplace: Path, marked: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "empty/.hidden").mkdir(parents=True)
+    (tmp_path / "empty/.hidden/file.dcm").touch()
+    place = [] if command == "verify" else ["--out", str(tmp_path / "out")]
+    names = [str(marked), str(tmp_path / "empty")]
+    assert main([command, *names, *place, *config(workplace)]) == 2
+    assert f"{tmp_path / 'empty'}: no file" in capsys.readouterr().err
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/gone.dcm").symlink_to(tmp_path / "nowhere.dcm")
+    code, [line] = run(capsys, command, tmp_path / "links", *place, "--json", *config(workplace))
+    assert code == 3
+    assert line["reason"]
+    code, [line] = run(
+        capsys, command, tmp_path / "links/gone.dcm", *place, "--json", *config(workplace)
+    )
+    assert code == 3
 
 
 @pytest.mark.parametrize("what", ["write_pictures", "write_reports"])

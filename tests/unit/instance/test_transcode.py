@@ -204,18 +204,6 @@ def test_a_destination_that_takes_nothing_uncompressed_gets_no_copy(tmp_path: Pa
         transcode(GREY, tmp_path / "out.dcm", (JPEGLSLossless,), max_pixels=LIMIT)
 
 
-def test_whoever_waits_for_a_copy_is_told_of_each_frame(make, tmp_path: Path) -> None:
-    ds = pydicom.dcmread(make(noise(5, 16, 16), frames=5))
-    ds.compress(RLELossless, generate_instance_uid=False)
-    ds.save_as(tmp_path / "coded.dcm")
-    told: list[int] = []
-    transcode(
-        tmp_path / "coded.dcm", tmp_path / "out.dcm", TARGETS, max_pixels=LIMIT,
-        on_frame=lambda: told.append(1),
-    )  # fmt: skip
-    assert len(told) == 5
-
-
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_copy_of_a_copy_is_the_same(target: str, tmp_path: Path) -> None:
     for name in ("a.dcm", "b.dcm"):
