@@ -265,9 +265,12 @@ def test_an_idle_registrar_registers_news_within_a_second_and_costs_almost_nothi
         mark(spool, 1)
         wait_for(lambda: spool.outbox_depth()[0] == 0)
         time.sleep(0.5)
-        before = time.process_time()
+        assert running.ident is not None
+        # Of its thread: others of this process may still be ending.
+        clock = time.pthread_getcpuclockid(running.ident)
+        before = time.clock_gettime(clock)
         time.sleep(2.0)
-        assert time.process_time() - before < 0.1
+        assert time.clock_gettime(clock) - before < 0.1
     finally:
         stop.set()
         running.join(10)
