@@ -38,9 +38,9 @@ types: $(VENV)/.installed
 layers: $(VENV)/.installed
 	$(BIN)/lint-imports
 
-# Three workers on two cores: a test waits for peers half of the time. A crashed worker ends the run.
+# A crashed worker ends the run.
 unit: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --max-worker-restart=0
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart=0
 
 # The tests run what is installed, so that a file missing from the package is found.
 $(VENV)/.installed: pyproject.toml $(SOURCES)
