@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 import structlog
 from peer_tools import missing
@@ -16,10 +15,6 @@ from dicom_node.config import WatermarkConfig
 from dicom_node.inference import open_engine
 from dicom_node.keys import KeyRing
 from dicom_node.marking import Marker
-
-# How long an example takes says how busy the machine is.
-hypothesis.settings.register_profile("unhurried", deadline=None)
-hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", autouse=True)
