@@ -40,7 +40,7 @@ layers: $(VENV)/.installed
 
 # A crashed worker ends the run.
 unit: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart=0
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --max-worker-restart=0
 
 # The tests run what is installed, so that a file missing from the package is found.
 $(VENV)/.installed: pyproject.toml $(SOURCES)

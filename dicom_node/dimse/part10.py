@@ -8,7 +8,7 @@ DICOM PS3.10 7.1, DICOM File Meta Information.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from dicom_node.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -31,6 +31,17 @@ class FileMeta:
     sop_instance_uid: str
     transfer_syntax_uid: str
     data_set_offset: int
+
+    def of_copy(self, copied: FileMeta) -> FileMeta:
+        """Return what a transcoded copy is sent as: under our UIDs, in its own coding.
+
+        A data set may name another SOP Instance UID than the one it came under, which its copy's
+        File Meta Information repeats.
+        """
+        return replace(
+            self, transfer_syntax_uid=copied.transfer_syntax_uid,
+            data_set_offset=copied.data_set_offset,
+        )  # fmt: skip
 
 
 def encode_file_meta(

@@ -246,9 +246,11 @@ class Lane(threading.Thread):
             except PixelError as error:
                 raise ForwardError(f"{refused}, and it cannot be transcoded: {error}") from error
             with _opened(copy) as (file, copied):
-                if copied.sop_instance_uid != delivery.sop_instance_uid:
+                # A data set may name another UID than it came with: its copy goes under the latter.
+                uid = copied.sop_instance_uid
+                if uid != meta.sop_instance_uid and uid != _uid_inside(delivery):
                     raise SpoolError("fault in dicom-node: the copy is another instance's")
-                yield file, copied
+                yield file, meta.of_copy(copied)
 
     def _store(
         self, file: BinaryIO, meta: FileMeta, keep_lease: Callable[[], None]
@@ -343,6 +345,17 @@ def _folder_in(scratch: Path) -> Iterator[Path]:
         raise SpoolError(f"{scratch}: no folder for a copy: {error.strerror}") from error
     with folder as name:
         yield Path(name)
+
+
+def _uid_inside(delivery: Delivery) -> str:
+    """Return the SOP Instance UID in the data set itself (ForwardError)."""
+    from dicom_node.instance.datafile import open_data_file
+
+    try:
+        with contextlib.closing(open_data_file(delivery.path)) as data:
+            return str(data.read_header().get("SOPInstanceUID", ""))
+    except PixelError as error:
+        raise ForwardError(f"{delivery.path.name}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -300,7 +300,7 @@ class _Retrieval:
     def _deliver(self, path: Path, one: CheckedInstance) -> bool:
         assert self._sender is not None, "opened before anything is fetched"
         try:
-            status = self._sender.send(path)
+            status = self._sender.send(path, readable=one.verdict.verdict != "unreadable")
         except (AssociationRejected, AssociationLost) as error:
             self._receiver_gone = str(error)
             self.tally.notes.append(f"{self._sender.name} is away")

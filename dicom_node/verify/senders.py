@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from dicom_node.config import MoveDestinationConfig
 from dicom_node.dimse import (
     LOSSLESS_FALLBACKS,
+    FileMeta,
     MoveOriginator,
     Pair,
     StoreAssociation,
@@ -27,6 +28,7 @@ from dicom_node.errors import (
     PixelError,
     SpoolError,
 )
+from dicom_node.instance.syntaxes import SYNTAXES
 from dicom_node.transcoding import Transcoder
 
 _TIMEOUT_S = 60.0
@@ -39,8 +41,14 @@ class Sender(Protocol):
 
     name: str
 
-    def send(self, path: Path) -> int:
+    def send(self, path: Path, *, readable: bool = True) -> int:
         """Send a file and return the C-STORE status.
+
+        Parameters
+        ----------
+        readable
+            Frames that a check could not read are sent as they are or not at all: they are not
+            decoded once more.
 
         Raises
         ------
@@ -64,16 +72,16 @@ class ClientSender:
         self._call = call
         self._transcode = Transcoder(max_pixels)
 
-    def send(self, path: Path) -> int:
+    def send(self, path: Path, *, readable: bool = True) -> int:
         """Send in the association's thread, which is the caller's."""
 
-        def store(path: Path) -> int:
-            with path.open("rb") as file:
-                return self._call.store(file, read_file_meta(file), timeout_s=_TIMEOUT_S).status
+        def store(file: BinaryIO, meta: FileMeta) -> int:
+            return self._call.store(file, meta, timeout_s=_TIMEOUT_S).status
 
         return _in_an_accepted_syntax(
-            path, store, self._call.accepted_syntaxes, self._transcode, self._go_on
-        )
+            path, store, self._call.accepted_syntaxes, self._transcode, self._go_on,
+            readable=readable,
+        )  # fmt: skip
 
     def _go_on(self) -> None:
         if self._call.cancelled:
@@ -115,9 +123,9 @@ class MoveSender:
         self._seen: dict[Pair, None] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"move to {destination.name}")
 
-    def send(self, path: Path) -> int:
+    def send(self, path: Path, *, readable: bool = True) -> int:
         """Send; opens the association where there is none, or none for this kind of instance."""
-        sending = self._thread.submit(self._send, path)
+        sending = self._thread.submit(self._send, path, readable)
         try:
             while not wait([sending], _STEP_S).done:
                 self._watch()
@@ -128,25 +136,23 @@ class MoveSender:
             raise
         return sending.result()
 
-    def _send(self, path: Path) -> int:
+    def _send(self, path: Path, readable: bool) -> int:
         return _in_an_accepted_syntax(
-            path, self._store, self._accepted, self._transcode, self._go_on
+            path, self._store, self._accepted, self._transcode, self._go_on, readable=readable
         )
 
     def _accepted(self, sop_class_uid: str) -> tuple[str, ...]:
         association = self._association
         return () if association is None else association.accepted_syntaxes(sop_class_uid)
 
-    def _store(self, path: Path) -> int:
-        with path.open("rb") as file:
-            meta = read_file_meta(file)
-            pair = meta.sop_class_uid, meta.transfer_syntax_uid
-            try:
-                association = self._open(pair)
-                return association.store(file, meta, originator=self._originator).status
-            except AssociationLost:
-                self._drop()
-                raise
+    def _store(self, file: BinaryIO, meta: FileMeta) -> int:
+        pair = meta.sop_class_uid, meta.transfer_syntax_uid
+        try:
+            association = self._open(pair)
+            return association.store(file, meta, originator=self._originator).status
+        except AssociationLost:
+            self._drop()
+            raise
 
     def _open(self, pair: Pair) -> StoreAssociation:
         self._seen[pair] = None
@@ -184,20 +190,22 @@ class MoveSender:
 
 def _in_an_accepted_syntax(
     path: Path,
-    store: Callable[[Path], int],
+    store: Callable[[BinaryIO, FileMeta], int],
     accepted: Callable[[str], tuple[str, ...]],
     transcode: Transcoder,
     go_on: Callable[[], object] = lambda: None,
+    *,
+    readable: bool = True,
 ) -> int:
     """Store a file as it is, else uncompressed where that says the same."""
-    try:
-        return store(path)
-    except ContextRefused as error:
-        refused = error
     with path.open("rb") as file:
         meta = read_file_meta(file)
-    syntaxes = accepted(meta.sop_class_uid)
-    if not syntaxes:
+        try:
+            return store(file, meta)
+        except ContextRefused as error:
+            refused = error
+    syntaxes, syntax = accepted(meta.sop_class_uid), SYNTAXES.get(meta.transfer_syntax_uid)
+    if not syntaxes or not (readable or (syntax and not syntax.encapsulated)):
         raise refused
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
         plain = Path(folder) / "plain.dcm"
@@ -207,4 +215,5 @@ def _in_an_accepted_syntax(
             raise ForwardError(f"{refused}, and it cannot be transcoded: {error}") from error
         except SpoolError as error:
             raise ForwardError(f"{refused}, and is {error}") from error
-        return store(plain)
+        with plain.open("rb") as file:
+            return store(file, meta.of_copy(read_file_meta(file)))

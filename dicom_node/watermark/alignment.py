@@ -1,8 +1,8 @@
 """One picture, looked at through the carrier patterns: how much speaks for a frame at a place.
 
 R2 whitens, where the model has it: at the right place its soft bits stand out about twice as far
-as D1's. It is dear, and whitening hardly depends on small turns and changes of size: places near
-one that was whitened borrow from it.
+as D1's. It is dear, and whitening depends little on small changes of place and size and not on
+how the frame is turned or mirrored: places near one that was whitened borrow from it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FINE = 4  # times a whitened picture is enlarged for small moves
 # Degrees, logs of size and of shape, samples right and down: what halves the evidence.
 _STEPS = np.array([0.35, 0.008, 0.008, 0.5, 0.5])
 _SQUARE = 0.02  # log of columns over rows up to which a frame counts as square
-# A place borrows from one that lies so near: in its linear part, and in parts of the frame's side.
+# A place borrows from one whose size is so near, and its middle, in parts of the frame's side.
 _ALIKE, _BESIDE = 0.05, 0.03
 _KEPT = 24
 
@@ -87,21 +87,12 @@ class View:
         """Return the frame at `place` as the networks see it, ``(side, side)``; D1's if none."""
         return as_seen(self.picture, place, side or self.tools.side)
 
-    def whitened(self, place: Placement, *, anew: bool = False) -> Float32:
+    def whitened(self, place: Placement) -> Float32:
         """Return the whitened frame at `place`, 0 outside the picture, ``(side, side)``.
 
-        Parameters
-        ----------
-        anew
-            False: moved from a place nearby that was whitened before, if there is one.
+        It is taken from a place nearby that was whitened before, if there is one.
         """
-        side = self.tools.side
-        for kept, fine in () if anew else self._kept:
-            if _is_beside(kept, place):
-                return resampled(fine, _FINE, kept, place, side)
-        seen = self.tools.whiten(self.picture, place) * inside(place, self.shape, side)
-        self._kept.append((place, enlarged(seen, _FINE)))
-        return seen
+        return resampled(*self._beside(place), place, self.tools.side)
 
     def moved_in(
         self, place: Placement, noise: float, rounds: Sequence[float]
@@ -116,26 +107,37 @@ class View:
             How far each round looks, as a part of what halves the evidence.
         """
         for part in rounds:
-            seen = self.whitened(place)
-            here = float(self._evidence_of(seen[None], noise)[0])
-            place = self._step(seen, place, here, noise, _STEPS * part)
+            place = self._step(place, noise, _STEPS * part)
         return place, float(self._evidence_of(self.whitened(place)[None], noise)[0])
 
     def judged(self, place: Placement, noise: float) -> tuple[Float32, float]:
         """Return the soft bits of a place, ``(K,)``, and their evidence; it is whitened anew."""
-        seen = self.whitened(place, anew=True)[None]
+        seen = self._whitened_anew(place)[None]
         soft: Float32 = seen.reshape(-1) @ self.tools.patterns.T
         return soft, float(self._evidence_of(seen, noise)[0])
 
-    def _step(
-        self, seen: Float32, place: Placement, here: float, noise: float, steps: NDArray[np.float64]
-    ) -> Placement:
+    def _beside(self, place: Placement) -> tuple[Float32, int, Placement]:
+        """Return a whitened picture enlarged, how much, and at which place, `place` or near it."""
+        for kept, fine in self._kept:
+            if _is_beside(kept, place):
+                return fine, _FINE, kept
+        self._whitened_anew(place)
+        kept, fine = self._kept[-1]
+        return fine, _FINE, kept
+
+    def _whitened_anew(self, place: Placement) -> Float32:
+        seen = self.tools.whiten(self.picture, place) * inside(place, self.shape, self.tools.side)
+        self._kept.append((place, enlarged(seen, _FINE)))
+        return seen
+
+    def _step(self, place: Placement, noise: float, steps: NDArray[np.float64]) -> Placement:
         """Return where parabolas through the evidence on both sides, a change each, peak."""
-        side, fine = self.tools.side, enlarged(seen, _FINE)
+        side, beside = self.tools.side, self._beside(place)
         each = np.diag(steps)
-        nearby = [_changed(place, change, side) for change in (*each, *-each)]
-        planes = np.stack([resampled(fine, _FINE, place, other, side) for other in nearby])
-        plus, minus = np.split(self._evidence_of(planes, noise), 2)
+        nearby = [place, *(_changed(place, change, side) for change in (*each, *-each))]
+        planes = np.stack([resampled(*beside, other, side) for other in nearby])
+        here, *there = self._evidence_of(planes, noise)
+        plus, minus = np.split(np.array(there), 2)
         bend = np.minimum(plus - 2 * here + minus, -1e-3)
         vertex = np.clip(0.5 * (minus - plus) / bend, -1, 1)
         return _changed(place, vertex * steps, side)
@@ -151,8 +153,8 @@ def _changed(place: Placement, change: NDArray[np.float64], side: int) -> Placem
 
 
 def _is_beside(one: Placement, other: Placement) -> bool:
-    """Whether whitening at one of two places tells what it gives at the other."""
-    if one.flip != other.flip:
-        return False
-    apart = np.abs(np.linalg.solve(one.matrix(), other.matrix()) - np.eye(3))
-    return bool(apart[:2, :2].max() < _ALIKE and apart[:2, 2].max() < _ALIKE / 2 + _BESIDE)
+    """Whether whitening at one of two places tells what it gives at the other, if turned."""
+    apart = np.linalg.solve(one.matrix(), other.matrix())
+    middle = apart[:2] @ (0.5, 0.5, 1.0) - 0.5
+    stretched = np.linalg.svd(apart[:2, :2], compute_uv=False) - 1
+    return bool(np.abs(stretched).max() < _ALIKE and np.abs(middle).max() < _BESIDE)

@@ -24,6 +24,7 @@ Complex64 = NDArray[np.complex64]
 ANGLES = 1024
 _SAMPLED = 512  # angles of a circle that are sampled: between them, soft bits are interpolated
 _INNER, _OUTER, _RADIAL_STEP = 3.0, 88.0, 0.8  # samples of 128; nothing is told nearer the centre
+_AT_ONCE = 32  # patterns asked together: what they take stays in the cache
 _MEAN_RATIO = float(np.sqrt(2 / np.pi))  # mean size over rms, of normal soft bits
 _RATIO_SPREAD = float(np.sqrt(1 - 3 / np.pi))  # standard deviation of that, times sqrt(K)
 
@@ -88,44 +89,57 @@ class Peak(NamedTuple):
 
 
 class ShiftBank:
-    """Soft bits of every cyclic shift of a whitened picture.
+    """Soft bits of shifts of a whitened picture, cyclic and by any part of a sample.
 
     Parameters
     ----------
     patterns
-        ``(K, side, side)``, K even, each of norm 1.
+        ``(K, side, side)``, each of norm 1.
     """
 
     def __init__(self, patterns: Float32) -> None:
-        self.bits = len(patterns)
-        spectra = np.fft.fft2(patterns).conj()
-        # Two real correlations travel as one complex one.
-        self._pairs: Complex64 = (spectra[0::2] + 1j * spectra[1::2]).astype(np.complex64)
+        self.bits, self._side = len(patterns), patterns.shape[-1]
+        self._spectra: Complex64 = np.fft.rfft2(patterns).conj().astype(np.complex64)
 
-    def sums(self, spectrum: Complex64, most: int) -> tuple[Float32, Float32]:
-        """Return sums of squares and of absolute soft bits by shift, each ``(side, side)``.
+    def sums(
+        self, whitened: Float32, down: Float32, right: Float32, most: int
+    ) -> tuple[Float32, Float32]:
+        """Return sums of squares and of absolute soft bits, each ``(len(down), len(right))``.
 
-        Entry ``[y, x]`` is of the frame whose origin lies at row y, column x of the picture with
-        this spectrum. The first `most` patterns are asked.
+        Entry ``[y, x]`` is of the frame whose origin lies at row ``down[y]``, column ``right[x]``
+        of the whitened picture, in samples. The first `most` patterns are asked. Only these shifts
+        are computed, each way by a matrix product: less than a whole transform, as most are few.
         """
-        product = np.empty_like(spectrum)
-        as_pairs = product.view(np.float32).reshape(*product.shape, 2)
-        pair = np.empty_like(as_pairs)
-        energy, size = np.zeros_like(as_pairs), np.zeros_like(as_pairs)
-        for each in self._pairs[: most // 2]:
-            np.multiply(spectrum, each, out=product)
-            cv2.dft(as_pairs, pair, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE)
-            cv2.accumulateSquare(pair, energy)
-            size += np.abs(pair, out=pair)
-        return energy.sum(-1), size.sum(-1)
+        half = self._side // 2
+        per_sample = 2j * np.pi / self._side
+        whole = np.fft.fftfreq(self._side, 1 / self._side)
+        rows = np.exp(per_sample * np.outer(down, whole)).astype(np.complex64)
+        columns = np.exp(per_sample * np.outer(np.arange(half + 1), right)) / self._side**2
+        columns[1:half] *= 2  # each stands for its conjugate, too
+        # The real part of a complex product is a product of real and imaginary parts.
+        parts = np.stack([columns.real, -columns.imag], 1).reshape(2 * half + 2, -1)
+        parts = parts.astype(np.float32)
+        spectrum = np.fft.rfft2(whitened).astype(np.complex64)
+        energy = np.zeros((len(down), len(right)), np.float32)
+        size = np.zeros_like(energy)
+        for at in range(0, most, _AT_ONCE):
+            some = self._spectra[at : min(at + _AT_ONCE, most)]
+            partial = np.matmul(rows, some * spectrum)
+            soft = (partial.view(np.float32).reshape(-1, len(parts)) @ parts).reshape(
+                len(some), *energy.shape
+            )
+            size += np.abs(soft).sum(0)
+            energy += np.square(soft, out=soft).sum(0)
+        return energy, size
 
     def peaks(
-        self, whitened: Float32, reach: tuple[float, float], most: int
+        self, whitened: Float32, reach: tuple[float, float], most: int, beyond: float
     ) -> Iterator[Peak]:
-        """Yield the likeliest shifts of a whitened picture: within `reach`, and of all.
+        """Yield the likeliest shifts of a whitened picture: within `reach`, and up to `beyond` it.
 
         Shifts by half samples are asked: the farthest from any is a quarter both ways, where three
-        quarters of the evidence are left.
+        quarters of the evidence are left. The likeliest by whole and by half samples are told,
+        each way.
 
         Parameters
         ----------
@@ -134,22 +148,24 @@ class ShiftBank:
         most
             How many patterns are asked.
         """
-        side = len(whitened)
-        spectrum = np.fft.fft2(whitened).astype(np.complex64)
-        whole = np.fft.fftfreq(side, 1 / side)
-        likely = (np.abs(whole) <= reach[0])[:, None] & (np.abs(whole) <= reach[1])
-        ramp = np.exp(1j * np.pi * whole / side).astype(np.complex64)
-        for low, across in ((0.0, 0.0), (0.0, 0.5), (0.5, 0.5), (0.5, 0.0)):
-            moved = spectrum * (ramp[:, None] if low else 1) * (ramp if across else 1)
-            energy, size = self.sums(moved.astype(np.complex64), most)
-            noise = float(np.median(energy)) / most
-            there = evidence(energy, size, most, noise)
-            for places, count in (
-                (np.where(likely, there, -np.inf), int(likely.sum())), (there, there.size)
-            ):  # fmt: skip
-                down, right = np.unravel_index(int(places.argmax()), places.shape)
-                surprise = float(places[down, right]) - chance(count)
-                yield Peak(surprise, whole[down] + low, whole[right] + across, noise)
+        down, right = (_half_samples(each + beyond, self._side) for each in reach)
+        energy, size = self.sums(whitened, down, right, most)
+        noise = float(np.median(energy)) / most
+        there = evidence(energy, size, most, noise)
+        likely = (np.abs(down) <= reach[0])[:, None] & (np.abs(right) <= reach[1])
+        for places in (np.where(likely, there, -np.inf), there):
+            expected = chance(int(np.isfinite(places).sum()) // 4)
+            for low, across in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                some = places[low::2, across::2]
+                y, x = np.unravel_index(int(some.argmax()), some.shape)
+                surprise = float(some[y, x]) - expected
+                yield Peak(surprise, float(down[low::2][y]), float(right[across::2][x]), noise)
+
+
+def _half_samples(reach: float, side: int) -> Float32:
+    """Return shifts by half samples up to `reach` both ways, each of a whole side once at most."""
+    most = min(int(2 * reach), side - 1)
+    return np.arange(-most, most + 1, dtype=np.float32) / np.float32(2)
 
 
 class TurnBank:

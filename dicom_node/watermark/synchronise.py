@@ -51,6 +51,7 @@ _STRETCHES = (-0.018, 0.018, -0.036, 0.036, -0.054, 0.054)  # logs of columns ov
 _ASPECTS = (4 / 3, 3 / 4, 5 / 4, 4 / 5, 3 / 2, 2 / 3)  # columns over rows
 _TURNS = [0.75 * n for n in range(1, 60)]  # degrees
 _ALL, _FEW = 160, 48  # patterns asked: the evidence falls with the root
+_BEYOND, _SHIFTED = 6.0, 32.0  # samples of 128
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,9 @@ class _Search:
         box = borderless(self._view.picture)
         if box is not None:
             yield from self._framed(box)
+        yield self._shifted([whole], _ALL, _SHIFTED)
         half = len(crops) // 2
-        yield self._shifted([_resized(whole, size) for size in crops[:half]], _ALL)
+        yield self._shifted([_resized(whole, size) for size in crops[1:half]], _ALL)
         yield self._turned(whole, _sizes(_EXPANDED, -_TURN_STEP, _TURN_STEP))
         yield self._turned(whole, _sizes(_TURN_STEP, _HALF_LEFT, _TURN_STEP))
         yield self._shifted([_resized(whole, size) for size in crops[half:]], _ALL)
@@ -171,8 +173,13 @@ class _Search:
         yield self._shifted([*poses[1:], *(_resized(poses[0], size) for size in near)], _FEW)
         yield self._turned(poses[0], [0.0])
 
-    def _shifted(self, places: Sequence[Placement], patterns: int) -> Iterator[Candidate]:
-        """Look for frames of the given sizes and turns anywhere; likelier around the picture."""
+    def _shifted(
+        self, places: Sequence[Placement], patterns: int, beyond: float = _BEYOND
+    ) -> Iterator[Candidate]:
+        """Look for frames of the given sizes and turns wherever they hold the picture or lie in it.
+
+        And `beyond`, samples, where the picture or the frame was cut off.
+        """
         side = self._tools.side
         rows, columns = self._view.shape
         for place in places:
@@ -180,7 +187,8 @@ class _Search:
                 return
             across, down = (rows, columns) if place.rotation_deg % 180 == 90 else (columns, rows)
             reach = (_slack(place.rows, down, side), _slack(place.columns, across, side))
-            for peak in self._tools.shifts.peaks(self._view.whitened(place), reach, patterns):
+            seen = self._view.whitened(place)
+            for peak in self._tools.shifts.peaks(seen, reach, patterns, beyond):
                 yield Candidate(peak.surprise, place.moved(peak.right, peak.down, side), peak.noise)
 
     def _turned(self, whole: Placement, sizes: Sequence[float]) -> Iterator[Candidate]:

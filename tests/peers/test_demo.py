@@ -124,8 +124,7 @@ def test_a_copy_nobody_touched_fails_the_demo(temporary: Path, tmp_path: Path) -
     assert (folder / "node.log").stat().st_size > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("after_s", [0.0, 0.4])
+@pytest.mark.parametrize(("number", "after_s"), [(signal.SIGINT, 0.4), (signal.SIGTERM, 0.0)])
 def test_ending_it_halfway_ends_every_child(
     number: signal.Signals, after_s: float, temporary: Path, tmp_path: Path
 ) -> None:

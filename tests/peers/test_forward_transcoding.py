@@ -13,6 +13,7 @@ from spooled import CT, put, settled
 from dicom_node.dimse import encode_file_meta
 from dicom_node.errors import SpoolFull
 from dicom_node.forward import run_forwarder
+from dicom_node.transcoding import Transcoder
 
 pytestmark = pytest.mark.peer
 
@@ -132,6 +133,28 @@ def test_a_copy_of_another_instance_is_never_sent_in_the_place_of_one(
         [delivery] = wait_for(lambda: settled(one))
     assert (delivery.state, delivery.attempts) == ("delivered", 2)
     assert [stored for stored, _, _ in peer.stored()] == [uid]
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_a_data_set_that_names_another_uid_goes_under_the_one_it_came_with(
+    node, pacs, make_ct, wait_for, coded, tmp_path
+):
+    peer = pacs("native")
+    one = node([{"port": peer.port}])
+    path = make_ct()
+    ds = pydicom.dcmread(path)
+    if coded:
+        ds.compress(JPEGLSLossless, generate_instance_uid=False)
+    inside, ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID, "1.2.3.9"
+    odd = tmp_path / "odd.dcm"
+    pydicom.dcmwrite(odd, ds, enforce_file_format=False)
+    assert put(one, odd) == "1.2.3.9"
+    with Transcoder(1 << 24) as transcode, forwarding(one, transcode):
+        [delivery] = wait_for(lambda: settled(one))
+    assert (delivery.state, delivery.attempts) == ("delivered", 1)
+    [(uid, syntax, _)] = peer.stored()
+    assert (uid, syntax) == ("1.2.3.9", str(ImplicitVRLittleEndian))
+    assert inside != uid
 
 
 def test_two_forwarders_of_one_destination_do_not_share_a_copy(node, pacs, make_ct, wait_for):

@@ -235,11 +235,12 @@ class Service:
 
 @contextlib.contextmanager
 def client(
-    service, *sop_classes, ae_title="AUDITOR", storage=(), on_store=None, storage_syntax=EXPLICIT
+    service, *sop_classes, ae_title="AUDITOR", storage=(), on_store=None, storage_syntax=EXPLICIT,
+    patience_s=30,
 ):
     """Associate as pynetdicom does it; `storage` classes are proposed in the SCP role."""
     ae = AE(ae_title)
-    ae.dimse_timeout = 30
+    ae.dimse_timeout = patience_s
     for each in sop_classes:
         ae.add_requested_context(each, EXPLICIT)
     roles = []

@@ -111,8 +111,8 @@ def test_a_picture_without_a_mark_is_found_by_its_looks_turned_and_bordered(
 
 
 def test_pictures_of_others_are_not_ours(place: Place, shared: Path) -> None:
-    others = sorted((shared / "whole" / "val").iterdir())[:40]
-    assert len(others) == 40
+    others = sorted((shared / "whole" / "val").iterdir())[::4]
+    assert len(others) == 22
     found = [(path.name, place.trace(path).match) for path in others]
     assert [each for each in found if each[1] is not None] == []
 

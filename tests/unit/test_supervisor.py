@@ -91,13 +91,17 @@ def test_sigterm_lets_every_child_finish(tmp_path: Path) -> None:
 
 def test_a_killed_child_is_started_again_after_its_claims_are_freed(tmp_path: Path) -> None:
     freed: list[bool] = []
-    supervisor = supervise(Role("a", tell, (tmp_path,)), on_death=lambda: freed.append(True))
+    announced: list[bool] = []
+    supervisor = supervise(
+        Role("a", tell, (tmp_path,)), on_death=lambda: freed.append(True),
+        on_ready=lambda: announced.append(True),
+    )  # fmt: skip
 
     def kill_then_end() -> None:
         os.kill(pids(tmp_path)[0], signal.SIGKILL)
         when(lambda: len(pids(tmp_path)) == 2, end).join()
 
-    watcher = when(lambda: pids(tmp_path), kill_then_end)
+    watcher = when(lambda: announced, kill_then_end)  # before that its end is a failed start
     assert supervisor.run() == 0
     watcher.join()
     assert len(pids(tmp_path)) == 2

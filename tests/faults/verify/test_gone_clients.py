@@ -77,7 +77,8 @@ def test_a_client_that_takes_no_more_instances_is_dropped_not_waited_for(service
         event.assoc.abort()
         return 0xC000
 
-    with client(service, STUDY_GET, storage=[CTImageStorage], on_store=store) as assoc:
+    with client(service, STUDY_GET, storage=[CTImageStorage], on_store=store,
+                patience_s=3) as assoc:  # fmt: skip
         list(assoc.send_c_get(keys(StudyInstanceUID="1.2.3.1"), STUDY_GET))
     assert service.thread.is_alive()
 

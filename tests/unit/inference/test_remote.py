@@ -234,10 +234,15 @@ def greets(other: Welcome) -> Callable[[socket.socket], None]:
     return talk
 
 
+def mail_server(connection: socket.socket) -> None:
+    connection.sendall(b"220 ready\r\n" * 60)
+    connection.recv(1 << 16)  # else it may be gone before it is greeted
+
+
 LIARS: dict[str, Callable[[socket.socket], None]] = {
     "hangs up": lambda connection: None,
     "says nothing": lambda connection: sleep(1.5),
-    "another protocol": lambda connection: connection.sendall(b"220 ready\r\n" * 60),
+    "another protocol": mail_server,
     "another version": greets(welcome(who=WHO._replace(version=b"9.9".ljust(32, b"\0")))),
     "another model": greets(welcome(who=WHO._replace(model=bytes(32)))),
     "refuses": greets(welcome(accepted=False, reason="too many")),

@@ -106,10 +106,11 @@ class Receiver:
 
     def __init__(self, *failures):
         self._failures = list(failures)
-        self.sent = 0
+        self.sent = self.unreadable = 0
 
-    def send(self, path):
+    def send(self, path, *, readable=True):
         self.sent += 1
+        self.unreadable += not readable
         if self.sent in self._failures:
             raise AssociationLost(self.name, "1.1", "gone")
         return 0x0000
@@ -151,6 +152,13 @@ def test_an_instance_that_the_pacs_knows_otherwise_counts_once(retrieved, odd, c
     assert numbers(call.said[-1]) == counted
     assert call.failed == []
     assert {sum(numbers(each)) for each in call.said} == {2}
+
+
+def test_who_sends_it_is_told_what_could_not_be_read(retrieved):
+    receiver = Receiver()
+    sent = {"1": [instance("1.1.1"), UNREADABLE, instance("1.1.3", "tampered")]}
+    retrieved({"1": ["1.1.1", "1.1.2", "1.1.3"]}, sent, receiver=receiver)
+    assert (receiver.sent, receiver.unreadable) == (3, 1)
 
 
 def test_what_the_pacs_does_not_list_and_sends_has_not_failed(retrieved):

@@ -59,6 +59,17 @@ def test_a_compressed_instance_is_sent_uncompressed(fetched):
     assert sorted(path.name for path in fetched.iterdir()) == ["coded.dcm", "native.dcm"]
 
 
+def test_a_copy_goes_under_the_uid_that_the_pacs_sent_it_under(fetched):
+    ds = pydicom.dcmread(fetched / "coded.dcm")
+    ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.9"
+    pydicom.dcmwrite(fetched / "coded.dcm", ds, enforce_file_format=False)
+    client = Client()
+    sender = sender_to(client)
+    assert sender.send(fetched / "coded.dcm") == 0
+    sender.close()
+    assert client.taken == ["1.2.3.9"]
+
+
 def test_what_no_decoder_comes_back_from_fails_alone_and_not_the_service(fetched, codec_astray):
     client = Client()
     sender = sender_to(client)
@@ -68,6 +79,15 @@ def test_what_no_decoder_comes_back_from_fails_alone_and_not_the_service(fetched
     sender.close()
     assert len(client.taken) == 1
     assert sorted(path.name for path in fetched.iterdir()) == ["coded.dcm", "native.dcm"]
+
+
+def test_what_a_check_could_not_read_is_not_decoded_again_to_send_it(fetched, codec_astray):
+    client = Client()
+    sender = sender_to(client)
+    with pytest.raises(ContextRefused):
+        sender.send(fetched / "coded.dcm", readable=False)
+    assert sender.send(fetched / "native.dcm", readable=False) == 0
+    sender.close()
 
 
 def test_a_client_that_calls_off_does_not_wait_for_a_copy(fetched):
