@@ -38,11 +38,10 @@ types: $(VENV)/.installed
 layers: $(VENV)/.installed
 	$(BIN)/lint-imports
 
-# A crashed worker ends the run.
+# A safe path keeps the work tree out of it: what is installed is tested. A crashed worker ends it.
 unit: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --max-worker-restart=0
+	PYTHONSAFEPATH=1 $(BIN)/python -m pytest -n 3 --dist loadgroup --max-worker-restart=0
 
-# The tests run what is installed, so that a file missing from the package is found.
 $(VENV)/.installed: pyproject.toml $(SOURCES)
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	    test "$$(id -u)" = 0 || { echo "as root: apt-get install python3-venv" >&2; exit 1; }; \

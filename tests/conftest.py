@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from dicom_node.config import WatermarkConfig
 from dicom_node.inference import open_engine
 from dicom_node.keys import KeyRing
 from dicom_node.marking import Marker
+
+# Last, so that what is installed is tested: a spawned process looks for `tests.…` there.
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dicom_node.child import ChildEnded, Workplace
 from dicom_node.cli.common import (
     EXIT_FAILED,
     EXIT_NOT_AUTHENTIC,
@@ -22,14 +22,12 @@ from dicom_node.cli.common import (
     progress,
     walk,
 )
-from dicom_node.errors import KeyRingError, NodeError, RegistryError
+from dicom_node.cli.trace_worker import Done, Setup, to_json
+from dicom_node.config import Config
+from dicom_node.errors import KeyRingError
 
-if TYPE_CHECKING:
-    from dicom_node.config import Config
-    from dicom_node.matching import Match, Matcher
-    from dicom_node.registry import MarkedInstance
-    from dicom_node.side_by_side import Fetch
-    from dicom_node.tracing import Traced
+_WORKER = "dicom_node.cli.trace_worker"
+_LONGEST_S = 3600.0
 
 
 def register(subparsers: Subparsers) -> None:
@@ -75,121 +73,53 @@ def register(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trace every picture; report the bad ones and go on."""
-    from dicom_node.inference import open_engine
     from dicom_node.keys import KeyRing
-    from dicom_node.side_by_side import SideBySide
-    from dicom_node.tracing import trace
 
     config = config_of(arguments)
     inputs = walk(arguments.paths)
-    keys = [each for each in KeyRing.open(config.keys.directory).all() if each.has_secrets]
-    if not keys:
+    if not any(each.has_secrets for each in KeyRing.open(config.keys.directory).all()):
         raise KeyRingError(f"{config.keys.directory}: no secret key; a public one reads no mark")
-    engine = open_engine(config.watermark.engine)
+    with tempfile.TemporaryDirectory(prefix="dicom-node-") as scratch:
+        setup = Setup(
+            config, not arguments.no_search, arguments.pictures, tuple(arguments.beside),
+            arguments.fetch, Path(scratch),
+        )  # fmt: skip
+        with Workplace(_WORKER, lambda: setup, _LONGEST_S) as workplace:
+            return _trace_all(workplace, config, [item.path for item in inputs], arguments)
+
+
+def _trace_all(
+    workplace: Workplace, config: Config, paths: Sequence[Path], arguments: argparse.Namespace
+) -> int:
     codes: set[int] = set()
-    with (
-        _matcher(config, codes) as matcher,
-        _fetching(config, wanted=arguments.fetch) as fetch,
-        progress(len(inputs), "tracing") as advance,
-    ):
-        drawn = arguments.pictures and SideBySide(
-            config, arguments.pictures, arguments.beside, fetch
-        )
-        for item in inputs:
-            found, shown = None, ""
+    away = ""
+    with progress(len(paths), "tracing") as advance:
+        for path in paths:
             try:
-                found = trace(
-                    item.path, keys, engine, search=not arguments.no_search, matcher=matcher
-                )
-                if drawn and found.match is not None:
-                    shown = drawn.draw(item.path, found.picture, found.match)
-            except (NodeError, OSError) as error:
-                complain(item.path, str(error))
+                done: Done = workplace.do(path)
+            except ChildEnded as error:
+                done = Done(None, problem=f"tracing it {error}")
+            if done.registry and not away:
+                away = done.registry
+                complain(config.spool.directory, away)
                 codes.add(EXIT_FAILED)
-            if found is not None:
-                codes.add(_code(found))
-            result = to_json(item.path, found)
+            if done.problem:
+                complain(path, done.problem)
+                codes.add(EXIT_FAILED)
+            result = {"path": str(path), **(done.said or to_json(None))}
+            if done.said is not None:
+                codes.add(_code(result))
             if arguments.json:
                 print_json(result)
-            elif found is not None:
-                print(_line(result, shown), flush=True)
+            elif done.said is not None:
+                print(_line(result, done.shown), flush=True)
             advance()
     return EXIT_NOT_AUTHENTIC if EXIT_NOT_AUTHENTIC in codes else max(codes, default=EXIT_OK)
 
 
-@contextmanager
-def _matcher(config: Config, codes: set[int]) -> Iterator[Matcher | None]:
-    """Open the registry if there is one; marks are read without it, too."""
-    from dicom_node.inference.fingerprinter import open_fingerprinter
-    from dicom_node.matching import Matcher
-    from dicom_node.registry import Registry
-
-    registry = None
-    try:
-        registry = Registry.existing(config.registry_url, cache=config.spool.directory)
-    except RegistryError as error:
-        complain(Path(config.spool.directory), str(error))
-        codes.add(EXIT_FAILED)
-    try:
-        yield Matcher(registry, open_fingerprinter()) if registry is not None else None
-    finally:
-        if registry is not None:
-            registry.close()
-
-
-@contextmanager
-def _fetching(config: Config, *, wanted: bool) -> Iterator[Fetch | None]:
-    """Give what fetches one instance from the PACS; what it brought is removed at the end."""
-    if not wanted:
-        yield None
-        return
-    from dicom_node.verify.fetching import Fetcher
-    from dicom_node.verify.pacs import Pacs, Wanted
-
-    with tempfile.TemporaryDirectory(prefix="dicom-node-") as name:
-        pacs = Pacs.of(config)
-        fetcher = Fetcher(config, pacs, Path(name))
-
-        def fetch(instance: MarkedInstance) -> Path | None:
-            one = Wanted(instance.study_instance_uid, (instance.series_instance_uid,),
-                         (instance.sop_instance_uid,))  # fmt: skip
-            taken: list[Path] = []
-            planned = pacs.plan(one)
-            if planned:
-                fetcher.fetch(one, planned, lambda path, _: taken.append(path), lambda: False)
-            return taken[0] if taken else None
-
-        try:
-            yield fetch
-        finally:
-            fetcher.close()
-
-
-def _code(found: Traced) -> int:
-    ours = found.detection.decoded or found.match is not None
+def _code(result: dict[str, Any]) -> int:
+    ours = result["decoded"] or result["match"] is not None
     return EXIT_OK if ours else EXIT_NOT_AUTHENTIC
-
-
-def to_json(path: Path, found: Traced | None) -> dict[str, Any]:
-    """Return one line of ``trace --json``."""
-    detection = found.detection if found is not None else None
-    decoded = detection is not None and detection.decoded
-    pose: dict[str, Any] = dict.fromkeys(("rotation_deg", "flip", "scale"))
-    if detection is not None and decoded:
-        pose = {
-            "rotation_deg": round(detection.pose.rotation_deg, 2),
-            "flip": detection.pose.flip,
-            "scale": round(detection.pose.scale, 4),
-        }
-    match: Match | None = found.match if found is not None else None
-    return {
-        "path": str(path),
-        "decoded": decoded,
-        "message": detection.message.hex() if detection is not None else "",
-        "owner": (detection.owner or None) if detection is not None else None,
-        "pose": pose,
-        "match": match.to_json() if match is not None else None,
-    }
 
 
 def _line(result: dict[str, Any], shown: str) -> str:

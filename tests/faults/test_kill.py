@@ -243,7 +243,7 @@ def test_a_second_supervisor_does_not_disturb_the_first(running_node, pacs, tmp_
     second = subprocess.run(
         [sys.executable, "-m", "dicom_node.cli.main", "serve", "--config", node.config_path],
         capture_output=True, text=True, timeout=60, check=False,
-        env={**os.environ, "PYTHONPATH": str(harness.ROOT)},
+        env={**os.environ, "PYTHONPATH": harness.PACKAGES},
     )  # fmt: skip
     assert second.returncode != 0
     assert str(node.port) in second.stderr + second.stdout

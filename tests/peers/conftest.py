@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peer_tools import needed
+from peer_tools import PACKAGES, needed
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -89,7 +89,7 @@ class Child:
                 list(map(str, command)),
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": str(CHILDREN.parents[2]), **(env or {})},
+                env={**os.environ, "PYTHONPATH": PACKAGES, **(env or {})},
             )
 
     @property

@@ -66,7 +66,7 @@ class Audit:
             [sys.executable, "-m", "dicom_node.cli.main", "audit", "--config", self.path, "--json",
              *map(str, arguments)],
             capture_output=True, text=True, timeout=90, check=False,
-            env={**os.environ, "PYTHONPATH": str(harness.ROOT)},
+            env={**os.environ, "PYTHONPATH": harness.PACKAGES},
         )  # fmt: skip
         return done.returncode, *_parsed(done.stdout), done.stderr
 

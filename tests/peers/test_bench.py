@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peer_tools import PACKAGES
 
 from dicom_node.bench.processes import tool
 from dicom_node.errors import ConfigError
@@ -33,7 +34,7 @@ def _bench(out: Path, *arguments: object) -> dict[str, Any]:
         [sys.executable, "-m", "dicom_node.cli.main", "bench", "throughput", "--rounds", "1",
          "--out", str(out), "--json", *map(str, arguments)],
         capture_output=True, text=True, check=False, timeout=170, cwd=out / "work",
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": PACKAGES},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     figures: dict[str, Any] = json.loads(done.stdout)

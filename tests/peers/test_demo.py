@@ -16,8 +16,7 @@ from typing import Any
 
 import cv2
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from peer_tools import PACKAGES
 
 # A demonstration takes half a minute on two idle cores and several when the machine is busy.
 pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -80,7 +79,7 @@ def start(temporary: Path, out: Path, *command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *command, "--json", "--out", str(out)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=temporary,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)},
+        env={**os.environ, "PYTHONPATH": PACKAGES, "TMPDIR": str(temporary)},
         # A test worker ignores Ctrl-C, and its children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any
 
 import pydicom
 import pytest
+from peer_tools import PACKAGES
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ def serve(folder: Path) -> Iterator[Serve]:
 
 def environment() -> dict[str, str]:
     return os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": PACKAGES,
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from peer_tools import PACKAGES
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -176,7 +177,7 @@ class RunningNode:
             [sys.executable, "-m", "dicom_node.cli.main", *map(str, arguments),
              "--config", str(self.config_path)],
             capture_output=True, text=True, timeout=timeout_s, check=False,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": PACKAGES},
         )  # fmt: skip
 
     def files(self):

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+import dicom_node
+
+PACKAGES = str(Path(dicom_node.__file__).parents[1])
+"""Where the package under test was imported from; children get it on their PYTHONPATH."""
 SYSTEM = "/usr/sbin:/usr/local/sbin"
 
 

@@ -415,7 +415,7 @@ def test_a_thousand_frames_need_little_memory(tmp_path, compressed):
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, tmp_path, *paths],
         capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(harness.ROOT)},
+        env={**os.environ, "PYTHONPATH": harness.PACKAGES},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])

@@ -12,8 +12,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
 import registry_rows as rows
+from pydicom.uid import JPEGLSLossless
 
 from dicom_node.cli.main import main
 from dicom_node.facts import MarkedFrame, stored_digest
@@ -124,6 +126,22 @@ def test_what_carries_no_mark_and_is_in_no_registry_is_called_not_ours(
     hand = DEMO / "cr_hand" / "hand.dcm"
     assert main(["trace", str(hand), "--no-search", *config(place)]) == 1
     assert capsys.readouterr().out == f"{hand}  no mark of this key ring  not ours\n"
+
+
+def test_a_decoder_that_never_returns_costs_its_own_picture_only(
+    place: Path, tmp_path: Path, codec_astray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ds = pydicom.dcmread(DEMO / "mr_brain" / "brain_012.dcm")
+    ds.compress(JPEGLSLossless, generate_instance_uid=False)
+    ds.save_as(tmp_path / "hand_hostile.dcm")
+    for name in ("a.png", "z.png"):
+        shutil.copy(place / "hand.png", tmp_path / name)
+    capsys.readouterr()
+    assert main(["trace", str(tmp_path), "--no-search", "--json", *config(place)]) == 3
+    said = capsys.readouterr()
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    assert [line["decoded"] for line in lines] == [True, False, True]
+    assert "a decoder did not come back" in said.err
 
 
 def test_what_is_no_picture_is_reported_and_the_rest_is_done(

@@ -134,10 +134,9 @@ def test_a_worker_ends_with_the_process_that_started_it(marks, tmp_path):
         f"pool = CheckingPool(Setup(Path({str(marks.keys)!r}), 'onnx'), workers=1)\n"
         "print(next(iter(pool._alive))._process.pid, flush=True)\nos._exit(1)\n"
     )
-    root = str(verifying.harness.ROOT)
     done = subprocess.run(
         [verifying.harness.sys.executable, script], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": root}, timeout=60,
+        env={**os.environ, "PYTHONPATH": verifying.harness.PACKAGES}, timeout=60,
     )  # fmt: skip
     pid = int(done.stdout)
     deadline = time.monotonic() + 20
