@@ -21,13 +21,14 @@ export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: demo test train-test lint types layers unit peers clean
+.PHONY: demo test train-test lint types layers compiled unit peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dicom-node demo
 
 test: $(VENV)/.installed $(VENV)/.watermark-peers peers
-	$(MAKE) lint types layers unit
+	$(MAKE) -j2 types compiled
+	$(MAKE) lint layers unit
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -37,6 +38,10 @@ types: $(VENV)/.installed
 
 layers: $(VENV)/.installed
 	$(BIN)/lint-imports
+
+# One process compiles the loops over samples; three at once would each do it.
+compiled: $(VENV)/.installed
+	PYTHONSAFEPATH=1 $(BIN)/python -m pytest -q tests/unit/test_compiled.py
 
 # A safe path keeps the work tree out of it: what is installed is tested. A crashed worker ends it.
 unit: $(VENV)/.installed

@@ -23,7 +23,7 @@ from dicom_node.verify.check import check_instance
 
 pytestmark = [pytest.mark.fault, pytest.mark.peer, pytest.mark.slow]
 
-ROUNDS = int(os.environ.get("DICOM_NODE_INFERENCE_ROUNDS", "5"))
+ROUNDS = int(os.environ.get("DICOM_NODE_INFERENCE_ROUNDS", "3"))
 SETTINGS = {"workers": 2, "inference": "cpu", "max_batch": 4, "max_wait_ms": 0.5}
 
 
