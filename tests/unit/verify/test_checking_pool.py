@@ -59,7 +59,7 @@ def test_pixels_that_hold_nothing_under_our_header_are_tampered_unless_loss_is_d
 
 
 def test_an_original_is_written_only_if_it_is_exact(pool, marks, tmp_path):
-    [(original, marked)] = marks.study(1, 1, size=128)
+    [(original, marked)] = marks.study(1, 1, size=256)
     out = tmp_path / "original.dcm"
     assert pool.check(Task(marked, out)).result(60).exact
     assert out.exists()
