@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,6 +63,17 @@ def _compiled(function: Function, *, fastmath: bool | set[str]) -> Function:
     return cast(Function, njit(cache=keep, nogil=True, fastmath=fastmath)(function))
 
 
+def _leave_out_blas() -> None:
+    """Load numba without scipy's BLAS: no loop calls it, and it takes 0.15 s of every process."""
+    if "scipy.linalg" in sys.modules:
+        return
+    sys.modules["scipy.linalg"] = cast(Any, None)  # numba goes on without what cannot be imported
+    try:
+        importlib.import_module("numba.np.arraymath")
+    finally:
+        del sys.modules["scipy.linalg"]
+
+
 def _sources_digest() -> str:
     package = Path(__file__).parent
     digest = hashlib.sha256(numba.__version__.encode())
@@ -95,6 +108,7 @@ def _folder() -> Path | None:
     return None
 
 
+_leave_out_blas()
 _kept_in = _folder()
 if _kept_in is not None:
     setattr(numba.config, "CACHE_DIR", str(_kept_in))  # noqa: B010 - absent from numba's types

@@ -381,7 +381,9 @@ def parse(text: str, origin: str) -> Config:
         raise ConfigError("\n".join(problems)) from error
 
 
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
+)
 
 
 def environment() -> dict[str, str]:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import structlog
 from peer_tools import missing
@@ -19,6 +20,10 @@ from dicom_node.marking import Marker
 
 # Last, so that what is installed is tested: a spawned process looks for `tests.…` there.
 sys.path.append(str(Path(__file__).parents[1]))
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dicom_node.verify import audit_run
     from dicom_node.verify.audit_run import RunFile
     from dicom_node.verify.inspector import Inspector
-    from dicom_node.verify.recording import verdict_given
+    from dicom_node.verify.telling import verdict_given
 
     config = config_of(arguments)
     file = RunFile(arguments.resume)

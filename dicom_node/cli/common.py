@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dicom_node.config import Config, load
 from dicom_node.errors import ConfigError, NodeError
@@ -172,10 +170,19 @@ def put_in_place(out: Path) -> Iterator[Path]:
 @contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
     """Show a progress bar on a terminal, nothing in a pipe; yields what to call after each step."""
-    console = Console(stderr=True)
-    if not console.is_terminal or total < 2:
+    if total < 2 or not sys.stderr.isatty():
         yield lambda: None
         return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

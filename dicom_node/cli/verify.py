@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dicom_node.registry.records import MarkedInstance
     from dicom_node.verify.checking import Checked, Setup
     from dicom_node.verify.study import CheckedInstance, StudyCheck
+    from dicom_node.verify.verdict import InstanceVerdict
 
 # Starting a worker takes as long as a few dozen checks: one is needed, more are worth it then.
 _WORTH_A_POOL = 64
@@ -101,8 +102,7 @@ def _check(
 ) -> tuple[list[CheckedInstance], bool]:  # fmt: skip
     """Print a line for each file as it is checked; False if a picture could not be written."""
     from dicom_node.verify.checking import Setup
-    from dicom_node.verify.recording import verified
-    from dicom_node.verify.report import write_pictures
+    from dicom_node.verify.telling import verified
 
     setup = Setup(
         config.keys.directory, config.watermark.engine,
@@ -116,12 +116,7 @@ def _check(
             verdict = each.verdict
             record(verified(each, "cli", datetime.now(UTC)))
             if arguments.report is not None:
-                folder = arguments.report / item.relative.parent
-                try:
-                    write_pictures(item.path, verdict, folder, item.relative.name)
-                except Exception as error:  # noqa: BLE001 - the others have pictures
-                    complain(item.path, f"no picture: {reason_of(error)}")
-                    whole = False
+                whole = _picture(item, verdict, arguments.report) and whole
             checked.append(each)
             if arguments.json:
                 print_json(verdict.to_json())
@@ -129,6 +124,18 @@ def _check(
                 print(_line(verdict.to_json()), flush=True)
             advance()
     return checked, whole
+
+
+def _picture(item: Input, verdict: InstanceVerdict, folder: Path) -> bool:
+    """Write the pictures of one file; False if that failed, which has been said."""
+    from dicom_node.verify.report import write_pictures
+
+    try:
+        write_pictures(item.path, verdict, folder / item.relative.parent, item.relative.name)
+    except Exception as error:  # noqa: BLE001 - the others have pictures
+        complain(item.path, f"no picture: {reason_of(error)}")
+        return False
+    return True
 
 
 def _found(paths: Sequence[Path], setup: Setup) -> Iterator[CheckedInstance]:
@@ -152,8 +159,8 @@ def _tell(
 ) -> bool:  # fmt: skip
     """Record the verdict on every study and report it; False if a report could not be written."""
     from dicom_node.audit.recording import account
-    from dicom_node.verify.recording import verdict_given
     from dicom_node.verify.study import study_check
+    from dicom_node.verify.telling import verdict_given
 
     studies: dict[str, list[CheckedInstance]] = {}
     for each in checked:
@@ -216,12 +223,12 @@ def _trail(config: Config | None, ring: KeyRing) -> Iterator[Callable[[Event], N
 @contextmanager
 def _registry(config: Config | None) -> Iterator[Registry | None]:
     """Open the registry if this machine has one; verifying files makes none."""
-    from dicom_node.registry import Registry
-
     file = None if config is None else config.spool.directory / "registry.sqlite"
     if config is None or not (config.registry.url or (file is not None and file.is_file())):
         yield None
         return
+    from dicom_node.registry import Registry
+
     with Registry.open(config.registry_url) as registry:
         yield registry
 

@@ -16,7 +16,7 @@ from dicom_node.demo.comparing import Comparison
 from dicom_node.demo.samples import MAX_PIXELS
 from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import open_instance
-from dicom_node.watermark.integrity import Box
+from dicom_node.watermark.box import Box
 
 Picture = NDArray[np.uint8]
 Panel = tuple[str, Picture]

@@ -27,7 +27,7 @@ from dicom_node.marking import restore
 from dicom_node.spool import Spool
 from dicom_node.verify.check import check_instance
 from dicom_node.verify.verdict import InstanceVerdict
-from dicom_node.watermark.integrity import Box
+from dicom_node.watermark.box import Box
 
 _START_S = 120.0
 _DELIVER_S = 300.0

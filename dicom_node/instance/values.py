@@ -46,7 +46,8 @@ def plain_text(value: bytes, vr: str) -> str | None:
     """Return a single-valued ASCII text without its padding; None where it is not that."""
     if vr not in _TEXT_VR or not _PLAIN_TEXT.fullmatch(value):
         return None
-    return value.decode("ascii").rstrip(" \0")
+    text = value.decode("ascii").rstrip(" \0")
+    return text.strip() if vr == "UI" else text
 
 
 def plain_whole(value: bytes, vr: str, *, little: bool) -> int | None:

@@ -28,7 +28,8 @@ from dicom_node.verify.verdict import (
     worst,
 )
 from dicom_node.watermark import integrity, perceptual
-from dicom_node.watermark.integrity import Box, IntegrityCheck, OpenedRecord
+from dicom_node.watermark.box import Box
+from dicom_node.watermark.integrity import IntegrityCheck, OpenedRecord
 from dicom_node.watermark.robust import Pose, RobustWatermark
 
 # Of a frame: what announces more was never marked, and would not fit into memory.

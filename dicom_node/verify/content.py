@@ -14,8 +14,8 @@ from dicom_node.errors import RegistryError, WatermarkError
 from dicom_node.inference.base import Float32
 from dicom_node.inference.fingerprinter import open_fingerprinter
 from dicom_node.watermark import fingerprint
+from dicom_node.watermark.box import Box
 from dicom_node.watermark.robust import Pose
-from dicom_node.watermark.tiles import Box
 
 if TYPE_CHECKING:
     from dicom_node.registry.access import RegistryAccess

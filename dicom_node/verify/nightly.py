@@ -18,8 +18,8 @@ from dicom_node.verify import audit_run
 from dicom_node.verify.audit_run import RunFile, Summary
 from dicom_node.verify.checked_fetch import CalledOff
 from dicom_node.verify.inspector import Inspector
-from dicom_node.verify.recording import verdict_given
 from dicom_node.verify.study import StudyCheck
+from dicom_node.verify.telling import verdict_given
 
 log = structlog.get_logger(__name__)
 

@@ -32,8 +32,9 @@ from dicom_node.verify.pacs import (
     PacsRefused,
     Wanted,
 )
-from dicom_node.verify.recording import MISSING, REGISTRY_AWAY
+from dicom_node.verify.recording import REGISTRY_AWAY
 from dicom_node.verify.standing import checked_standing, last_standing
+from dicom_node.verify.telling import MISSING
 from dicom_node.verify.verdict import ORDER, worst
 
 log = structlog.get_logger(__name__)

@@ -20,7 +20,7 @@ from dicom_node.keys import KeyRing
 from dicom_node.verify.check import MAX_PIXELS
 from dicom_node.verify.study import StudyCheck
 from dicom_node.verify.verdict import InstanceVerdict
-from dicom_node.watermark.integrity import Box
+from dicom_node.watermark.box import Box
 
 Picture = NDArray[np.uint8]  # (rows, columns, 3), blue green red
 Format = Literal["html", "pdf", "json", "sr"]

@@ -17,7 +17,7 @@ from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import open_instance
 from dicom_node.verify.check import MAX_PIXELS
 from dicom_node.verify.verdict import FrameVerdict
-from dicom_node.watermark.integrity import Box
+from dicom_node.watermark.box import Box
 
 Segment = tuple[int, int, int, int]  # column, row, column, row: corners of pixels
 _JPEG_QUALITY = 85

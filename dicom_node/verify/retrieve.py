@@ -36,10 +36,11 @@ from dicom_node.verify.identifiers import IdentifierError, Inquiry
 from dicom_node.verify.inspector import Inspector, found_of, missing_entries
 from dicom_node.verify.pacs import Planned, Wanted
 from dicom_node.verify.query import HEARTBEAT_S
-from dicom_node.verify.recording import REGISTRY_AWAY, verdict_given, verified
+from dicom_node.verify.recording import REGISTRY_AWAY
 from dicom_node.verify.retrieve_tally import CANNOT_PERFORM, WITH_FAILURES, Due, Tally, in_words
 from dicom_node.verify.senders import ClientSender, MoveSender, Sender
 from dicom_node.verify.study import CheckedInstance, StudyCheck, study_check
+from dicom_node.verify.telling import verdict_given, verified
 
 log = structlog.get_logger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 from dicom_node.registry.records import VerdictEntry
 from dicom_node.verify.headers import Headers
 from dicom_node.verify.identifiers import Level, Standing
-from dicom_node.verify.recording import MISSING, SUPERSEDED
 from dicom_node.verify.study import SUSPECT, StudyCheck
+from dicom_node.verify.telling import MISSING, SUPERSEDED
 from dicom_node.verify.verdict import ORDER, Verdict, worst
 
 _MOST_FINDINGS = 20

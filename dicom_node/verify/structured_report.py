@@ -63,7 +63,7 @@ from dicom_node.verify.study import CheckedInstance, StudyCheck
 from dicom_node.verify.verdict import Verdict
 
 if TYPE_CHECKING:
-    from dicom_node.watermark.integrity import Box
+    from dicom_node.watermark.box import Box
 
 SCHEME = "99DICOMNODE"
 TERMS = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from dicom_node.watermark.integrity import Box
+from dicom_node.watermark.box import Box
 
 Verdict = Literal[
     "authentic", "content-preserved", "unmarked", "foreign", "tampered", "unreadable"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.watermark import erasure, payload
+from dicom_node.watermark.box import Box
 from dicom_node.watermark.framing import (
     COMPACT_MAC_BYTES,
     MIN_SIDE_PX,
@@ -30,7 +31,6 @@ from dicom_node.watermark.reversible import extract_tiles
 from dicom_node.watermark.tiles import (
     SIZES_PX,
     Bounds,
-    Box,
     Frame,
     Grid,
     Lattices,

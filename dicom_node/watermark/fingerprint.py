@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from dicom_node.errors import WatermarkError
 from dicom_node.inference.base import Float32
 from dicom_node.inference.fingerprinter import Fingerprinter
+from dicom_node.watermark.box import Box
 from dicom_node.watermark.placement import Placement, as_seen, inside
 from dicom_node.watermark.robust import Pose
-from dicom_node.watermark.tiles import Box
 
 Code = NDArray[np.bool_]  # (bits, cells, cells)
 Cells = NDArray[np.bool_]  # (cells, cells)

@@ -31,10 +31,10 @@ from dicom_node.watermark.framing import (
 from dicom_node.watermark.parameters import THRESHOLDS
 from dicom_node.watermark.payload import FrameRecord, OpenedRecord, Profile
 from dicom_node.watermark.planning import Capacity, Survey, measure
-from dicom_node.watermark.tiles import SIZES_PX, UNIT, Bounds, Box, Frame, Grid, exact_gap
+from dicom_node.watermark.tiles import SIZES_PX, UNIT, Bounds, Frame, Grid, exact_gap
 
 __all__ = [
-    "Bounds", "Box", "Capacity", "FrameRecord", "IntegrityCheck", "IntegrityMark", "KnownDigest",
+    "Bounds", "Capacity", "FrameRecord", "IntegrityCheck", "IntegrityMark", "KnownDigest",
     "OpenedRecord", "Sealing", "capacity", "check", "embed", "frame_digest", "frame_digests",
 ]  # fmt: skip
 

@@ -8,27 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.watermark import kernels
+from dicom_node.watermark.box import Box
 
 Frame = NDArray[np.int32]
 WHOLE = 0
 # Nominal tile sizes by their code in the tile header; WHOLE is the frame as one tile.
 SIZES_PX = (64, 128, 256, WHOLE)
 _SAMPLE_STRIDE = 67
-
-
-class Box(NamedTuple):
-    """A rectangle in frame pixels."""
-
-    row: int
-    column: int
-    rows: int
-    columns: int
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def record(rng: np.random.Generator, scale: tuple[int, int]) -> RobustRecord:
                         scale, np.empty(0, np.int64))  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_the_sum_is_the_cpus_to_the_last_bit(marking: DeviceMarking, data: st.DataObject) -> None:
     draw = data.draw

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
@@ -65,7 +65,6 @@ def test_a_plan_built_for_something_else_is_refused_and_says_what(
         assert part in str(refused.value)
 
 
-@settings(deadline=None)  # how long an example takes says how busy the machine is
 @given(st.data())
 def test_a_plan_with_any_byte_changed_is_refused_or_says_the_same(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -227,7 +227,7 @@ def test_nonsense_costs_its_speaker_the_connection_and_nobody_else_anything(
     assert one.ended is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(said=st.binary(max_size=200), known=st.booleans())
 def test_whatever_is_said_the_next_worker_is_answered(
     fuzzed: tuple[Path, OnnxEngine], said: bytes, known: bool

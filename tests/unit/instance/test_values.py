@@ -7,7 +7,7 @@ from io import BytesIO
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
@@ -122,6 +122,7 @@ def test_a_damaged_sequence_is_left_to_pydicom_or_read_as_it_does(made, at, dama
     assert found == canonical._sequence(0x00081140, list(convert_SQ(value, False, True)))
 
 
+@example(b" 1.2", "UI")
 @given(st.binary(max_size=20), st.sampled_from(["CS", "LO", "SH", "ST", "UI"]))
 def test_a_plain_text_is_what_pydicom_reads(value, vr):
     text = plain_text(value, vr)

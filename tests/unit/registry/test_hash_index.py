@@ -60,7 +60,7 @@ def pairs(near: list[Near]) -> list[tuple[int, int]]:
 
 
 # A test that finds the nearest of 3 blocks by hand takes a while; few of them say enough.
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     count=st.sampled_from([0, 1, 500, BLOCK + 7]),
     levels=st.sampled_from([2, 1 << 10, 1 << 63]),

@@ -37,7 +37,7 @@ from dicom_node.verify.report_pictures import outline
 from dicom_node.verify.report_text import printable
 from dicom_node.verify.study import StudyCheck, checked_instance, study_check
 from dicom_node.verify.verdict import InstanceVerdict
-from dicom_node.watermark.integrity import Box
+from dicom_node.watermark.box import Box
 
 WHEN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
 HOSTILE = "<script>alert('x')</script>^\u202egnaM&\"'"

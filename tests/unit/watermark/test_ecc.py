@@ -25,7 +25,7 @@ def test_code_words_differ_in_at_least_seventeen_bits() -> None:
 
 
 @given(message=st.binary(min_size=12, max_size=12), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_eight_wrong_bits_are_mended_wherever_they_are(message: bytes, seed: int) -> None:
     rng = np.random.default_rng(seed)
     soft = _soft(ecc.encode(message)) * rng.uniform(0.5, 1.0, ecc.CODE_BITS).astype(np.float32)

@@ -18,7 +18,7 @@ def _data(k: int, width: int, seed: int) -> np.ndarray:
 
 
 @given(codes, st.integers(1, 5), st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_code_words_are_those_of_reedsolo(code: tuple[int, int], width: int, seed: int) -> None:
     n, k = code
     data = _data(k, width, seed)
@@ -30,7 +30,7 @@ def test_code_words_are_those_of_reedsolo(code: tuple[int, int], width: int, see
 
 
 @given(codes, st.integers(1, 9), st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_as_many_rows_as_there_is_parity_may_be_lost(
     code: tuple[int, int], width: int, seed: int
 ) -> None:

@@ -65,7 +65,7 @@ def overlaps(box: Any, row: int, column: int, radius: int) -> bool:
 
 
 @given(CODES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_code_comes_back_from_its_bytes(code: Any) -> None:
     packed = fingerprint.pack(code, 1)
     assert len(packed) <= 2 + 256
@@ -73,14 +73,14 @@ def test_a_code_comes_back_from_its_bytes(code: Any) -> None:
 
 
 @given(CODES, CODES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_distance_is_the_number_of_bits_that_differ(a: Any, b: Any) -> None:
     packed = fingerprint.pack(a, 1), fingerprint.pack(b, 1)
     assert fingerprint.distance(*packed, 1, SHAPE) == int((a != b).sum())
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_foreign_bytes_are_refused_and_nothing_else_happens(data: bytes) -> None:
     try:
         code = fingerprint.unpack(data, 1, SHAPE)

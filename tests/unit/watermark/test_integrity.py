@@ -20,7 +20,7 @@ from .conftest import TWELVE_BITS, UID, Marks, tissue
 
 CT = Bounds(-32768, 32767, (-2000, -2000))
 RELAXED = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

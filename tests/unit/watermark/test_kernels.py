@@ -14,7 +14,7 @@ from dicom_node.watermark.kernels import BOTH, DOWN, UP
 from dicom_node.watermark.parameters import THRESHOLDS
 from dicom_node.watermark.tiles import Grid, grid_of, lattices
 
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=25)
 seeds = st.integers(0, 10**6)
 sides = st.integers(8, 70)
 HOLES = [(1, 0), (-40, -38), (20, 21)]

@@ -18,7 +18,7 @@ OWNERS = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size
     key=st.binary(min_size=32, max_size=32), owner=OWNERS,
     hashed=st.lists(st.binary(min_size=8, max_size=8), min_size=1, max_size=5),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_tag_is_what_kmac_makes_of_the_hash(
     key: bytes, owner: str, hashed: list[bytes]
 ) -> None:
@@ -30,7 +30,7 @@ def test_every_tag_is_what_kmac_makes_of_the_hash(
 
 
 @given(message=st.binary(min_size=12, max_size=12), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_score_is_the_product_with_the_code_word(message: bytes, seed: int) -> None:
     soft = np.random.default_rng(seed).normal(size=ecc.CODE_BITS).astype(np.float32)
     word = 2.0 * ecc.encode(message) - 1.0

@@ -26,7 +26,7 @@ def test_two_messages_of_one_length_have_the_sha3_of_each(size: int) -> None:
     assert found == (hashlib.sha3_256(first).digest(), hashlib.sha3_256(second).digest())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.binary(max_size=300), max_size=4), st.lists(st.binary(max_size=300), max_size=4))
 @example([b"a" * 135, b""], [b"b" * 135])
 def test_pieces_and_lengths_may_be_any(first: list[bytes], second: list[bytes]) -> None:

@@ -42,7 +42,7 @@ def _record(seed: int, factor: float) -> RobustRecord:
     padded=st.booleans(),
     colour=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_apply_did_remove_undoes_bit_for_bit(
     seed: int, rows: int, columns: int, bits: int, signed: bool, padded: bool, colour: bool,
     patterns: np.ndarray,
@@ -113,7 +113,7 @@ def test_saturated_samples_stay_as_they_are(patterns: np.ndarray) -> None:
 
 
 @given(seed=st.integers(0, 2**16), rows=st.integers(48, 200), columns=st.integers(48, 200))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_residual_is_what_the_formula_says(
     seed: int, rows: int, columns: int, patterns: np.ndarray
 ) -> None:
@@ -147,7 +147,7 @@ def _weights(source: int, target: int) -> np.ndarray:
 
 
 @given(seed=st.integers(0, 2**16), factor=st.floats(1e-6, 0.5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_record_survives_its_bytes(seed: int, factor: float) -> None:
     record = _record(seed, factor)
     again = RobustRecord.from_bytes(record.to_bytes())
@@ -159,7 +159,7 @@ def test_a_record_survives_its_bytes(seed: int, factor: float) -> None:
 
 
 @given(blob=st.binary(max_size=300))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_damaged_record_is_an_error_of_ours(blob: bytes) -> None:
     try:
         record = RobustRecord.from_bytes(blob)

@@ -13,7 +13,7 @@ side_px = st.one_of(st.integers(8, 140), st.integers(8, 5000))
 
 
 @given(side_px, side_px, st.integers(0, 3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_boxes_cover_the_frame_once(rows: int, columns: int, code: int) -> None:
     grid = tiles.grid_of(rows, columns, code)
     boxes = [grid.box(i) for i in range(grid.count)]
@@ -23,7 +23,7 @@ def test_boxes_cover_the_frame_once(rows: int, columns: int, code: int) -> None:
 
 
 @given(st.integers(8, 200), st.integers(8, 200), st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_join_undoes_lattices(rows: int, columns: int, code: int) -> None:
     plane = np.random.default_rng(rows).integers(-999, 999, (rows, columns)).astype(np.int32)
     grid = tiles.grid_of(rows, columns, code)
@@ -38,7 +38,7 @@ def test_usual_frames_have_tiles_of_64(rows: int, columns: int) -> None:
 
 
 @given(st.integers(2, 50), st.integers(-100, 100), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_gaps_are_found_in_spite_of_a_changed_tile(step: int, offset: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     plane = (rng.integers(0, 60, (128, 128)) * step + offset).astype(np.int32)
