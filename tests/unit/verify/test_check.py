@@ -98,6 +98,23 @@ def test_one_changed_pixel_is_found_in_the_box_that_holds_it(place, step, bench,
     assert verdict.owner == "TEST-HOSPITAL"
 
 
+@pytest.mark.parametrize("place", [(0, 0), (40, 60), (127, 127)])
+def test_of_a_frame_of_one_tile_a_changed_pixel_leaves_no_integrity_mark(place, bench, tmp_path):
+    """What it shows is still judged by the robust mark, as after a re-encoding; never authentic."""
+    source = harness.save(ct(size=128), tmp_path / "source.dcm")
+    marked = bench.mark(source, f"small {place}.dcm")
+
+    def change(ds):
+        pixels = ds.pixel_array.copy()
+        pixels[place] += 1
+        ds.PixelData = pixels.tobytes()
+
+    assert bench.verdict(marked).verdict == "authentic"
+    verdict = bench.verdict(changed(marked, tmp_path / "x.dcm", change))
+    assert verdict.verdict in ("tampered", "content-preserved")
+    assert verdict.frames[0].integrity != "valid"
+
+
 def test_a_painted_region_is_covered_by_the_boxes_and_little_else_is(bench, real_ct, tmp_path):
     def change(ds):
         pixels = ds.pixel_array.copy()
