@@ -7,6 +7,7 @@ sides are, in pixels of the picture; the frame may be larger than the picture.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import cv2
@@ -20,6 +21,10 @@ LONGEST_PX = 384  # side to which a picture is shrunk before it is searched: thr
 _BORDER_STEP = 12 / 255  # a border differs by no more from its level (what JPEG does to it)
 _BORDER_ASTRAY = 0.03  # but for this part of a line
 _LEAST_INSIDE = 0.3  # of each side; less is no picture in a border but a spot on a background
+_ENDS = (slice(None, 2), slice(-2, None))
+_LEAST_TURN = 1.0  # degrees
+_RECTANGULAR = 0.95  # of the turned rectangle is inside what is seen; the rest is dark at its edges
+_TELLING, _LONGER = 0.1, 1.02
 _TO_CORNER = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # sample i has its centre at i + 0.5
 
 
@@ -58,6 +63,12 @@ class Placement(Pose):
         whole[:2, :2] = linear
         whole[:2, 2] = np.array(self.centre) - linear @ (0.5, 0.5)
         return whole
+
+    def posed(self, quarter: int, *, flip: bool) -> Placement:
+        """Return the frame in the same rectangle, turned there by quarters, and mirrored."""
+        turn = -self.rotation_deg if flip else self.rotation_deg
+        sides = (self.rows, self.columns) if quarter % 2 else (self.columns, self.rows)
+        return Placement(turn + 90.0 * quarter, flip, 1.0, *sides, self.centre)
 
     def moved(self, right: float, down: float, side: int) -> Placement:
         """Return this placement moved along the frame's own axes, in samples of `side`."""
@@ -138,6 +149,62 @@ def shrunk(picture: Float32) -> Float32:
     rows, columns = (max(1, round(side / factor)) for side in picture.shape)
     small = cv2.resize(picture, (columns, rows), interpolation=cv2.INTER_AREA)
     return np.asarray(small, np.float32)
+
+
+def outlined(picture: Float32) -> Iterator[Placement]:
+    """Yield rectangles whose edges are seen: turned on a canvas, or inside a border."""
+    turned = tilted(picture)
+    if turned is not None:
+        yield turned
+        filling = _filling(turned, picture.shape)
+        if filling is not None:
+            yield filling
+        return
+    box = borderless(picture)
+    if box is not None:
+        rows, columns = box
+        middle = ((columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2)
+        sides = (columns.stop - columns.start, rows.stop - rows.start)
+        yield Placement(0.0, False, 1.0, *sides, middle)
+
+
+def tilted(picture: Float32) -> Placement | None:
+    """Return the turned rectangle that lies on a canvas of one grey level, None without one."""
+    corners = np.stack([picture[at][:, to] for at in _ENDS for to in _ENDS])
+    level = float(np.median(corners))
+    if np.abs(corners.mean(axis=(1, 2)) - level).max() > _BORDER_STEP:
+        return None
+    seen = (np.abs(picture - level) > _BORDER_STEP).astype(np.uint8)
+    seen = np.asarray(cv2.morphologyEx(seen, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)))
+    if not seen.any():
+        return None
+    hull = cv2.convexHull(cv2.findNonZero(seen))
+    (x, y), (across, down), clockwise = cv2.minAreaRect(hull)
+    if across * down < _LEAST_INSIDE**2 * picture.size:
+        return None
+    askew = min(clockwise % 90, 90 - clockwise % 90) >= _LEAST_TURN
+    if not askew or cv2.contourArea(hull) < _RECTANGULAR * across * down:
+        return None
+    return Placement(-clockwise, False, 1.0, across, down, (x + 0.5, y + 0.5))
+
+
+def _filling(seen: Placement, shape: tuple[int, ...]) -> Placement | None:
+    """Return the rectangle, turned like `seen`, that a canvas just holds; None if it is that.
+
+    A frame that is dark at an edge is seen shorter than it is. At 45 degrees no canvas tells.
+    """
+    down, across = shape[:2]
+    turn = np.deg2rad(seen.rotation_deg)
+    cosine, sine = abs(float(np.cos(turn))), abs(float(np.sin(turn)))
+    apart = cosine**2 - sine**2
+    if abs(apart) < _TELLING:
+        return None
+    columns = (across * cosine - down * sine) / apart
+    rows = (down * cosine - across * sine) / apart
+    longer = max(columns / seen.columns, rows / seen.rows)
+    if min(columns, rows) < _LEAST_INSIDE * min(across, down) or longer < _LONGER:
+        return None
+    return replace(seen, columns=columns, rows=rows, centre=(across / 2, down / 2))
 
 
 def borderless(picture: Float32) -> tuple[slice, slice] | None:

@@ -22,7 +22,7 @@ import numpy as np
 from dicom_node.inference.base import Float32, RobustEngine
 from dicom_node.watermark.alignment import Tools, View, tools_of
 from dicom_node.watermark.fourier import ANGLES, chance, enlarged
-from dicom_node.watermark.placement import Placement, borderless
+from dicom_node.watermark.placement import Placement, outlined
 from dicom_node.watermark.reading import (
     Detection,
     Hashes,
@@ -137,9 +137,8 @@ class _Search:
         crops = _sizes(0.0, _HALF_LEFT, _FINE_STEP)
         coarse = _sizes(0.0, _HALF_LEFT, _COARSE_STEP)
         yield self._turned(whole, [0.0])
-        box = borderless(self._view.picture)
-        if box is not None:
-            yield from self._framed(box)
+        for rectangle in outlined(self._view.picture):
+            yield from self._framed(rectangle)
         yield self._shifted([whole], _ALL, _SHIFTED)
         half = len(crops) // 2
         yield self._shifted([_resized(whole, size) for size in crops[1:half]], _ALL)
@@ -160,17 +159,12 @@ class _Search:
         both = [replace(whole, rotation_deg=turn) for turn in _alternating(_TURNS)]
         yield self._shifted([_resized(pose, size) for pose in both for size in small_crops], _FEW)
 
-    def _framed(self, box: tuple[slice, slice]) -> Iterator[Iterator[Candidate]]:
-        """Look in the part inside a border, whose edges are known to about a sample."""
-        rows, columns = box
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        middle = ((columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2)
-        poses = [
-            replace(Placement.whole(shape, n % 4, flip=n > 3), centre=middle) for n in range(8)
-        ]
-        yield self._shifted(poses[:1], _ALL)
+    def _framed(self, rectangle: Placement) -> Iterator[Iterator[Candidate]]:
+        """Look in a rectangle whose edges are seen, and so known to about a sample."""
+        poses = [rectangle.posed(n % 4, flip=n > 3) for n in range(8)]
+        yield self._shifted(poses[:4], _ALL)
         near = _sizes(-0.03, 0.03, _FINE_STEP)
-        yield self._shifted([*poses[1:], *(_resized(poses[0], size) for size in near)], _FEW)
+        yield self._shifted([*poses[4:], *(_resized(poses[0], size) for size in near)], _FEW)
         yield self._turned(poses[0], [0.0])
 
     def _shifted(
