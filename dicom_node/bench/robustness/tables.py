@@ -12,12 +12,14 @@ from dicom_node.bench.report import Table
 from dicom_node.bench.robustness.comparing import COMPARED, PeerResult
 from dicom_node.bench.robustness.measure import FALSE_ACCEPTS_OF, Result
 from dicom_node.bench.robustness.peers import BITS
+from dicom_node.bench.robustness.subjects import Subject
 from dicom_node.bench.robustness.workers import FrameResult
 
 ALL = "all frames"
 OURS = "this node"
 _REASONS = 20
 _HOSTILE = "hostile"
+_USUAL_PX = 128
 
 Frames = Sequence[FrameResult]
 
@@ -91,12 +93,17 @@ def _subjects(result: Result, by_modality: dict[str, list[FrameResult]]) -> Tabl
     return table
 
 
+def _carries(subject: Subject) -> bool:
+    """Whether a frame carries W1 and is not so small that filters take its carrier's band."""
+    return bool(subject.message) and min(subject.rows, subject.columns) >= _USUAL_PX
+
+
 def _overall(result: Result, by_modality: dict[str, list[FrameResult]]) -> Table:
     table = Table(
         "every attack, all frames",
         ("family", "attack", "frames", "changes the picture, dB", "bit accuracy, pose known",
-         "recovered, pose known %", "recovered blind %", "mean of modalities %", "papers %",
-         "goal %", "held"),
+         "recovered, pose known %", "recovered blind %", "mean of modalities %",
+         "blind, of 128 px and more with a mark %", "papers %", "goal %", "held"),
     )  # fmt: skip
     for attack in result.attacks:
         read = [frame for frame in result.frames if attack.name in frame.readings]
@@ -105,13 +112,14 @@ def _overall(result: Result, by_modality: dict[str, list[FrameResult]]) -> Table
         blind = share(read, attack.name) or 0.0
         spread = [share(some, attack.name) for some in by_modality.values()]
         middle = mean(each for each in spread if each is not None)
+        carrying = share([frame for frame in read if _carries(frame.subject)], attack.name)
         goal, held = "", ""
         if attack.target is not None:
             goal, held = f"{100 * attack.target:g}", "yes" if blind >= attack.target else "no"
         table.add(
             attack.family, attack.name, str(len(read)), _figure(_change(read, attack.name), ".1f"),
             _figure(accuracy(read, attack.name), ".3f"), _percent(_known(read, attack.name)),
-            _percent(blind), _percent(middle), attack.paper, goal, held,
+            _percent(blind), _percent(middle), _percent(carrying), attack.paper, goal, held,
         )  # fmt: skip
     return table
 
