@@ -47,10 +47,10 @@ def watermark() -> RobustWatermark:
 
 @pytest.fixture(scope="module")
 def marked(watermark: RobustWatermark, shared: Path) -> list[tuple[Picture, bytes]]:
-    """Four frames of the validation split with W1 in them, and their messages."""
+    """Five frames of the validation split with W1 in them, and their messages."""
     names = sorted((shared / "whole" / "val").rglob("*.webp"))
     pairs = []
-    for name in names[:: len(names) // 4][:4]:
+    for name in names[:: len(names) // 5][:5]:
         frame = cv2.imread(str(name), cv2.IMREAD_GRAYSCALE)
         mark = watermark.embed(frame.astype(np.int32), _display(frame), step=1.0, low=0, high=255,
                                padding=None, key=KEY)  # fmt: skip
