@@ -41,6 +41,9 @@ from dicom_node.watermark.robust import RobustMark, RobustWatermark
 WORST_DB = 41.0  # PSNR in the display window that both marks together leave every frame
 # Kept free for what W2 takes more the next time: its bits are others then.
 _SPARES_DB = (0.1, 0.3, 0.6)
+# Where soft bits agree with the word by no more than this above what reading asks, another way to
+# put W1 in is tried first.
+_SPARE = 0.06
 # A weaker W1 is asked for only where its soft bits will agree by so much with the code word.
 _STILL_READS, _LOSS_A_DB = 0.72, 0.02
 # Hounsfield units and uptake are measured: both marks together change no sample by more than this
@@ -109,8 +112,10 @@ class FrameMarker:
         self._fingerprinter = open_fingerprinter()
         # Tried in turn until W1 reads from the finished frame.
         self._robust = (
-            RobustWatermark(engine, profile), RobustWatermark(engine, "robust", second=True)
-        )  # fmt: skip
+            RobustWatermark(engine, profile),
+            RobustWatermark(engine, "robust", second=True),
+            RobustWatermark(engine, "robust", second=True, any_word=True),
+        )
 
     def mark(
         self, instance: Instance, display: Display, frame: StoredFrame, index: int,
@@ -133,11 +138,17 @@ class FrameMarker:
             attribute_digests=attribute_digests, features=features,
         )  # fmt: skip
         work = _Work(instance, display, frame, index, record, self._keys, cover, stages)
-        for robust in (*self._robust, None):
+        barely: FrameMarks | None = None
+        for robust in self._robust:
             made = work.both(robust)
-            if not made.message or robust is None or work.reads(made, robust):
+            if not made.message:
                 break
-        return made
+            spare = 0.0 if robust.any_word else _SPARE
+            if work.reads(made, robust, spare=spare):
+                return made
+            if barely is None and work.reads(made, robust):
+                barely = made
+        return barely or (work.both(None) if made.message else made)
 
 
 @dataclass(eq=False)
@@ -209,12 +220,16 @@ class _Work:
         weaker = self._within(robust, inner.mark, made, _SPARES_DB[0], least=_STILL_READS)
         if weaker is not None and weaker.mark.reads >= _STILL_READS:
             first = weaker
-        # W1 goes before W2 goes compact: a compact frame is known as ours by its header alone.
+        # W1 gives way before W2 goes compact, but does not go: both marks are worth more than W2 in
+        # full. Without W1 a compact frame is known as ours by its header alone: then W2 is full.
+        without: FrameMarks | None = None
         for compact in (False, True):
             made = self._gently(robust, first, compact=compact)
             if self._unseen(made.shown):
-                return made
-        return self._integrity(self._bare, gentle=True)
+                if made.message or robust is None:
+                    return made
+                without = without or made
+        return without or self._integrity(self._bare, gentle=True)
 
     def _gently(
         self, robust: RobustWatermark | None, inner: _Inner, *, compact: bool
@@ -246,10 +261,15 @@ class _Work:
             return None
         return self._robust(robust, least_db)
 
-    def reads(self, made: FrameMarks, robust: RobustWatermark) -> bool:
+    def reads(self, made: FrameMarks, robust: RobustWatermark, *, spare: float = 0.0) -> bool:
         """Whether W1 is read, blind, from an 8-bit picture of the finished frame.
 
         The file will hold exactly these samples: reading it back proves that through W2.
+
+        Parameters
+        ----------
+        spare
+            It also is where soft bits agree with the word by so much of a cosine less.
         """
         with timed(self.stages, "readback"):
             shown = np.rint(made.shown * 255) * np.float32(1 / 255)
@@ -259,15 +279,15 @@ class _Work:
                 return True
             picture = robust.resample(shown, robust.second_side)
             rank = expecting.rank_of(message[:8], picture)
-            spare = assured.SPARE_OF_D1
-            if assured.must_be_recognised(soft, message, keys, rank, spare=spare):
+            of_d1 = spare + assured.SPARE_OF_D1
+            if assured.must_be_recognised(soft, message, keys, rank, spare=of_d1):
                 return True
             soft = robust.look_again(picture[None])[0]
             if assured.must_be_read(soft, message, keys):
                 return True
-            if assured.must_be_recognised(soft, message, keys, rank):
+            if assured.must_be_recognised(soft, message, keys, rank, spare=spare):
                 return True
-            return robust.detect(shown, [keys], weak=True).message == message
+            return spare == 0 and robust.detect(shown, [keys], weak=True).message == message
 
     @cached_property
     def _bare(self) -> _Inner:
@@ -351,7 +371,8 @@ class _Work:
         both = int(_LARGEST * width)
         scarce = robust is not None and robust.second
         steps = 2 if scarce else min(_STEPS_FOR_W2, both / 2)
-        integrity = int(max(2, steps, _FOR_W2 * width))
+        least = 2 if both > 2 else 1  # one of two: W1 has the other
+        integrity = int(max(least, min(steps, max(both - 1, 1)), _FOR_W2 * width))
         return max(both - integrity, both // 2, 1), integrity
 
     def _shown(self, after: StoredFrame) -> NDArray[np.float32]:

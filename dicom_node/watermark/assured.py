@@ -59,6 +59,4 @@ def must_be_recognised(
     """
     if rank is None:
         return False
-    agreed, keyed = expecting.agreements(soft, code_word(message, key))
-    asked = expecting.least_agreements(expecting.MESSAGES)[rank] + spare
-    return bool(agreed >= asked and keyed >= expecting.least_keyed()[rank] + spare)
+    return expecting.recognised(soft, code_word(message, key), rank, spare)

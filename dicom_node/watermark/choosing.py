@@ -7,16 +7,18 @@ the frame through D1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.inference.base import Float32, RobustEngine
+from dicom_node.inference.base import AMPLITUDE, Float32, RobustEngine
 from dicom_node.inference.correlator import superpose
 from dicom_node.watermark import synthesis
+from dicom_node.watermark.covers import Choice, Cover, Look, budget_rms, resample
 from dicom_node.watermark.residual import visible
 from dicom_node.watermark.synthesis import Int32
 
@@ -30,9 +32,6 @@ NOISE_DB, NOISE_SMOOTH_DB, SMOOTH = 44.8, 46.8, 1.5 / 256
 BLUR_SIGMA_PX = 1.4  # what cv2.GaussianBlur takes for a 7 x 7 window
 EDGE_GREY_LEVELS = 3  # nearer the ends of the stored range hardly anything is changed
 
-# Most that the part of a frame which carries the mark is changed at 40.9 dB, rms, in 1/256 of the
-# window; half of it 5.5 dB higher. Where only a corner can carry, PSNR alone would allow too much.
-LOCAL_GREY, LOCAL_DB, LOCAL_HALVES_DB = 5.4, 40.9, 5.5
 _STEP_DB = 0.1
 _ROUNDS_DOWN = 0.4  # of a stored value: less than a half, whatever the fixed-point scale rounds to
 # Where the carrier is cut, in its standard deviations; where the largest change is bound, which
@@ -41,88 +40,9 @@ CREST, FLAT, FLATTEST = 1.6, 0.8, 0.6
 # More contrast or brightness saturates what lies outside: such cells keep so much strength.
 SAFE, UNSAFE = (0.2, 0.78), 0.3
 SECOND_SOFTNESS = 2.2
+ALONG = 1.25  # how far along the word, in standard deviations of what the cover adds across it
+BARELY, LEAST_SHARE = (0.02, 0.98), 0.05
 GREY, LEAST_GREY_PX = (0.1, 0.92), 200  # neither black nor white: it tells how smooth a frame is
-
-
-def budget_rms(psnr_db: float, share: float) -> float:
-    """Return the residual's rms over the frame, display values, if `share` of it carries."""
-    local = LOCAL_GREY * 2 ** ((LOCAL_DB - psnr_db) / LOCAL_HALVES_DB)
-    return float(min(10 ** (-psnr_db / 20), local / 256 * share**0.5))
-
-
-def resample(display: Float32, side: int) -> Float32:
-    """Return a picture as networks of that side see it, ``(side, side)``."""
-    shrinks = min(display.shape) >= side
-    small = cv2.resize(
-        display, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
-    return np.asarray(small, np.float32)
-
-
-@dataclass(frozen=True)
-class Cover:
-    """A frame about to be marked, and how its own texture reads.
-
-    Attributes
-    ----------
-    small
-        As the networks see it.
-    display, stored
-        In full; of colour the sample that stands for luma.
-    step
-        Stored values in 1/256 of the window.
-    low, high
-        Stored values outside this range hardly change.
-    word
-        The code word to put in.
-    soft
-        Soft bits of the cover itself, times `word`.
-    blur
-        Sigmas, horizontal and vertical, through which it is looked at: what a 7 x 7 blur of the
-        full frame is here. Of the attacks the mark is made for, the one that takes most from a
-        small frame. None: as it is.
-    """
-
-    small: Float32
-    display: Float32
-    stored: Int32
-    step: float
-    low: int
-    high: int
-    word: Float32
-    soft: Float32
-    blur: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What E1 chose for a frame, and how it reads when scaled to a budget.
-
-    Attributes
-    ----------
-    shape
-        The residual before it is scaled, ``(rows, columns)``.
-    size
-        Its rms over the frame, as far as it shows.
-    share
-        Of the frame that carries.
-    gain
-        What a residual of rms 1 adds to each soft bit, times the code word.
-    shown
-        A residual of rms 1 as the networks see it.
-    tried
-        Rms of the one that `gain` was found with.
-    """
-
-    amplitudes: NDArray[np.int8]
-    strengths: NDArray[np.uint8]
-    carrier_scale: tuple[int, int]
-    shape: Int32
-    size: float
-    share: float
-    gain: Float32
-    shown: Float32
-    tried: float
 
 
 class Chooser:
@@ -132,51 +52,67 @@ class Chooser:
     ----------
     second
         As `robust.RobustWatermark` takes it.
+    any_word
+        What will read the mark in whichever word; None: E1 chooses, through D1, for the code word.
     """
 
-    def __init__(self, engine: RobustEngine, *, second: bool) -> None:
-        self._engine, self._second = engine, second
+    def __init__(
+        self, engine: RobustEngine, *, second: bool, any_word: Look | None = None
+    ) -> None:
+        self._engine, self._second, self._any_word = engine, second, any_word is not None
+        self._look = any_word or Look(engine.side, lambda seen: engine.decode(seen[:, None]))
 
     def cover(
         self, host: Int32, display: Float32, small: Float32, step: float, low: int, high: int,
-        word: Float32,
+        word: Float32, nearest: Callable[[Float32], Float32] | None = None,
     ) -> Cover:  # fmt: skip
-        """Return a frame about to be marked with `word`; the rest as `robust.embed` takes it."""
-        room = int(EDGE_GREY_LEVELS * abs(step)) + 1
+        """Return a frame about to be marked; the rest as `robust.embed` takes it.
+
+        Parameters
+        ----------
+        word
+            To put in.
+        nearest
+            Tells, from the frame's own soft bits, which word to put in instead.
+        """
+        room, side = int(EDGE_GREY_LEVELS * abs(step)) + 1, self._look.side
         stored = host if host.ndim == 2 else np.ascontiguousarray(host[..., 1])
-        rows, columns = (BLUR_SIGMA_PX * self._engine.side / n for n in display.shape)
-        cover = Cover(small, display, stored, step, low + room, high - room, word, word,
-                       (columns, rows))  # fmt: skip
-        return replace(cover, soft=self._soft(small, cover))
+        rows, columns = (BLUR_SIGMA_PX * side / n for n in display.shape)
+        seen = small if side == self._engine.side else resample(display, side)
+        cover = Cover(small, seen, display, stored, step, low + room, high - room, word, word, word,
+                      (columns, rows))  # fmt: skip
+        cover = replace(cover, soft=self._soft(seen, cover))
+        if nearest is None:
+            return cover
+        sharp = self._soft(seen, replace(cover, blur=None))
+        aim = sum(each / (np.linalg.norm(each) + 1e-9) for each in (cover.soft, sharp)) * word
+        better = nearest(aim)
+        return replace(cover, word=better, soft=cover.soft * word * better, aim=aim * better)
 
     def as_it_is(self, cover: Cover) -> Cover:
         """Return a cover that is looked at without a blur."""
         sharp = replace(cover, blur=None)
-        return replace(sharp, soft=self._soft(cover.small, sharp))
+        return replace(sharp, soft=self._soft(cover.seen, sharp))
 
     def _soft(self, picture: Float32, cover: Cover) -> Float32:
         """Return the soft bits of a picture times the code word, seen as `cover` is."""
         if cover.blur is not None:
             columns, rows = cover.blur
             picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), columns, sigmaY=rows))
-        soft: Float32 = self._engine.decode(picture[None, None].astype(np.float32))[0] * cover.word
+        soft: Float32 = self._look.soft_bits(picture[None].astype(np.float32))[0] * cover.word
         return soft
 
     def choose(self, cover: Cover, psnr_db: float, largest: int | None) -> Choice | None:
         """Return what E1 chooses for a budget; None where it finds no room."""
-        rms = np.full((1, 1), budget_rms(psnr_db, 1.0), np.float32)
-        amplitudes, grids = self._engine.encode(
-            cover.small[None, None], cover.word[None], rms,
-            before=(cover.soft * cover.word)[None],
-            softness=SECOND_SOFTNESS if self._second and cover.blur is None else None,
-        )  # fmt: skip
-        grid = np.clip(grids[0], 0, 7).astype(np.uint8)
-        levels = np.clip(amplitudes[0], -31, 31).astype(np.int8)
+        bound = largest is not None
+        levels, grid = self._straight(cover) if self._any_word else self._encoded(cover, psnr_db)
         if cover.step < 0:
             levels = (-levels).astype(np.int8)
         carrier = superpose(levels.astype(np.int32), self._engine.patterns)
-        crest, level = self.limits(bound=largest is not None)
+        crest, level = self.limits(bound=bound)
         grid = np.minimum(midtones(grid, cover.small), level)
+        if bound and self._any_word:
+            grid = wherever_grey(cover.display, self._engine.grid)
         carrier_scale = synthesis.carrier_scale(carrier, crest)
         shape = synthesis.residual_shape(carrier, grid, carrier_scale, *cover.display.shape)
         seen, energy = visible(shape, cover.display, cover.stored, cover.low, cover.high)
@@ -184,11 +120,36 @@ class Chooser:
         if not grid.any() or size == 0.0:
             return None
         share = float(np.mean(grid > 0))
-        shown = resample(seen, self._engine.side) * np.float32(np.sign(cover.step) / size)
+        shown = resample(seen, self._look.side) * np.float32(np.sign(cover.step) / size)
         tried = np.float32(budget_rms(psnr_db, share))
-        soft = self._soft(np.clip(cover.small + tried * shown, 0, 1), cover)
+        soft = self._soft(np.clip(cover.seen + tried * shown, 0, 1), cover)
         gain = (soft - cover.soft) / tried
         return Choice(levels, grid, carrier_scale, shape, size, share, gain, shown, float(tried))
+
+    def _encoded(
+        self, cover: Cover, psnr_db: float
+    ) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
+        """Return amplitudes and strengths of E1."""
+        rms = np.full((1, 1), budget_rms(psnr_db, 1.0), np.float32)
+        amplitudes, grids = self._engine.encode(
+            cover.small[None, None], cover.word[None], rms,
+            before=(cover.soft * cover.word)[None],
+            softness=SECOND_SOFTNESS if self._second and cover.blur is None else None,
+        )  # fmt: skip
+        levels = np.clip(amplitudes[0], -31, 31).astype(np.int8)
+        return levels, np.clip(grids[0], 0, 7).astype(np.uint8)
+
+    def _straight(self, cover: Cover) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
+        """Return amplitudes that turn the cover's soft bits towards the word, and E1's strengths.
+
+        Where strength is short, the way to the most agreement leads along the word and against what
+        the cover adds across it, in equal measure or so: bits that are right already are let go.
+        """
+        aim = cover.aim - cover.aim.mean()
+        amplitudes = cover.word * (ALONG * np.sqrt(np.mean(aim**2)) - aim)
+        levels = np.rint(amplitudes * (AMPLITUDE / np.abs(amplitudes).max()))
+        grid = self._engine.strengths(cover.small[None, None])[0]
+        return levels.astype(np.int8), np.clip(grid, 0, 7).astype(np.uint8)
 
     def limits(self, *, bound: bool) -> tuple[float, int]:
         """Return where the carrier is cut, in its standard deviations, and the largest strength."""
@@ -222,11 +183,11 @@ class Chooser:
 
         Of noise that hides the mark, signal over noise grows with the residual.
         """
-        samples = cover.small.size
+        samples = cover.seen.size
         sigma = NOISE_SIGMA * min(1.0, (samples / cover.display.size) ** 0.5)
-        picture = cover.small + np.float32(choice.tried) * choice.shown
-        picture = np.clip(picture + np.float32(sigma) * _noise(cover.small.shape), 0, 1)
-        there = float(_agreement(self._engine.decode(picture[None, None])[0] * cover.word))
+        picture = cover.seen + np.float32(choice.tried) * choice.shown
+        picture = np.clip(picture + np.float32(sigma) * _noise(cover.seen.shape), 0, 1)
+        there = float(_agreement(self._look.soft_bits(picture[None])[0] * cover.word))
         ratio = max(there, 0.0) / max(1 - there**2, 1e-6) ** 0.5 * rms / choice.tried
         agreement: Float32 = ratio / np.sqrt(1 + ratio**2)
         return agreement
@@ -244,6 +205,17 @@ def midtones(grid: NDArray[np.uint8], small: Float32) -> NDArray[np.uint8]:
     share = cv2.resize(inside, grid.shape[::-1], interpolation=cv2.INTER_AREA)
     spared = np.rint(grid * (UNSAFE + (1 - UNSAFE) * share))
     return np.asarray(np.where(grid > 0, np.maximum(spared, 1), 0), np.uint8)
+
+
+def wherever_grey(display: Float32, cells: int) -> NDArray[np.uint8]:
+    """Return strength 1 for every cell that shows something between black and white.
+
+    ``(cells, cells)``. For frames that show little: E1 leaves cells out that are mostly saturated,
+    whose rest is all such a frame has.
+    """
+    inside = ((display > BARELY[0]) & (display < BARELY[1])).astype(np.float32)
+    share = cv2.resize(inside, (cells, cells), interpolation=cv2.INTER_AREA)
+    return (share > LEAST_SHARE).astype(np.uint8)
 
 
 def is_smooth(small: Float32) -> bool:

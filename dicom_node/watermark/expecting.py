@@ -6,17 +6,11 @@ the hash that an attack turns over: `MESSAGES` guesses, the likeliest first. One
 as soon as the soft bits agree with its code word more than chance does with any of them, and that
 takes a third of the power that decoding 96 unknown bits takes.
 
-False accepts: soft bits made without the key agree with one keyed code word, whose signs are
-uniform and independent, by a cosine of ``t / sqrt(160)`` with a probability of at most
-``3.18 P(N(0, 1) > t)``, whatever they are. `least_agreements` asks of every guess what makes the
-sum over all of them 2**-32, less of the likelier ones: as rare as a wrong word with a right tag.
+False accepts: how rarely soft bits made without the key agree so much with a keyed word is bounded
+by :mod:`chance`. What is asked of every guess makes the sum over all of them 2**-32, less of the
+likelier ones: as rare as a wrong word with a right tag.
 Under our own key, the hash of a frame that looks much alike agrees of itself. So the tag and the
 parity bits have to agree alone, too, more than they do by chance with any guess but once in 1,024.
-
-References
-----------
-Bentkus and Dzindzalieta, "A tight Gaussian bound for weighted sums of Rademacher random
-variables", Bernoulli 21(2), 2015.
 """
 
 from __future__ import annotations
@@ -31,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.watermark import ecc, perceptual
+from dicom_node.watermark import chance, perceptual
 from dicom_node.watermark.keyed_tags import KeyedTags, scores
 
 Float32 = NDArray[np.float32]
@@ -39,15 +33,12 @@ UInt64 = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
 
 MESSAGES, MANY = 4096, 16_384  # guesses: as a rule, and as a last resort
-_FALSE_ACCEPT_BITS = 32
-_NEAR_MISS_BITS = 10  # as rarely is a wrong guess taken where our key wrote another message
-_HASH_BITS = perceptual.BITS
-_KEYED_BITS = ecc.CODE_BITS - _HASH_BITS
+FALSE_ACCEPT_BITS = 32
+NEAR_MISS_BITS = 10  # as rarely is a wrong guess taken where our key wrote another message
+HASH_BITS = perceptual.BITS
 _TYPICAL, _SUREST = 3.0, 4.5  # log-likelihood ratios of a hash bit: median, and largest
 _FLOOR_PX, _FLOOR_PERCENT, _LEAST_FLOOR = 9, 2, 0.008
 _STEEPER = 1.5  # contrast
-_EVEN = 16  # guesses that are nearly equally likely
-_RADEMACHER = 3.18  # weighted sums of random signs against the normal distribution
 # Of each side of the median, the bits nearest to it that are exchanged: so many, so many at once.
 _EXCHANGED = ((1, 32), (2, 14), (3, 9), (4, 7))
 _EXCHANGED_OF_MANY = ((1, 32), (2, 22), (3, 13), (4, 9))
@@ -68,37 +59,22 @@ class Expected(NamedTuple):
     agreement: float
 
 
-@lru_cache(maxsize=16)
-def least_agreements(
-    guesses: int, places: int = ecc.CODE_BITS, rarity_bits: int = _FALSE_ACCEPT_BITS
-) -> Float32:
-    """Return the cosine asked of each of so many guesses, the likeliest first, ``(guesses,)``.
+def recognised(soft: Float32, word: Float32, rank: int, spare: float = 0.0) -> bool:
+    """Whether the message with this code word, a guess of this rank, is recognised in soft bits.
 
-    The chance of all false accepts, ``2**-rarity_bits`` over `places` soft bits, is shared out as
-    ``1 / (rank + 16)``: two thirds of the right ones are among the first hundred.
+    Parameters
+    ----------
+    spare
+        By so much of a cosine less they may agree, and still be.
     """
-    shares = 1 / (np.arange(guesses) + _EVEN)
-    nats = rarity_bits * math.log(2) - np.log(shares / shares.sum())
-    t = np.sqrt(2 * nats)
-    for _ in range(12):  # solves 3.18 exp(-t t / 2) / (t sqrt(2 pi)) = exp(-nats)
-        t = np.sqrt(2 * (nats + math.log(_RADEMACHER / math.sqrt(2 * math.pi)) - np.log(t)))
-    least: Float32 = (t / math.sqrt(places)).astype(np.float32)
-    least.setflags(write=False)
-    return least
-
-
-def least_keyed(guesses: int = MESSAGES) -> Float32:
-    """Return the cosine asked of the bits that the key makes of each guess, ``(guesses,)``."""
-    return least_agreements(guesses, _KEYED_BITS, _NEAR_MISS_BITS)
-
-
-def agreements(soft: Float32, word: Float32) -> tuple[float, float]:
-    """Return the cosine of soft bits with a code word: of all of them, and of the keyed ones."""
-    keyed = slice(_HASH_BITS, None)
-    return (
-        float(soft @ word) / _most(soft),
-        float(soft[keyed] @ word[keyed]) / _most(soft[keyed]),
-    )
+    keyed = slice(HASH_BITS, None)
+    return all(
+        chance.nats(some, np.array([some @ wanted - spare * whole(some)]))[0]
+        >= chance.asked(MESSAGES, bits)[rank]
+        for some, wanted, bits in (
+            (soft, word, FALSE_ACCEPT_BITS), (soft[keyed], word[keyed], NEAR_MISS_BITS)
+        )
+    )  # fmt: skip
 
 
 def rank_of(hashed: bytes, display: Float32) -> int | None:
@@ -211,19 +187,27 @@ def likeliest(
     key, owner
         Of the tag.
     """
-    messages = _tags(key, owner).messages(candidates)
-    agreed, keyed = scores(messages, soft * whitening)
-    agreed /= _most(soft)
-    keyed /= _most(soft[_HASH_BITS:])
-    over = agreed - least_agreements(len(candidates))
-    over[keyed < least_keyed(len(candidates))] = -np.inf
+    guessed = messages(candidates, key, owner)
+    agreed, keyed = scores(guessed, soft * whitening)
+    over = chance.over(soft, agreed, chance.asked(len(candidates), FALSE_ACCEPT_BITS))
+    passing = np.flatnonzero(over >= 0)
+    if not passing.size:
+        return None
+    asked = chance.asked(len(candidates), NEAR_MISS_BITS)[passing]
+    near_miss = chance.over(soft[HASH_BITS:], keyed[passing], asked) < 0
+    over[passing[near_miss]] = -np.inf
     best = int(np.argmax(over))
     if over[best] < 0:
         return None
-    return Expected(messages[best].tobytes(), float(agreed[best]))
+    return Expected(guessed[best].tobytes(), float(agreed[best]) / whole(soft))
 
 
-def _most(soft: Float32) -> float:
+def messages(hashes: Bytes, key: bytes, owner: str) -> Bytes:
+    """Return the messages of hashes ``(n, 8)``: each with the tag that a key makes, ``(n, 12)``."""
+    return _tags(key, owner).messages(hashes)
+
+
+def whole(soft: Float32) -> float:
     """Return what a code word that soft bits agree with wholly would sum of them."""
     return float(np.linalg.norm(soft)) * math.sqrt(len(soft)) or 1.0
 

@@ -84,17 +84,17 @@ def _permute(lanes: UInt64, constants: UInt64, turns: UInt64, places: NDArray[np
 
 
 @compiled
-def _tags(
+def _macs(
     hashes: UInt64, state: UInt64, constants: UInt64, turns: UInt64, places: NDArray[np.int64]
 ) -> UInt64:
-    tags = np.empty(hashes.size, np.uint64)
+    macs = np.empty((hashes.size, 3), np.uint64)
     lanes = np.empty(25, np.uint64)
     for i in range(hashes.size):
         lanes[:] = state
         lanes[0] ^= hashes[i]
         _permute(lanes, constants, turns, places)
-        tags[i] = lanes[0] & np.uint64(0xFFFFFFFF)
-    return tags
+        macs[i] = lanes[:3]
+    return macs
 
 
 @compiled
@@ -126,6 +126,8 @@ class KeyedTags:
         32 bytes.
     owner
         ASCII, follows the hash under the tag.
+    custom, mac_bytes
+        What the MACs are for, and how long they are, 24 bytes at most.
 
     Raises
     ------
@@ -133,25 +135,32 @@ class KeyedTags:
         The owner's name is too long for one block.
     """
 
-    def __init__(self, key: bytes, owner: str) -> None:
+    def __init__(
+        self, key: bytes, owner: str, custom: bytes = CUSTOM, mac_bytes: int = MAC_BYTES
+    ) -> None:
         name = owner.encode("ascii")
         if len(name) > _LONGEST_OWNER:
             raise ValueError(f"an owner of {len(name)} bytes; {_LONGEST_OWNER} at most")
         self._state = np.zeros(25, np.uint64)
-        for block in (_padded(_string(b"KMAC") + _string(CUSTOM)), _padded(_string(key))):
+        for block in (_padded(_string(b"KMAC") + _string(custom)), _padded(_string(key))):
             self._state ^= _lanes(block)
             _permute(self._state, _CONSTANTS, _TURNS, _PLACES)
         last = bytearray(_RATE)
-        coded = bytes(8) + name + bytes([8 * MAC_BYTES, 1, 0x04])
+        coded = bytes(8) + name + bytes([8 * mac_bytes, 1, 0x04])
         last[: len(coded)] = coded
         last[-1] ^= 0x80
         self._state ^= _lanes(bytes(last))
+        self._mac_bytes = mac_bytes
 
     def messages(self, hashes: Bytes) -> Bytes:
         """Return hashes ``(n, 8)``, each followed by its tag, ``(n, 12)`` bytes."""
+        return np.hstack([hashes, self.macs(hashes)[:, :TAG_BYTES]])
+
+    def macs(self, hashes: Bytes) -> Bytes:
+        """Return the MAC over each hash ``(n, 8)`` and the owner, ``(n, mac_bytes)``."""
         words = np.ascontiguousarray(hashes).view("<u8").reshape(-1).astype(np.uint64)
-        tags = _tags(words, self._state, _CONSTANTS, _TURNS, _PLACES).astype("<u4")
-        return np.hstack([hashes, tags.reshape(-1, 1).view(np.uint8)])
+        lanes = _macs(words, self._state, _CONSTANTS, _TURNS, _PLACES).astype("<u8")
+        return np.ascontiguousarray(lanes.view(np.uint8)[:, : self._mac_bytes])
 
 
 def scores(messages: Bytes, soft: Float32) -> Float32:

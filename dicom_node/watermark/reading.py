@@ -1,15 +1,17 @@
 """What soft bits say: the message with its tag, and in which pose the picture was read.
 
-Five ways, each dearer than the one before. *Read*: the soft bits are decoded, and the tag decides
+Six ways, each dearer than the one before. *Read*: the soft bits are decoded, and the tag decides
 whether the message is ours. *Recognised*: the message that this picture would have is looked for in
-them (:mod:`expecting`). *Informed*: they are decoded together with what the picture says of its own
-hash. *Known*: messages that somebody remembers are looked for. *Deep*: soft bits are decoded among
-more words, then more guesses are looked for.
+them (:mod:`expecting`). *In any word*: it is looked for in all its code words (:mod:`informed`).
+*With belief*: they are decoded together with what the picture says of its own hash. *Known*:
+messages that somebody remembers are looked for. *Deep*: soft bits are decoded among more words,
+then more guesses are looked for.
 
-A wrong word passes as ours once in 2**32 attempts: four each time that soft bits are read, informed
-or not, one for all guesses when they are recognised or compared, five more of the deepest. Eight
-poses, read by D1 and by the second reader, the upright one also taken for a picture that was
-darkened in one of two ways, come to 135 attempts at most: less than 3.2e-8 a picture and key.
+A wrong word passes as ours once in 2**32 attempts: four each time that soft bits are read, with
+belief or not; one for all guesses when they are recognised, in their code words or in any word, or
+compared; five more of the deepest. Eight poses, read by D1 and by the second reader, the upright
+one also taken for a picture that was darkened in one of two ways, come to 151 attempts at most:
+less than 3.6e-8 a picture and key.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from Crypto.Hash import KMAC256, SHAKE256
 from numpy.typing import NDArray
 
 from dicom_node.inference.base import Float32
-from dicom_node.watermark import ecc, expecting, keyed_tags
+from dicom_node.watermark import ecc, expecting, informed, keyed_tags
 
 MIN_AGREEMENT = 0.35  # cosine between soft bits and code word below which no tag is believed
 _BELIEVED = 2.25  # log-likelihood ratio of a soft bit of the size of their rms
@@ -104,7 +106,7 @@ def read(soft: Float32, keys: Sequence[RobustKey], pose: Pose, *, order: int = 2
     return Detection(False, pose=pose)
 
 
-def read_informed(
+def read_with_belief(
     soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose
 ) -> Detection:
     """Return what soft bits say together with the hash that the picture itself has.
@@ -144,6 +146,20 @@ def recognise(
     return Detection(False, pose=pose)
 
 
+def recognise_any(
+    soft: Float32, guesses: Hashes, keys: Sequence[RobustKey], pose: Pose
+) -> Detection:
+    """Return the message of one of `guesses` in any of its words (:mod:`informed`), if any.
+
+    The rest as `recognise` takes it.
+    """
+    for key in keys:
+        found = informed.likeliest(guesses, soft, key.robust_key, key.owner)
+        if found is not None:
+            return _found(soft, found.message, key, pose, found.word)
+    return Detection(False, pose=pose)
+
+
 def read_weak(
     soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose,
     known: Hashes | None = None, *, brighter: bool = True,
@@ -167,18 +183,23 @@ def read_weak(
     guesses = expecting.hashes(frame)
     found = recognise(soft, guesses, keys, pose)
     if not found.decoded:
-        found = read_informed(soft, frame, keys, pose)
+        found = recognise_any(soft, guesses, keys, pose)
+    if not found.decoded:
+        found = read_with_belief(soft, frame, keys, pose)
     lowered = expecting.without_floor(frame) if not found.decoded else None
     if lowered is not None:
         found = recognise(soft, expecting.hashes(lowered), keys, pose)
     for earlier in expecting.brighter(frame) if brighter and not found.decoded else ():
         found = recognise(soft, expecting.hashes(earlier), keys, pose)
         if not found.decoded:
-            found = read_informed(soft, earlier, keys, pose)
+            found = read_with_belief(soft, earlier, keys, pose)
         if found.decoded:
             break
     if not found.decoded and known is not None and len(known):
-        found = recognise(soft, expecting.nearest_first(known, guesses[0]), keys, pose)
+        nearest = expecting.nearest_first(known, guesses[0])
+        found = recognise(soft, nearest, keys, pose)
+        if not found.decoded:
+            found = recognise_any(soft, nearest, keys, pose)
     return found
 
 
@@ -218,8 +239,18 @@ def code_word(message: bytes, key: RobustKey) -> Float32:
     return (ecc.encode(message).astype(np.float32) * 2 - 1) * whitening(key)
 
 
+def nearest_word(message: bytes, key: RobustKey, soft: Float32) -> Float32:
+    """Return that word of a message, its code word among them, which soft bits agree with most."""
+    words = (code_word(message, key),
+             informed.nearest_word(message, key.robust_key, key.owner, soft))  # fmt: skip
+    return max(words, key=lambda word: float(word @ soft))
+
+
 def _found(
-    soft: Float32, message: bytes, key: RobustKey, pose: Pose, *, recognised: bool = False
-) -> Detection:
-    right = float(np.mean((soft > 0) == (code_word(message, key) > 0)))
+    soft: Float32, message: bytes, key: RobustKey, pose: Pose, word: Float32 | None = None, *,
+    recognised: bool = False,
+) -> Detection:  # fmt: skip
+    """Return what was found: in the message's code word, or recognised in another `word` of it."""
+    right = float(np.mean((soft > 0) == ((code_word(message, key) if word is None else word) > 0)))
+    recognised |= word is not None
     return Detection(True, message, key.owner, key.key_id, right, pose, recognised)

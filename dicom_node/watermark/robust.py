@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import repeat
 
 import numpy as np
@@ -18,8 +18,9 @@ import numpy as np
 from dicom_node.errors import WatermarkError
 from dicom_node.inference.base import Float32, Int8, RobustEngine
 from dicom_node.inference.reader import WeakReader, open_reader
-from dicom_node.watermark import choosing, perceptual, reading, synthesis
+from dicom_node.watermark import informed, perceptual, reading, synthesis
 from dicom_node.watermark.choosing import HARDLY, Chooser
+from dicom_node.watermark.covers import Look, resample
 from dicom_node.watermark.reading import (
     DIHEDRAL,
     UPRIGHT,
@@ -72,6 +73,9 @@ class RobustWatermark:
     second
         For frames that another did not make readable: where there is no more strength to give, it
         is at least given otherwise.
+    any_word
+        The word is put in that the frame is nearest to (:mod:`informed`): a mark that is
+        recognised, not decoded.
 
     Attributes
     ----------
@@ -80,12 +84,12 @@ class RobustWatermark:
     """
 
     def __init__(
-        self, engine: RobustEngine, profile: str = "diagnostic", *, second: bool = False
-    ) -> None:
-        self.second = second
+        self, engine: RobustEngine, profile: str = "diagnostic", *, second: bool = False,
+        any_word: bool = False,
+    ) -> None:  # fmt: skip
+        self.second, self.any_word = second, any_word
         self.engine = engine
         self.most_db, self._least_db = PROFILES[profile]
-        self._chooser = Chooser(engine, second=second)
 
     def embed(
         self, host: Int32, display: Float32, *, step: float, low: int, high: int,
@@ -119,7 +123,9 @@ class RobustWatermark:
         if min(display.shape) < MIN_SIDE_PX:
             return RobustMark(host, message, None, f"a side is below {MIN_SIDE_PX} px")
         chooser = self._chooser
-        cover = chooser.cover(host, display, small, step, low, high, code_word(message, key))
+        nearest = partial(informed.nearest_word, message, key.robust_key, key.owner)
+        cover = chooser.cover(host, display, small, step, low, high, code_word(message, key),
+                              nearest if self.any_word else None)  # fmt: skip
         worst_db = min(max(self._least_db, least_db), self.most_db)
         chosen = chooser.choose(cover, (self.most_db + worst_db) / 2, largest)
         if chosen is None:
@@ -182,6 +188,11 @@ class RobustWatermark:
         return self._detect_weak(self.resample(display, self.second_side), poses, keys, known)
 
     @cached_property
+    def _chooser(self) -> Chooser:
+        reader = Look(self.second_side, self.look_again) if self.any_word else None
+        return Chooser(self.engine, second=self.second, any_word=reader)
+
+    @cached_property
     def _reader(self) -> WeakReader | None:
         return open_reader(self.engine.model_id)
 
@@ -217,7 +228,7 @@ class RobustWatermark:
 
     def resample(self, display: Float32, side: int | None = None) -> Float32:
         """Return the frame as the networks see it, ``(side, side)``; D1's side if none is given."""
-        return choosing.resample(display, side or self.engine.side)
+        return resample(display, side or self.engine.side)
 
 
 def remove(

@@ -28,15 +28,13 @@ from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import open_instance
 from dicom_node.planes import bounds_of, polarity, robust_part
 from dicom_node.watermark import synthesis
-from dicom_node.watermark.choosing import (
+from dicom_node.watermark.choosing import SECOND_SOFTNESS, Chooser, midtones
+from dicom_node.watermark.covers import (
     LOCAL_DB,
     LOCAL_GREY,
     LOCAL_HALVES_DB,
-    SECOND_SOFTNESS,
-    Chooser,
     Cover,
     budget_rms,
-    midtones,
     resample,
 )
 from dicom_node.watermark.synthesis import RobustRecord

@@ -29,6 +29,15 @@ def test_every_tag_is_what_kmac_makes_of_the_hash(
         assert row.tobytes() == each + mac.digest()[:4]
 
 
+@pytest.mark.parametrize("length", [8, 20, 24])
+def test_longer_macs_for_another_purpose_are_kmac_s_too(length: int) -> None:
+    hashed, key = bytes(range(8)), bytes(range(32))
+    rows = np.frombuffer(hashed, np.uint8)[None]
+    found = KeyedTags(key, "OWNER", b"another purpose", length).macs(rows)
+    mac = KMAC256.new(key=key, mac_len=length, custom=b"another purpose").update(hashed + b"OWNER")
+    assert found[0].tobytes() == mac.digest()
+
+
 @given(message=st.binary(min_size=12, max_size=12), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=30)
 def test_a_score_is_the_product_with_the_code_word(message: bytes, seed: int) -> None:
