@@ -75,7 +75,7 @@ def test_a_ct_of_a_narrow_window_is_marked_within_two_percent_of_it(
 def test_a_mark_that_would_hardly_be_read_is_put_in_another_way(
     shared: Path, engine: RobustEngine, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if more were asked of a plain angiogram than its mark has to spare: the nearest word it is."""
+    """As if more were asked of an angiogram than its mark has to spare: the nearest word it is."""
     plenty = Marked(shared / "dicom" / PLAIN, 0, engine, ring)
     monkeypatch.setattr("dicom_node.watermark.assured.must_be_read", lambda *_: False)
     monkeypatch.setattr("dicom_node.frame_marking._SPARE", 0.9)
