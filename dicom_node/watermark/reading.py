@@ -175,7 +175,8 @@ def read_weak(
     known
         Hashes of frames that are remembered as marked, ``(n, 8)``.
     brighter
-        The picture is also taken for one that was darkened.
+        The picture is also taken for one that was darkened, and more is guessed: as it lies, it
+        mostly was marked.
     """
     found = read(soft, keys, pose)
     if found.decoded:
@@ -183,7 +184,7 @@ def read_weak(
     guesses = expecting.hashes(frame)
     found = recognise(soft, guesses, keys, pose)
     if not found.decoded:
-        found = recognise_any(soft, guesses, keys, pose)
+        found = recognise_any(soft, guesses if brighter else guesses[: informed.FEW], keys, pose)
     if not found.decoded:
         found = read_with_belief(soft, frame, keys, pose)
     lowered = expecting.without_floor(frame) if not found.decoded else None
@@ -199,7 +200,7 @@ def read_weak(
         nearest = expecting.nearest_first(known, guesses[0])
         found = recognise(soft, nearest, keys, pose)
         if not found.decoded:
-            found = recognise_any(soft, nearest, keys, pose)
+            found = recognise_any(soft, nearest[: expecting.MESSAGES], keys, pose)
     return found
 
 
