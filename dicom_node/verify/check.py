@@ -149,7 +149,7 @@ def _frame_verdict(
                             f"these pixels were marked as {whose}")  # fmt: skip
     if check.status == "valid":
         return FrameVerdict(number, "authentic", "valid", robust)
-    if check.status == "partial" and check.profile == "compact" and not check.tampered:
+    if check.status == "partial" and check.profile in ("compact", "noted") and not check.tampered:
         return FrameVerdict(number, "authentic", "partial", robust,
                             reason="the frame's keyed digest holds; its signed record is gone "
                             "with our private block")  # fmt: skip

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,6 @@ from dicom_node.watermark.framing import (
     Canvas,
     KnownDigest,
     Side,
-    frame_digest,
     frame_key,
     gap_of,
     spoken,
@@ -26,7 +24,7 @@ from dicom_node.watermark.framing import (
     tile_digests,
 )
 from dicom_node.watermark.parameters import Plan, read_extensions, read_headers
-from dicom_node.watermark.payload import OpenedRecord, Parsed, Profile, TileStates
+from dicom_node.watermark.payload import Parsed, TileStates
 from dicom_node.watermark.reversible import extract_tiles
 from dicom_node.watermark.tiles import (
     SIZES_PX,
@@ -37,49 +35,15 @@ from dicom_node.watermark.tiles import (
     all_within,
     join,
 )
+from dicom_node.watermark.whole import IntegrityCheck, WholeFrame
 
-Status = Literal["valid", "partial", "absent"]
 _FULL, _COMPACT = 0, 2
 # Decoding without knowing which tiles are wrong is tried on this many copies of the record.
 _BLIND_GROUPS = 2
+# The digest of a frame whose header block is gone is looked for in the lowest bits of small frames.
+_SMALL_PIXELS = 1 << 16
 # With headers in this part of the tiles, no other tile size needs to be looked at first.
 _PLAIN_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class IntegrityCheck:
-    """What W2 says about one frame.
-
-    Attributes
-    ----------
-    status
-        "valid": every tile and the signature hold, for the frame that was asked about. "partial":
-        ours, but not all of that. "absent": nothing of ours was found.
-    signature_valid
-        The signature is ours, over the record and over the whole frame as recovered.
-    record
-        What the frame says, or None; only ever what tile digests or a signature vouch for.
-    recovered
-        ``(rows, columns)`` int32 I1, exact if `status` is valid. Tiles that do not hold are
-        as they were received.
-    tampered
-        The tiles that do not hold. Empty without the MAC key, or if nothing was found.
-    bound
-        False: the marks belong to another SOP Instance UID or frame number than was asked; `record`
-        says which frame. Meaningful where `record` is not None or a tile held.
-    record_authentic
-        The record is ours, even if pixels changed since.
-    """
-
-    status: Status
-    signature_valid: bool
-    record: OpenedRecord | None
-    recovered: Frame
-    tampered: tuple[Box, ...]
-    profile: Profile | None
-    tile_px: int
-    bound: bool
-    record_authentic: bool = False
 
 
 def check(
@@ -106,15 +70,20 @@ def check(
     absent = IntegrityCheck("absent", False, None, host, (), None, 0, bound=False)
     if host.ndim != 2 or min(host.shape) < MIN_SIDE_PX:
         return absent
-    canvas = Canvas(host, side, bounds, gap_of(host, bounds))
     asked = (payload.uid_tag(sop_instance_uid), frame_number)
+    whole = WholeFrame(host, side, bounds, ring, asked, header_block, known)
+    if header_block and (found := whole.of_lowest_bits()) is not None:
+        return found
+    canvas = Canvas(host, side, bounds, gap_of(host, bounds))
     best = absent
     for reading in _readings(canvas):
-        found = _Judge(canvas, reading, ring, asked, header_block, known).verdict()
+        found = _Judge(canvas, reading, ring, asked, header_block, known, whole).verdict()
         if found is not None and found.status == "valid":
             return found
         if found is not None and best.status == "absent":
             best = found
+    if best.status == "absent" and not header_block and host.size <= _SMALL_PIXELS:
+        best = whole.of_lowest_bits() or best
     return best
 
 
@@ -196,7 +165,8 @@ class _Judge:
     ring: KeyRing
     asked: tuple[bytes, int]
     header_block: bytes
-    known: KnownDigest | None = None
+    known: KnownDigest | None
+    whole: WholeFrame
 
     def verdict(self) -> IntegrityCheck | None:
         """Return the result, or None if nothing here is ours."""
@@ -233,7 +203,7 @@ class _Judge:
         recovered = self._trusted(valid, keys)
         signed, authentic = False, False
         if parsed is not None:
-            digest = self._digest(recovered)
+            digest = self.whole.digest(recovered)
             signed = parsed.authentic(keys, digest)
             stored = parsed.i1_digest
             authentic = signed or (stored is not None and parsed.authentic(keys, stored))
@@ -255,11 +225,6 @@ class _Judge:
             recovered, tampered, "header" if outside else "tiled",
             SIZES_PX[reading.grid.size_code], bound, authentic,
         )  # fmt: skip
-
-    def _digest(self, recovered: Frame) -> bytes:
-        side = self.canvas.side
-        known = self.known.of(recovered, side) if self.known is not None else None
-        return known or frame_digest(recovered, side)
 
     def _trusted(self, valid: NDArray[np.bool_], keys: KeySet) -> Frame:
         """Return the recovered frame, with tiles that do not hold as they were received."""
@@ -359,44 +324,14 @@ class _Judge:
         except ValueError:
             parsed = None
         reading = self.reading
-        recovered, asked = reading.recovered, self.asked
-        claims = [(keys, asked) for keys in self.ring.all()]
-        own = self.ring.get(parsed.key_id) if parsed is not None else None
-        if parsed is not None and own is not None:
-            claims.append((own, (parsed.uid_tag, parsed.frame_number)))
         told = self._told([0], COMPACT_MAC_BYTES)
-        held = None
-        for keys, said in claims:
-            if not keys.has_secrets:
-                continue
-            key = frame_key(keys.mac_key, *said)
-            digest = tile_digests(self.canvas, recovered, reading.grid, key, [0], told,
+
+        def holds(key: bytes) -> bool:
+            digest = tile_digests(self.canvas, reading.recovered, reading.grid, key, [0], told,
                                   size=COMPACT_MAC_BYTES)[0]  # fmt: skip
-            if digest == reading.streams[0, :COMPACT_MAC_BYTES].tobytes():
-                held = (keys, said)
-                break
-        signed = False
-        record = None
-        i1_digest = self._digest(recovered)
-        if parsed is not None and own is not None and parsed.authentic(own, i1_digest):
-            signed = True
-            record = parsed.open(own)
-        if held is None and not signed:
-            if own is None:
-                return None
-            # Parameters of ours in the pixels, a block of ours in the header: changed since.
-            box = reading.grid.box(0)
-            return IntegrityCheck("partial", False, None, self.canvas.host, (box,), "compact", 0,
-                                  bound=claims[-1][1] == asked)  # fmt: skip
-        said = held[1] if held is not None else asked
-        if record is not None:
-            said = (record.uid_tag, record.frame_number)
-        bound = said == self.asked
-        secret = own is not None and own.has_secrets
-        # Without the block the digest still vouches for the pixels, but there is no signature.
-        whole = signed and bound and (held is not None or not secret)
-        base = IntegrityCheck("partial", signed, record, recovered, (), "compact", 0, bound, signed)
-        return replace(base, status="valid") if whole else base
+            return digest == reading.streams[0, :COMPACT_MAC_BYTES].tobytes()
+
+        return self.whole.judged("compact", reading.recovered, parsed, holds)
 
 
 def _states(parsed: Parsed, count: int) -> TileStates | None:

@@ -15,8 +15,8 @@ import numpy as np
 
 from dicom_node.errors import CapacityError, WatermarkError
 from dicom_node.keys import KeySet
-from dicom_node.watermark import kernels
-from dicom_node.watermark.checking import IntegrityCheck, check
+from dicom_node.watermark import kernels, noted, payload
+from dicom_node.watermark.checking import check
 from dicom_node.watermark.embedding import Embedding
 from dicom_node.watermark.framing import (
     MIN_SIDE_PX,
@@ -25,6 +25,7 @@ from dicom_node.watermark.framing import (
     Side,
     frame_digest,
     frame_digests,
+    frame_key,
     host_gap,
     padding_of,
 )
@@ -32,6 +33,7 @@ from dicom_node.watermark.parameters import THRESHOLDS
 from dicom_node.watermark.payload import FrameRecord, OpenedRecord, Profile
 from dicom_node.watermark.planning import Capacity, Survey, measure
 from dicom_node.watermark.tiles import SIZES_PX, UNIT, Bounds, Frame, Grid, exact_gap
+from dicom_node.watermark.whole import IntegrityCheck
 
 __all__ = [
     "Bounds", "Capacity", "FrameRecord", "IntegrityCheck", "IntegrityMark", "KnownDigest",
@@ -50,8 +52,10 @@ class _Attempt(NamedTuple):
 _ATTEMPTS = (
     _Attempt("tiled", 0, True), _Attempt("tiled", 0, False), _Attempt("tiled", 1, False),
     _Attempt("tiled", 2, False), _Attempt("header", 0, True), _Attempt("header", 1, True),
-    _Attempt("header", 2, True), _Attempt("header", 3, True), _Attempt("compact", 3, True),
+    _Attempt("header", 2, True), _Attempt("header", 3, True), _Attempt("noted", 3, True),
+    _Attempt("compact", 3, True),
 )  # fmt: skip
+_DIGEST_ONLY = ("noted", "compact")  # in the pixels
 # Of frames up to this size every attempt is remembered: 16 MiB each, mostly one or two.
 _REMEMBERED_PIXELS = 1 << 22
 
@@ -66,7 +70,7 @@ class IntegrityMark:
         ``(rows, columns)`` int32 stored values, within the bounds.
     profile
         Where the record stands: all in the pixels ("tiled"), restoration in the header block
-        ("header"), or all but one digest there ("compact").
+        ("header"), or all but one digest there ("noted": in lowest bits; "compact": shifted in).
     tile_px
         Nominal tile side; 0: the frame is one tile.
     header_block
@@ -97,7 +101,7 @@ class Sealing:
     digest
         `frame_digest` of host and side, where the caller has it.
     most
-        Largest change of a sample, stored values; "compact" is not bound by it.
+        Largest change of a sample, stored values; "compact" is not bound by it, "noted" is 1.
 
     Raises
     ------
@@ -112,7 +116,7 @@ class Sealing:
         _validate_shape(host, side)
         self._host, self._side = np.require(host, requirements=("C", "W")), side
         _validate(self._host, bounds)
-        self._record, self._keys, self._most = record, keys, most
+        self._record, self._keys, self._most, self._bounds = record, keys, most, bounds
         self._digest = digest or frame_digest(host, side)
         found = host_gap(self._host, bounds)
         gaps = (found, UNIT) if found.step > 1 else (UNIT,)
@@ -138,7 +142,7 @@ class Sealing:
             for attempt in self._attempts(canvas, restoration_in_header):
                 if attempt == _ATTEMPTS[0] and self._record.features and not features:
                     continue
-                if attempt.profile == "compact" and not compact and gentlest is not None:
+                if attempt.profile in _DIGEST_ONLY and not compact and gentlest is not None:
                     continue
                 mark = self._made_by(number, attempt)
                 if mark is None:
@@ -172,6 +176,8 @@ class Sealing:
         if (number, attempt) in self._made:
             return self._made[number, attempt]
         canvas, mark = self._canvases[number], None
+        if attempt.profile == "noted":
+            return self._noted()
         record = self._record if attempt.features else replace(self._record, features=b"")
         grid = canvas.grid(attempt.size_code)
         made = Embedding(
@@ -186,6 +192,23 @@ class Sealing:
         if self._host.size <= _REMEMBERED_PIXELS or mark is None:
             self._made[number, attempt] = mark
         return mark
+
+    def _noted(self) -> IntegrityMark | None:
+        """Return the frame with one digest in lowest bits; None where it has no samples for it."""
+        found = noted.take_apart(self._host, self._bounds)
+        if found is None:
+            return None
+        tag = payload.uid_tag(self._record.sop_instance_uid)
+        key = frame_key(self._keys.mac_key, tag, self._record.frame_number)
+        digest = noted.digest_of(found.cleared, self._side, key)
+        _, header_block = payload.pack(
+            self._record, "noted", payload.TileStates(np.zeros(1, np.bool_)), self._keys,
+            self._digest, keep_i1=False, noted=found.digest,
+        )  # fmt: skip
+        return IntegrityMark(
+            noted.put_in(found, digest), "noted", 0, header_block,
+            KnownDigest(self._host, self._side, self._digest), self._record.features,
+        )  # fmt: skip
 
     def _survey(self, number: int, grid: Grid) -> Survey:
         """Return what the tiles of a grid offer, their pixels as they were at first."""
@@ -217,12 +240,13 @@ def embed(
         a CT of 128 x 128 it stands 5 dB above what is left then (36.6 and 41.7 dB, W2 alone).
     unseen
         Whether a marked frame of stored values is good enough to look at. While it is not, the
-        attempts go on: larger tiles, "header", the frame as one tile, at last "compact", whose
-        single digest costs 20 dB less still. If none is good enough, the one that changes least
-        (in the mean square of the stored values) is returned. None: the first that fits.
+        attempts go on: larger tiles, "header", the frame as one tile, at last "noted", whose
+        single digest moves 64 samples by one, and "compact". If none is good enough, the one that
+        changes least (in the mean square of the stored values) is returned. None: the first that
+        fits.
     compact
-        False: "compact" only where nothing else fits. A compact frame is known as ours by its
-        header block alone.
+        False: a digest alone only where nothing else fits. Such a frame is known as ours by its
+        header block.
 
     Raises
     ------

@@ -10,6 +10,7 @@ Layout, version 1 (integers little-endian, *n* = unsigned LEB128, ``x[n]`` = n b
     tiled    pixels: core body sign
     header   pixels: core SHA3-256(body) sign      header block: "DNW2" 1 1 body
     compact  pixels: only a digest                 header block: "DNW2" 1 2 core body sign
+    noted    pixels: a digest over 128 lowest bits header block: "DNW2" 1 3 noted[16] core body sign
 
 The restoration block is AES-256-SIV (RFC 5297) under the restore key, the core as associated data.
 The same frame must give the same bytes whenever it is marked again, so there is no room for a
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 from dicom_node.errors import WatermarkError
 from dicom_node.keys import KeySet
 
-Profile = Literal["tiled", "header", "compact"]
+Profile = Literal["tiled", "header", "compact", "noted"]
 VERSION = 1
 _CONTEXT = b"dicom-node W2 record 1"
 _MAGIC = b"DNW2"
@@ -42,6 +43,7 @@ _TAG_BYTES = 16
 _SIGNATURE_BYTES = 64
 DIGEST_BYTES = 4
 MAC_BYTES = 8
+_NOTED_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ def size(record: FrameRecord, profile: Profile, states: TileStates, *, keep_i1: 
 
 def pack(
     record: FrameRecord, profile: Profile, states: TileStates, keys: KeySet, i1_digest: bytes,
-    *, keep_i1: bool,
+    *, keep_i1: bool, noted: bytes = b"",
 ) -> tuple[bytes, bytes]:  # fmt: skip
     """Return what goes into the pixels and what goes into the header block.
 
@@ -244,6 +246,8 @@ def pack(
         `frame_digest` of the frame W2 goes into.
     keep_i1
         Store that digest, so that the signature can still be checked when some tile is destroyed.
+    noted
+        Of the profile "noted": the lowest bits that were written over, 16 bytes.
     """
     core = _core(record, keys.key_id, states, i1_digest if keep_i1 else None, profile)
     body = _body(record, _encrypt(record.restoration, keys, core))
@@ -253,6 +257,8 @@ def pack(
         return core + body + signature, b""
     if profile == "header":
         return core + digest + signature, _MAGIC + bytes([VERSION, 1]) + body
+    if profile == "noted":
+        return b"", _MAGIC + bytes([VERSION, 3]) + noted + core + body + signature
     return b"", _MAGIC + bytes([VERSION, 2]) + core + body + signature
 
 
@@ -274,6 +280,22 @@ def parse_compact(header_block: bytes) -> Parsed | None:
     if reader.rest():
         raise ValueError("bytes after the record")
     return parsed
+
+
+def parse_noted(header_block: bytes) -> tuple[Parsed, bytes] | None:
+    """Return the record of a frame whose lowest bits were written over, and those bits.
+
+    None if the block is another's (ValueError where it is damaged).
+    """
+    if header_block[:6] != _MAGIC + bytes([VERSION, 3]):
+        return None
+    reader = _Reader(header_block[6:])
+    bits = reader.take(_NOTED_BYTES)
+    inner = _Reader(reader.rest())
+    parsed = _parse(inner, b"")
+    if inner.rest():
+        raise ValueError("bytes after the record")
+    return parsed, bits
 
 
 def _parse(reader: _Reader, header_block: bytes) -> Parsed:

@@ -1,5 +1,7 @@
 """Write the golden frames of W2, payload version 1. Run once; what is committed must stay readable.
 
+"compact" was written by the release before "noted" came, which such a frame gets now.
+
 python tests/golden/w2_make.py
 """
 
@@ -33,7 +35,7 @@ def frame(rows: int, columns: int, noise: float) -> Any:
 CASES: dict[str, tuple[Any, int]] = {
     "tiled": (frame(200, 264, 3.0), 200),
     "header": (frame(64, 64, 3.0), 900),
-    "compact": (frame(24, 24, 60.0), 200),
+    "noted": (frame(24, 24, 60.0), 200),
 }
 
 

@@ -16,7 +16,9 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 UID = "1.2.826.0.1.3680043.8.498.7"
 
 
-@pytest.mark.parametrize(("profile", "length"), [("tiled", 200), ("header", 900), ("compact", 200)])
+@pytest.mark.parametrize(
+    ("profile", "length"), [("tiled", 200), ("header", 900), ("compact", 200), ("noted", 200)]
+)
 def test_golden_frames_are_read_and_restored(profile: str, length: int) -> None:
     keys = KeySet.from_master(bytes(range(32)), "GOLDEN", datetime(2026, 1, 1, tzinfo=UTC))
     stored = np.load(GOLDEN / f"w2_{profile}.npz")

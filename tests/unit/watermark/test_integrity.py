@@ -308,20 +308,58 @@ def test_more_record_than_fits_moves_to_the_header(marks: Marks) -> None:
         assert not stripped.record.complete
 
 
-def test_the_compact_profile_vouches_with_and_without_its_block(marks: Marks) -> None:
+@pytest.mark.parametrize("profile", ["noted", "compact"])
+def test_a_digest_alone_vouches_with_and_without_its_block(
+    profile: str, marks: Marks, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host = tissue(24, 24, noise=60.0)
+    if profile == "compact":
+        monkeypatch.setattr(integrity.noted, "take_apart", lambda *_: None)
     mark = marks.embed(host)
-    assert mark.profile == "compact"
+    assert mark.profile == profile
     whole = marks.check(mark.marked, header_block=mark.header_block)
     assert (whole.status, whole.signature_valid) == ("valid", True)
+    assert (whole.recovered == host).all()
     stripped = marks.check(mark.marked)
     assert (stripped.status, stripped.tampered, stripped.record) == ("partial", (), None)
-    assert (stripped.recovered == host).all()
+    assert (stripped.recovered == host).all() == (profile == "compact")
     other = marks.check(mark.marked, header_block=mark.header_block, frame_number=7)
     assert (other.status, other.bound) == ("partial", False)
+    public = KeyRing.from_public_pem(marks.ring.export_public())
+    assert marks.check(mark.marked, header_block=mark.header_block, ring=public).status == "valid"
     changed = mark.marked.copy()
     changed[5, 5] += 1
-    assert marks.check(changed, header_block=mark.header_block).status != "valid"
+    for ring in (marks.ring, public):
+        assert marks.check(changed, header_block=mark.header_block, ring=ring).status == "partial"
+    assert marks.check(changed).status == "absent"
+
+
+def test_a_digest_in_lowest_bits_moves_no_sample_by_more_than_one(marks: Marks) -> None:
+    """In a small, noisy frame, which a digest shifted in changes nearly everywhere."""
+    host = tissue(64, 64, noise=25.0)
+    mark = marks.embed(host, restoration=bytes(range(240)))
+    moved = np.abs(mark.marked - host)
+    assert mark.profile == "noted"
+    assert moved.max() == 1
+    assert 30 < moved.sum() < 100
+
+
+def test_every_bit_a_digest_is_written_over_is_vouched_for(marks: Marks) -> None:
+    host = tissue(24, 24, noise=60.0)
+    mark = marks.embed(host)
+    for row, column in np.argwhere(mark.marked != host):
+        changed = mark.marked.copy()
+        changed[row, column] = host[row, column]
+        assert marks.check(changed, header_block=mark.header_block).status == "partial"
+        assert marks.check(changed).status == "absent"
+
+
+def test_the_block_of_another_frame_gives_no_frame_back(marks: Marks) -> None:
+    one, two = (marks.embed(tissue(24, 24, noise=60.0, seed=seed)) for seed in (1, 2))
+    mixed = marks.check(one.marked, header_block=two.header_block)
+    assert (mixed.status, mixed.signature_valid, mixed.record) == ("partial", False, None)
+    for damaged in (one.header_block[:40], one.header_block + b"x", b"DNW2\x01\x03"):
+        assert marks.check(one.marked, header_block=damaged).status != "valid"
 
 
 def test_a_forged_block_is_not_believed(marks: Marks) -> None:
@@ -342,10 +380,13 @@ def test_pixels_with_few_levels_are_packed(marks: Marks) -> None:
     assert _only_tile(marks.check(changed), 100, 100)
 
 
-def test_uniform_noise_has_no_room(marks: Marks) -> None:
-    host = np.random.default_rng(1).integers(0, 256, (128, 128)).astype(np.int32)
+def test_uniform_noise_has_room_for_a_digest_alone(marks: Marks) -> None:
+    rng = np.random.default_rng(1)
+    host = rng.integers(0, 256, (128, 128)).astype(np.int32)
+    assert marks.embed(host, bounds=Bounds(0, 255)).profile == "noted"
+    few = rng.integers(0, 256, (8, 8)).astype(np.int32)
     with pytest.raises(CapacityError, match="cannot hold even one digest"):
-        marks.embed(host, bounds=Bounds(0, 255))
+        marks.embed(few, bounds=Bounds(0, 255))
 
 
 @pytest.mark.parametrize(
@@ -413,10 +454,10 @@ def test_a_small_frame_is_marked_more_gently_the_less_has_to_stand_in_its_pixels
 
     in_pixels, tiled = embed()
     outside, header = embed(restoration_in_header=True)
-    least, compact = embed(unseen=lambda marked: False)
-    assert (tiled.profile, header.profile, compact.profile) == ("tiled", "header", "compact")
+    least, noted = embed(unseen=lambda marked: False)
+    assert (tiled.profile, header.profile, noted.profile) == ("tiled", "header", "noted")
     assert in_pixels > 2 * outside > 40 * least
-    for mark in (header, compact):
+    for mark in (header, noted):
         result = marks.check(mark.marked, header_block=mark.header_block)
         assert result.status == "valid"
         assert (result.recovered == host).all()
