@@ -36,7 +36,7 @@ from dicom_node.instance.frames import Instance, open_instance
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.marking import Marker, MarkOutcome, restore
 from dicom_node.planes import bounds_of, split
-from dicom_node.watermark import integrity, robust
+from dicom_node.watermark import integrity, reading, robust
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,11 @@ class _Bench:
         )  # fmt: skip
 
     def _readings(self, exported: Picture, message: str) -> Iterator[tuple[str, Reading]]:
-        word = robust.code_word(bytes.fromhex(message), self._keys) if message else None
+        word = None
+        if message:
+            shown = self._robust.resample(display_values(exported), self._robust.second_side)
+            plain = self._robust.look_again(shown[None])[0]
+            word = reading.nearest_word(bytes.fromhex(message), self._keys, plain)
         for attack in ATTACKS:
             picture = attack.apply(exported, attack.rng())
             if word is None:

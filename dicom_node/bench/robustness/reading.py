@@ -148,7 +148,10 @@ class Reader:
         before
             The plain export.
         """
-        word = robust.code_word(bytes.fromhex(message), self._keys) if message else None
+        word = None
+        if message:
+            plain = self._looks([before])[0].again
+            word = reading.nearest_word(bytes.fromhex(message), self._keys, plain)
         upright = self._looks([item.upright for item in items])
         lying = [i for i, item in enumerate(items) if item.picture is not item.upright]
         looks = list(upright)
@@ -193,7 +196,8 @@ class Reader:
             return self._expect(first, message, "upright"), None
         turned = self.decode(item.picture)
         if turned.decoded:
-            return self._expect(turned.message.hex(), message, "pose"), None
+            how: Found = "upright" if turned.pose == _UPRIGHT else "pose"
+            return self._expect(turned.message.hex(), message, how), None
         if not item.attack.searched or self._search_s <= 0:
             return "", None
         before = time.process_time()
