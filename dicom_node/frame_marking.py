@@ -220,8 +220,8 @@ class _Work:
         weaker = self._within(robust, inner.mark, made, _SPARES_DB[0], least=_STILL_READS)
         if weaker is not None and weaker.mark.reads >= _STILL_READS:
             first = weaker
-        # W1 gives way before W2 goes compact, but does not go: both marks are worth more than W2 in
-        # full. Without W1 a compact frame is known as ours by its header alone: then W2 is full.
+        # W1 gives way before W2 is a digest alone, but does not go: both are worth more than W2 in
+        # full. Without W1 such a frame is known as ours by its header alone: then W2 is full.
         without: FrameMarks | None = None
         for compact in (False, True):
             made = self._gently(robust, first, compact=compact)
