@@ -371,8 +371,8 @@ class _Work:
         both = int(_LARGEST * width)
         scarce = robust is not None and robust.second
         steps = 2 if scarce else min(_STEPS_FOR_W2, both / 2)
-        least = 2 if both > 2 else 1  # one of two: W1 has the other
-        integrity = int(max(least, min(steps, max(both - 1, 1)), _FOR_W2 * width))
+        least = max(2, steps) if both > 2 else 1  # one of two: W1 has the other
+        integrity = int(max(least, _FOR_W2 * width))
         return max(both - integrity, both // 2, 1), integrity
 
     def _shown(self, after: StoredFrame) -> NDArray[np.float32]:

@@ -175,9 +175,10 @@ class Sealing:
         """Return what one attempt makes; remembered, unless the frame is large."""
         if (number, attempt) in self._made:
             return self._made[number, attempt]
-        canvas, mark = self._canvases[number], None
         if attempt.profile == "noted":
-            return self._noted()
+            self._made[number, attempt] = self._noted()
+            return self._made[number, attempt]
+        canvas, mark = self._canvases[number], None
         record = self._record if attempt.features else replace(self._record, features=b"")
         grid = canvas.grid(attempt.size_code)
         made = Embedding(
