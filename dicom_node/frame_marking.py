@@ -44,12 +44,16 @@ _SPARES_DB = (0.1, 0.3, 0.6)
 # Where soft bits agree with the word by no more than this above what reading asks, another way to
 # put W1 in is tried first.
 _SPARE = 0.06
+# Or where they agree by less than this through a blur: hardly any strength was to be had.
+_WELL = 0.7
 # A weaker W1 is asked for only where its soft bits will agree by so much with the code word.
 _STILL_READS, _LOSS_A_DB = 0.72, 0.02
 # Hounsfield units and uptake are measured: both marks together change no sample by more than this
-# share of the window. W2 has 0.3 % of it, of narrow windows up to half: noise takes some steps.
+# share of the window; nor, where another stands in for the header's, of either. W2 has 0.3 % of it,
+# of narrow windows up to half: noise takes some steps.
 _QUANTITATIVE, _LARGEST, _FOR_W2 = frozenset(("CT", "PT")), 0.02, 0.003
 _STEPS_FOR_W2 = 3
+_FEW_STEPS = 6  # of so few W1 has all but one, once it was found to need them
 # With fewer stored values in a grey level W2 with features takes 1.9 dB and more of a frame near
 # the limit: on 24 CT slices of 1.6 it was tried in vain 13 times, on 35 frames of 3 to 36 never.
 _COARSE_STEP = 2.5
@@ -84,6 +88,8 @@ class FrameMarks:
         Whether W2 had room for it.
     residual
         What W1 added; None where there is no W1.
+    agreement
+        `RobustMark.reads` of that W1.
     """
 
     after: StoredFrame
@@ -96,6 +102,7 @@ class FrameMarks:
     features: bytes
     features_signed: bool
     residual: KnownResidual | None
+    agreement: float = 0.0
 
 
 class FrameMarker:
@@ -144,7 +151,9 @@ class FrameMarker:
             if not made.message:
                 break
             spare = 0.0 if robust.any_word else _SPARE
-            if work.reads(made, robust, spare=spare):
+            if work.reads(made, robust, spare=spare) and (
+                robust.second or made.agreement >= _WELL
+            ):
                 return made
             if barely is None and work.reads(made, robust):
                 barely = made
@@ -343,7 +352,7 @@ class _Work:
         return FrameMarks(
             after, inner.mark.message.hex() if inner.mark.record is not None else "",
             sealed.header_block, self.digest, sealed.carried, self.cover, shown,
-            self.record.features, bool(sealed.features), inner.residual,
+            self.record.features, bool(sealed.features), inner.residual, inner.mark.reads,
         )  # fmt: skip
 
     def _sealing(self, inner: _Inner) -> Sealing:
@@ -365,13 +374,16 @@ class _Work:
 
     def _largest(self, robust: RobustWatermark | None) -> tuple[int | None, int | None]:
         """Most that W1 and W2 may change a sample, in stored values; None: no bound."""
-        if self.instance.modality not in _QUANTITATIVE:
+        measured = self.instance.modality in _QUANTITATIVE
+        if not measured and not self.display.stands_in(self.index):
             return None, None
         width = self.display.width(self.index)
         both = int(_LARGEST * width)
         scarce = robust is not None and robust.second
-        steps = 2 if scarce else min(_STEPS_FOR_W2, both / 2)
-        least = max(2, steps) if both > 2 else 1  # one of two: W1 has the other
+        if both <= (_FEW_STEPS if scarce else 2):
+            least = 1.0
+        else:
+            least = 2 if scarce else max(2, min(_STEPS_FOR_W2, both / 2))
         integrity = int(max(least, _FOR_W2 * width))
         return max(both - integrity, both // 2, 1), integrity
 

@@ -22,6 +22,9 @@ from dicom_node.instance.transforms import (
 )
 
 _PERCENTILES = (0.5, 99.7)
+# A window of the header that shows less of a frame as grey than this is not one to look at it in.
+_LEAST_GREY = 1 / 64
+_BARELY = 0.02  # of the window, from black and from white
 _NO_HOLE = (1, 0)
 _LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R BT.601
 # PS3.3 C.7.6.3.1.2, YBR_FULL to RGB
@@ -45,8 +48,9 @@ class Display:
         Parameters
         ----------
         like
-            Where the header has no window, percentiles of the frame stand in for it; with `like`
-            they are that frame's, so that two versions of a frame are shown alike.
+            Where the header has no window, or one that shows next to nothing of the frame,
+            percentiles of the frame stand in for it; with `like` they are that frame's, so that
+            two versions of a frame are shown alike.
         """
         if self._instance.samples == 3:
             return self._luma(frame.values)
@@ -65,33 +69,35 @@ class Display:
     def step(self, index: int) -> float:
         """Return the stored units of one of the 256 grey levels from black to white, > 0.
 
-        Where the header has no window the percentiles of the frame decide: of the one last shown,
-        else it is decoded (PixelError).
+        The frame decides, see `image`: the one last shown, else it is decoded (PixelError).
         """
         if self._instance.samples == 3:
             return (self._instance.high + 1) / 256
         transform = self._transform(index)
-        slope = transform.slope
-        if isinstance(transform.voi, Window):
-            low, high = transform.voi.ends
-            return max((high - low) / 256 / slope, LEAST)
         if isinstance(transform.voi, Lut):
-            return max(len(transform.voi.table) / 256 / slope, LEAST)
-        if self._seen is None or self._seen[0] != index:
-            self.image(self._instance.frame(index), index)
-        _, low, high = self._seen or (0, 0.0, 1.0)
-        return max((high - low) / 256 / slope, LEAST)
+            return max(len(transform.voi.table) / 256 / transform.slope, LEAST)
+        low, high = self._ends_seen(index)
+        return max((high - low) / 256 / transform.slope, LEAST)
 
     def width(self, index: int) -> float:
         """Return the window's width in stored units, as its header states it.
 
-        PS3.3 C.11.2.1.2.1: of a LINEAR window black and white lie one less apart.
+        PS3.3 C.11.2.1.2.1: of a LINEAR window black and white lie one less apart. Where another
+        window stands in for the header's, the narrower of the two counts.
         """
         if self._instance.samples == 1:
             transform = self._transform(index)
             if isinstance(transform.voi, Window):
-                return max(transform.voi.width / transform.slope, LEAST)
+                stated = max(transform.voi.width / transform.slope, LEAST)
+                return min(stated, 256 * self.step(index)) if self.stands_in(index) else stated
         return 256 * self.step(index)
+
+    def stands_in(self, index: int) -> bool:
+        """Whether the frame is shown in another window than the header has, see `image`."""
+        if self._instance.samples == 3:
+            return False
+        voi = self._transform(index).voi
+        return isinstance(voi, Window) and self._ends_seen(index) != voi.ends
 
     def export_8bit(self, frame: StoredFrame, index: int) -> NDArray[np.uint8]:
         """Return the picture a viewer exports: uint8, ``(rows, columns)``, or RGB ``(..., 3)``."""
@@ -120,15 +126,11 @@ class Display:
         """Return factor and offset from stored to display values; None where it takes a table."""
         if isinstance(transform.voi, Lut):
             return None
-        if isinstance(transform.voi, Window):
-            if transform.voi.function == "SIGMOID" or isinstance(transform.modality, Lut):
-                return None
-            low, high = transform.voi.ends
-        else:
-            low, high = self._ends(transform, like)
-            self._seen = (index, low, high)
-            if isinstance(transform.modality, Lut):
-                return None
+        low, high = self._window(transform, like)
+        self._seen = (index, low, high)
+        is_curve = isinstance(transform.voi, Window) and transform.voi.function == "SIGMOID"
+        if is_curve or isinstance(transform.modality, Lut):
+            return None
         slope, intercept = transform.modality
         width = max(high - low, LEAST)
         return np.float32(slope / width), np.float32((intercept - low) / width)
@@ -157,12 +159,49 @@ class Display:
             wide = values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
             curve: Float = 1 / (1 + np.exp(-4 * (wide - voi.center) / voi.width))
             return curve
-        low, high = voi.ends if isinstance(voi, Window) else (self._seen or (0, 0.0, 1.0))[1:]
+        low, high = (self._seen or (0, 0.0, 1.0))[1:]
         width = max(high - low, LEAST)
         shown = values.astype(np.float32)
         shown *= np.float32(slope / width)
         shown += np.float32((intercept - low) / width)
         return np.clip(shown, 0, 1, out=shown)
+
+    def _ends_seen(self, index: int) -> tuple[float, float]:
+        """Return the modality values a frame is shown between, decoding it if need be."""
+        if self._seen is None or self._seen[0] != index:
+            self.image(self._instance.frame(index), index)
+        return (self._seen or (0, 0.0, 1.0))[1:]
+
+    def _window(self, transform: Transform, like: NDArray[np.int32]) -> tuple[float, float]:
+        """Return the modality values a frame is shown between.
+
+        PET mostly has one window for all slices, and a slice far from what is hot is black in it;
+        other windows are simply wrong. Nobody looks at such a frame in its window.
+        """
+        voi = transform.voi
+        if not isinstance(voi, Window):
+            return self._ends(transform, like)
+        if voi.function == "SIGMOID" or isinstance(transform.modality, Lut):
+            return voi.ends
+        share = self._grey_share(transform, voi.ends, like)
+        if share >= _LEAST_GREY:
+            return voi.ends
+        others = self._ends(transform, like)
+        return others if self._grey_share(transform, others, like) > share else voi.ends
+
+    def _grey_share(
+        self, transform: Transform, ends: tuple[float, float], like: NDArray[np.int32]
+    ) -> float:
+        """Return which part of a frame, padding left out, is neither black nor white."""
+        assert not isinstance(transform.modality, Lut), "tables have no linear window"
+        (slope, intercept), (low, high) = transform.modality, ends
+        margin = _BARELY * (high - low)
+        least, most = sorted((end - intercept) / slope for end in (low + margin, high - margin))
+        grey, all_of_it = kernels.between(
+            np.ascontiguousarray(like).reshape(-1), np.ceil(least), np.floor(most),
+            *(self._instance.padding or _NO_HOLE),
+        )  # fmt: skip
+        return grey / max(all_of_it, 1)
 
     def _ends(self, transform: Transform, like: NDArray[np.int32]) -> tuple[float, float]:
         """Return the modality values that stand in for a window: percentiles of a frame."""

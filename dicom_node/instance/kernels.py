@@ -59,6 +59,20 @@ def count(values: Int32, low: int, hole_low: int, hole_high: int, out: NDArray[n
 
 
 @compiled
+def between(
+    values: Int32, low: float, high: float, hole_low: int, hole_high: int
+) -> tuple[int, int]:  # fmt: skip
+    """Return how many values outside the hole lie in ``low..high``, and how many there are."""
+    found = outside = 0
+    for i in range(values.size):
+        value = values[i]
+        free = (value < hole_low) | (value > hole_high)
+        outside += free
+        found += free & (value >= low) & (value <= high)
+    return found, outside
+
+
+@compiled
 def reach(before: Int32, after: Int32) -> tuple[int, int, int]:
     """Return the largest absolute difference of two flat arrays, and the extremes of `after`."""
     most, low, high = np.int32(0), after[0], after[0]

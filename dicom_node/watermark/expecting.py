@@ -157,14 +157,16 @@ def without_floor(display: Float32) -> Float32 | None:
     return lowered
 
 
-def brighter(display: Float32) -> tuple[Float32, Float32]:
-    """Return what a picture may have been before its dark parts were lost.
+def other_tones(display: Float32) -> tuple[Float32, Float32, Float32]:
+    """Return what a picture may have been before its tones were changed.
 
-    By a gamma of 2, and by half as much contrast again about the middle, which clips the darkest
-    sixth. Either turns hash bits over by what it takes from the dark.
+    Before a gamma of 2; before half as much contrast again about the middle, which clips the
+    darkest sixth; before a gamma of 0.5, which is near enough to an equalised histogram. Each turns
+    hash bits over by what it does to the dark.
     """
     steeper = np.where(display > 0, 0.5 + (display - 0.5) / _STEEPER, 0)
-    return np.sqrt(display, dtype=np.float32), np.asarray(steeper, np.float32)
+    darker = np.square(display, dtype=np.float32)
+    return np.sqrt(display, dtype=np.float32), np.asarray(steeper, np.float32), darker
 
 
 def nearest_first(known: Bytes, own: Bytes) -> Bytes:

@@ -10,8 +10,8 @@ then more guesses are looked for.
 A wrong word passes as ours once in 2**32 attempts: four each time that soft bits are read, with
 belief or not; one for all guesses when they are recognised, in their code words or in any word, or
 compared; five more of the deepest. Eight poses, read by D1 and by the second reader, the upright
-one also taken for a picture that was darkened in one of two ways, come to 151 attempts at most:
-less than 3.6e-8 a picture and key.
+one also taken for a picture whose tones were changed in one of three ways, come to 156 attempts at
+most: less than 3.7e-8 a picture and key.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def recognise_any(
 
 def read_weak(
     soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose,
-    known: Hashes | None = None, *, brighter: bool = True,
+    known: Hashes | None = None, *, toned: bool = True,
 ) -> Detection:  # fmt: skip
     """Return what soft bits say when they are read in every way but the deepest.
 
@@ -174,9 +174,9 @@ def read_weak(
         Display values of the picture in this pose, whose own message is tried.
     known
         Hashes of frames that are remembered as marked, ``(n, 8)``.
-    brighter
-        The picture is also taken for one that was darkened, and more is guessed: as it lies, it
-        mostly was marked.
+    toned
+        The picture is also taken for one whose tones were changed, and more is guessed: as it lies,
+        it mostly was marked.
     """
     found = read(soft, keys, pose)
     if found.decoded:
@@ -184,13 +184,13 @@ def read_weak(
     guesses = expecting.hashes(frame)
     found = recognise(soft, guesses, keys, pose)
     if not found.decoded:
-        found = recognise_any(soft, guesses if brighter else guesses[: informed.FEW], keys, pose)
+        found = recognise_any(soft, guesses if toned else guesses[: informed.FEW], keys, pose)
     if not found.decoded:
         found = read_with_belief(soft, frame, keys, pose)
     lowered = expecting.without_floor(frame) if not found.decoded else None
     if lowered is not None:
         found = recognise(soft, expecting.hashes(lowered), keys, pose)
-    for earlier in expecting.brighter(frame) if brighter and not found.decoded else ():
+    for earlier in expecting.other_tones(frame) if toned and not found.decoded else ():
         found = recognise(soft, expecting.hashes(earlier), keys, pose)
         if not found.decoded:
             found = read_with_belief(soft, earlier, keys, pose)

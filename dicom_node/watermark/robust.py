@@ -218,7 +218,7 @@ class RobustWatermark:
             soft = self.look_again(np.stack(views)) if views else ()
             looked += list(soft)
             found = _first(
-                reading.read_weak(each, view, keys, pose, known, brighter=pose is UPRIGHT)
+                reading.read_weak(each, view, keys, pose, known, toned=pose is UPRIGHT)
                 for each, view, pose in zip(soft, views, some, strict=True)
             )
             if found.decoded:

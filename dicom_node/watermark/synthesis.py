@@ -41,6 +41,7 @@ Exceptions = Flags | NDArray[np.int64]
 CARRIER_LIMIT = 1023
 CREST = 2.6
 _FLAGS = 2  # kinds of exceptions from here on are flags
+_SINGLE = 2  # kinds of strengths from here on are 0 or 1
 _HEAD = struct.Struct("<4sBHBHB")  # patterns, grid side, carrier scale, scale
 
 
@@ -72,12 +73,15 @@ class RobustRecord:
     exceptions: Exceptions
 
     def to_bytes(self) -> bytes:
-        """Serialise: header, 6-bit amplitudes, packed strengths, exceptions."""
+        """Serialise: header, 6-bit amplitudes, packed strengths, exceptions.
+
+        Strengths that are 0 or 1 take a bit each since 0.2, three before and otherwise.
+        """
         head = _HEAD.pack(
             self.model_id, len(self.strengths), *self.carrier_scale, *self.scale
         )
         amplitudes = _pack((self.amplitudes.astype(np.int16) + 32).astype(np.uint8), 6)
-        strengths = _shorter(_pack(self.strengths.reshape(-1), 3))
+        strengths = _packed_strengths(self.strengths.reshape(-1))
         exceptions = _packed_exceptions(self.exceptions)
         counts = struct.pack("<BHI", len(self.amplitudes), len(strengths), len(exceptions))
         return head + counts + amplitudes + strengths + exceptions
@@ -93,7 +97,7 @@ class RobustRecord:
             size = (count * 6 + 7) // 8
             amplitudes = _unpack(blob[at : at + size], 6, count).astype(np.int16) - 32
             at += size
-            strengths = _unpack(_longer(blob[at : at + strengths_size]), 3, side * side)
+            strengths = _unpacked_strengths(blob[at : at + strengths_size], side * side)
             at += strengths_size
             exceptions = _unpacked_exceptions(blob[at : at + exceptions_size])
         except (struct.error, zlib.error, ValueError, IndexError) as error:
@@ -257,6 +261,21 @@ def _places(source: int, target: int) -> Places:
 
 
 _MISFIT = "the record of the robust mark does not fit this frame"
+
+
+def _packed_strengths(strengths: NDArray[np.uint8]) -> bytes:
+    """Serialise strengths behind a byte that says how: 0 and 1 three bits each, 2 and 3 one."""
+    if strengths.max(initial=0) > 1:
+        return _shorter(_pack(strengths, 3))
+    packed = _shorter(_pack(strengths, 1))
+    return bytes([packed[0] + _SINGLE]) + packed[1:]
+
+
+def _unpacked_strengths(blob: bytes, count: int) -> NDArray[np.uint8]:
+    kind = blob[0]
+    if kind < _SINGLE:
+        return _unpack(_longer(blob), 3, count)
+    return _unpack(_longer(bytes([kind - _SINGLE]) + blob[1:]), 1, count)
 
 
 def _packed_exceptions(exceptions: Exceptions) -> bytes:

