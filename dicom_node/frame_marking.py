@@ -102,7 +102,7 @@ class FrameMarks:
     features: bytes
     features_signed: bool
     residual: KnownResidual | None
-    agreement: float = 0.0
+    agreement: float
 
 
 class FrameMarker:
@@ -151,9 +151,8 @@ class FrameMarker:
             if not made.message:
                 break
             spare = 0.0 if robust.any_word else _SPARE
-            if work.reads(made, robust, spare=spare) and (
-                robust.second or made.agreement >= _WELL
-            ):
+            well = robust.second or made.agreement >= _WELL
+            if well and work.reads(made, robust, spare=spare):
                 return made
             if barely is None and work.reads(made, robust):
                 barely = made

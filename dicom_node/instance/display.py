@@ -128,8 +128,7 @@ class Display:
             return None
         low, high = self._window(transform, like)
         self._seen = (index, low, high)
-        is_curve = isinstance(transform.voi, Window) and transform.voi.function == "SIGMOID"
-        if is_curve or isinstance(transform.modality, Lut):
+        if isinstance(transform.modality, Lut) or _is_curve(transform.voi):
             return None
         slope, intercept = transform.modality
         width = max(high - low, LEAST)
@@ -155,7 +154,7 @@ class Display:
         voi = transform.voi
         if isinstance(voi, Lut):
             return voi(values * slope + intercept)
-        if isinstance(voi, Window) and voi.function == "SIGMOID":
+        if isinstance(voi, Window) and _is_curve(voi):
             wide = values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
             curve: Float = 1 / (1 + np.exp(-4 * (wide - voi.center) / voi.width))
             return curve
@@ -181,7 +180,7 @@ class Display:
         voi = transform.voi
         if not isinstance(voi, Window):
             return self._ends(transform, like)
-        if voi.function == "SIGMOID" or isinstance(transform.modality, Lut):
+        if isinstance(transform.modality, Lut) or _is_curve(voi):
             return voi.ends
         share = self._grey_share(transform, voi.ends, like)
         if share >= _LEAST_GREY:
@@ -236,6 +235,10 @@ class Display:
             seen = kept if kept.size else seen
         low, high = np.percentile(seen, _PERCENTILES)
         return float(low), float(high)
+
+
+def _is_curve(voi: Lut | Window | None) -> bool:
+    return isinstance(voi, Window) and voi.function == "SIGMOID"
 
 
 def _ranked(below: NDArray[np.int64], least: int, percent: float) -> float:

@@ -218,7 +218,7 @@ class Sealing:
         if known is not None and known[0] == (number, grid):
             known[1].renew(parts)
             return known[1]
-        survey = Survey(parts, canvas.span, fine=canvas.gap.step == 1)
+        survey = Survey(parts, canvas.span, every_value=canvas.gap.step == 1)
         if self._host.size <= _REMEMBERED_PIXELS:
             self._surveyed = (number, grid), survey
         return survey

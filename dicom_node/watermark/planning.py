@@ -47,7 +47,7 @@ class Survey:
 
     Attributes
     ----------
-    fine
+    every_value
         Whether a step is one stored value, not one of the few that a frame makes use of.
     white
         ``(tiles,)`` how many white pixels may hold parameters.
@@ -55,8 +55,8 @@ class Survey:
         ``(tiles, hosts)`` values of black, and which of them never change.
     """
 
-    def __init__(self, parts: Lattices, span: Span, *, fine: bool = True) -> None:
-        self.parts, self.span, self.fine = parts, span, fine
+    def __init__(self, parts: Lattices, span: Span, *, every_value: bool) -> None:
+        self.parts, self.span, self.every_value = parts, span, every_value
         self.white = parts.free(black=False)
         self.black, self.held = parts.flat(parts.black), parts.flat(parts.fixed_black)
         self._fine = Forecast.blank(parts)
@@ -151,7 +151,7 @@ def choose(
         best[rest], chosen[rest] = its_best, its
     done = possible & np.isfinite(best)
     plan.mode[:], plan.limit[:], plan.threshold[:] = chosen.T
-    if survey.fine:
+    if survey.every_value:
         _close_up(counts[which], plan, need)
     _improve(survey, which, plan, np.flatnonzero(done), stream_bits)
     if not thorough and (possible & ~done).sum() <= _FEW * which.size:

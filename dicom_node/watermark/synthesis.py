@@ -40,8 +40,8 @@ Exceptions = Flags | NDArray[np.int64]
 
 CARRIER_LIMIT = 1023
 CREST = 2.6
-_FLAGS = 2  # kinds of exceptions from here on are flags
-_SINGLE = 2  # kinds of strengths from here on are 0 or 1
+# Kinds of exceptions from here on are flags; of strengths, 0 or 1. Odd ones are deflated.
+_FLAGS = _SINGLE = 2
 _HEAD = struct.Struct("<4sBHBHB")  # patterns, grid side, carrier scale, scale
 
 
@@ -267,31 +267,24 @@ def _packed_strengths(strengths: NDArray[np.uint8]) -> bytes:
     """Serialise strengths behind a byte that says how: 0 and 1 three bits each, 2 and 3 one."""
     if strengths.max(initial=0) > 1:
         return _shorter(_pack(strengths, 3))
-    packed = _shorter(_pack(strengths, 1))
-    return bytes([packed[0] + _SINGLE]) + packed[1:]
+    return _shorter(_pack(strengths, 1), _SINGLE)
 
 
 def _unpacked_strengths(blob: bytes, count: int) -> NDArray[np.uint8]:
-    kind = blob[0]
-    if kind < _SINGLE:
-        return _unpack(_longer(blob), 3, count)
-    return _unpack(_longer(bytes([kind - _SINGLE]) + blob[1:]), 1, count)
+    return _unpack(_longer(blob), 3 if blob[0] < _SINGLE else 1, count)
 
 
 def _packed_exceptions(exceptions: Exceptions) -> bytes:
     """Serialise exceptions behind a byte that says how: 0 and 1 positions, 2 and 3 flags."""
     if exceptions.dtype != np.bool_ or not exceptions.size:
         return _shorter(np.diff(exceptions.astype(np.int64), prepend=0).astype("<u4").tobytes())
-    packed = _shorter(np.packbits(exceptions).tobytes())
-    return bytes([packed[0] + _FLAGS]) + packed[1:]
+    return _shorter(np.packbits(exceptions).tobytes(), _FLAGS)
 
 
 def _unpacked_exceptions(blob: bytes) -> Exceptions:
-    kind = blob[0]
-    if kind < _FLAGS:
+    if blob[0] < _FLAGS:
         return np.cumsum(np.frombuffer(_longer(blob), "<u4"), dtype=np.int64)
-    packed = _longer(bytes([kind - _FLAGS]) + blob[1:])
-    return np.unpackbits(np.frombuffer(packed, np.uint8)).astype(np.bool_)
+    return np.unpackbits(np.frombuffer(_longer(blob), np.uint8)).astype(np.bool_)
 
 
 def _pack(values: NDArray[np.uint8], bits: int) -> bytes:
@@ -304,14 +297,14 @@ def _unpack(blob: bytes, bits: int, count: int) -> NDArray[np.uint8]:
     return np.packbits(np.pad(flat, ((0, 0), (8 - bits, 0))), axis=1)[:, 0]
 
 
-def _shorter(blob: bytes) -> bytes:
-    """Return `blob` behind a byte that says whether it is deflated: whichever is shorter."""
+def _shorter(blob: bytes, kind: int = 0) -> bytes:
+    """Return `blob` behind its kind, an even number; deflated behind the next, if shorter."""
     packed = zlib.compress(blob, 9, -15)
-    return b"\x01" + packed if len(packed) < len(blob) else b"\x00" + blob
+    return bytes([kind + 1]) + packed if len(packed) < len(blob) else bytes([kind]) + blob
 
 
 def _longer(blob: bytes) -> bytes:
-    if blob[:1] == b"\x01":
+    if blob[0] & 1:
         inflate = zlib.decompressobj(-15)
         plain = inflate.decompress(blob[1:], 64 << 20)
         if inflate.unconsumed_tail:
