@@ -5,8 +5,8 @@ themselves are looked for (see :mod:`fourier`). Cheap and likely geometry comes 
 like a mark is moved into place by small steps, and decoded if it then looks even more like one.
 
 Only a valid tag, or the message the frame would have, counts as found. A search decodes at most
-`MOST_DECODES` places beside the eight plain poses, each in up to 28 ways that a wrong word
-passes once in 2**32: less than 2.5e-7 false accepts a picture and key at worst, the plain poses
+`MOST_DECODES` places beside the eight plain poses, each in up to 33 ways that a wrong word
+passes once in 2**32: less than 2.9e-7 false accepts a picture and key at worst, the plain poses
 included.
 """
 
