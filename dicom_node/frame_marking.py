@@ -90,6 +90,8 @@ class FrameMarks:
         What W1 added; None where there is no W1.
     agreement
         `RobustMark.reads` of that W1.
+    sealed_as
+        Profile and tile size of W2, and whether it has the fingerprint.
     """
 
     after: StoredFrame
@@ -103,6 +105,7 @@ class FrameMarks:
     features_signed: bool
     residual: KnownResidual | None
     agreement: float
+    sealed_as: tuple[str, int, bool]
 
 
 class FrameMarker:
@@ -146,17 +149,23 @@ class FrameMarker:
         )  # fmt: skip
         work = _Work(instance, display, frame, index, record, self._keys, cover, stages)
         barely: FrameMarks | None = None
+        weak: FrameMarks | None = None
         for robust in self._robust:
             made = work.both(robust)
             if not made.message:
                 break
             spare = 0.0 if robust.any_word else _SPARE
-            well = robust.second or made.agreement >= _WELL
-            if well and work.reads(made, robust, spare=spare):
-                return made
+            # More of W1 is not worth less of W2: localisation is what it would take.
+            if weak is not None and made.sealed_as != weak.sealed_as:
+                return weak
+            if work.reads(made, robust, spare=spare):
+                if robust.second or made.agreement >= _WELL:
+                    return made
+                weak = made
+                continue
             if barely is None and work.reads(made, robust):
                 barely = made
-        return barely or (work.both(None) if made.message else made)
+        return weak or barely or (work.both(None) if made.message else made)
 
 
 @dataclass(eq=False)
@@ -352,6 +361,7 @@ class _Work:
             after, inner.mark.message.hex() if inner.mark.record is not None else "",
             sealed.header_block, self.digest, sealed.carried, self.cover, shown,
             self.record.features, bool(sealed.features), inner.residual, inner.mark.reads,
+            (sealed.profile, sealed.tile_px, bool(sealed.features)),
         )  # fmt: skip
 
     def _sealing(self, inner: _Inner) -> Sealing:

