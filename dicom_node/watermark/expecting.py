@@ -39,6 +39,8 @@ HASH_BITS = perceptual.BITS
 _TYPICAL, _SUREST = 3.0, 4.5  # log-likelihood ratios of a hash bit: median, and largest
 _FLOOR_PX, _FLOOR_PERCENT, _LEAST_FLOOR = 9, 2, 0.008
 _STEEPER = 1.5  # contrast
+_BLACK, _FALLS_OFF_PX = 1 / 256, 3.0
+_POWERS = 2, 6  # the sixth: most pictures are dark, so that equalising them raises nearly all
 # Of each side of the median, the bits nearest to it that are exchanged: so many, so many at once.
 _EXCHANGED = ((1, 32), (2, 14), (3, 9), (4, 7))
 _EXCHANGED_OF_MANY = ((1, 32), (2, 22), (3, 13), (4, 9))
@@ -157,16 +159,20 @@ def without_floor(display: Float32) -> Float32 | None:
     return lowered
 
 
-def other_tones(display: Float32) -> tuple[Float32, Float32, Float32]:
+def other_tones(display: Float32) -> tuple[Float32, ...]:
     """Return what a picture may have been before its tones were changed.
 
     Before a gamma of 2; before half as much contrast again about the middle, which clips the
-    darkest sixth; before a gamma of 0.5, which is near enough to an equalised histogram. Each turns
-    hash bits over by what it does to the dark.
+    darkest sixth; before a gamma of 0.5; before its histogram was equalised. Each turns hash bits
+    over by what it does to the dark. What was clipped was black, or darker the farther from what
+    was not.
     """
-    steeper = np.where(display > 0, 0.5 + (display - 0.5) / _STEEPER, 0)
-    darker = np.square(display, dtype=np.float32)
-    return np.sqrt(display, dtype=np.float32), np.asarray(steeper, np.float32), darker
+    lifted = 0.5 + (display - 0.5) / _STEEPER
+    black = (display < _BLACK).astype(np.uint8)
+    falls_off = np.exp(-cv2.distanceTransform(black, cv2.DIST_L2, 3) / _FALLS_OFF_PX)
+    steeper = (np.where(display > 0, lifted, 0), falls_off * lifted)
+    before = np.sqrt(display), *steeper, *(display**each for each in _POWERS)
+    return tuple(np.asarray(each, np.float32) for each in before)
 
 
 def nearest_first(known: Bytes, own: Bytes) -> Bytes:

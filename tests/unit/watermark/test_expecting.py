@@ -60,14 +60,35 @@ def test_the_hash_a_frame_had_is_among_the_guesses_after_strong_noise(
 def test_what_had_its_tones_changed_is_guessed_as_it_was_before(frames: list[np.ndarray]) -> None:
     for frame in frames:
         steeper = np.clip(0.5 + 1.5 * (frame - 0.5), 0, 1)
-        brighter, _, _ = expecting.other_tones(np.square(frame))
-        _, contrast, _ = expecting.other_tones(steeper.astype(np.float32))
-        _, _, darker = expecting.other_tones(np.sqrt(frame))
+        brighter, *_ = expecting.other_tones(np.square(frame))
+        _, flat, falling, *_ = expecting.other_tones(steeper.astype(np.float32))
+        *_, darker, _ = expecting.other_tones(np.sqrt(frame))
         assert perceptual.perceptual_hash(brighter) == perceptual.perceptual_hash(frame)
         assert perceptual.perceptual_hash(darker) == perceptual.perceptual_hash(frame)
         kept = (steeper > 0) & (steeper < 1)
-        np.testing.assert_allclose(contrast[kept], frame[kept], atol=1e-6)
-        assert not contrast[steeper == 0].any()
+        np.testing.assert_allclose(flat[kept], frame[kept], atol=1e-6)
+        assert not flat[steeper == 0].any()
+        kept &= steeper >= 1 / 256
+        np.testing.assert_allclose(falling[kept], frame[kept], atol=1e-6)
+        clipped = falling[steeper == 0]
+        assert (clipped < 1 / 6 + 1e-6).all()
+        assert not clipped.size or clipped.max() > 1.5 * clipped.min()
+
+
+def test_an_equalised_dark_picture_is_guessed_by_darkening_it_much(
+    frames: list[np.ndarray],
+) -> None:
+    plain = darkened = 0
+    for frame in frames:
+        equalised = cv2.equalizeHist(np.rint(frame * 255).astype(np.uint8)) / np.float32(255)
+        hashed = np.frombuffer(perceptual.perceptual_hash(equalised**5), np.uint8)
+        *_, before = expecting.other_tones(equalised)
+        wrong = [
+            int(np.unpackbits(expecting.hashes(each)[0] ^ hashed).sum())
+            for each in (equalised, before)
+        ]
+        plain, darkened = plain + wrong[0], darkened + wrong[1]
+    assert darkened < plain / 2
 
 
 def test_a_mark_too_weak_to_be_decoded_is_recognised(frames: list[np.ndarray]) -> None:
