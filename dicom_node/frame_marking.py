@@ -36,7 +36,7 @@ from dicom_node.planes import (
 )
 from dicom_node.watermark import assured, expecting, fingerprint, integrity, quality
 from dicom_node.watermark.integrity import FrameRecord, KnownDigest, Sealing
-from dicom_node.watermark.robust import RobustMark, RobustWatermark
+from dicom_node.watermark.robust import FOLDS, SMALL_PX, RobustMark, RobustWatermark
 
 WORST_DB = 41.0  # PSNR in the display window that both marks together leave every frame
 # Kept free for what W2 takes more the next time: its bits are others then.
@@ -126,6 +126,7 @@ class FrameMarker:
             RobustWatermark(engine, "robust", second=True),
             RobustWatermark(engine, "robust", second=True, any_word=True),
         )
+        self._folded = RobustWatermark(engine, "robust", second=True, folds=FOLDS)
 
     def mark(
         self, instance: Instance, display: Display, frame: StoredFrame, index: int,
@@ -150,9 +151,12 @@ class FrameMarker:
         work = _Work(instance, display, frame, index, record, self._keys, cover, stages)
         barely: FrameMarks | None = None
         weak: FrameMarks | None = None
-        for robust in self._robust:
+        small = max(instance.rows, instance.columns) <= SMALL_PX
+        for robust in (self._folded, *self._robust) if small else self._robust:
             made = work.both(robust)
             if not made.message:
+                if robust is self._folded:
+                    continue
                 break
             spare = 0.0 if robust.any_word else _SPARE
             # More of W1 is not worth less of W2: localisation is what it would take.
@@ -291,7 +295,7 @@ class _Work:
         with timed(self.stages, "readback"):
             shown = np.rint(made.shown * 255) * np.float32(1 / 255)
             message, keys = bytes.fromhex(made.message), self.keys
-            soft = robust.engine.decode(robust.resample(shown)[None, None])[0]
+            soft = robust.look(shown, robust.folds)[0]
             if assured.must_be_read(soft, message, keys):
                 return True
             picture = robust.resample(shown, robust.second_side)
@@ -299,7 +303,7 @@ class _Work:
             of_d1 = spare + assured.SPARE_OF_D1
             if assured.must_be_recognised(soft, message, keys, rank, spare=of_d1):
                 return True
-            soft = robust.look_again(picture[None])[0]
+            soft = robust.look_closely(shown, robust.folds)[0]
             if assured.must_be_read(soft, message, keys):
                 return True
             if assured.must_be_recognised(soft, message, keys, rank, spare=spare):

@@ -195,20 +195,19 @@ class _Bench:
         )  # fmt: skip
 
     def _readings(self, exported: Picture, message: str) -> Iterator[tuple[str, Reading]]:
-        word = None
+        word, folds = None, 1
         if message:
-            shown = self._robust.resample(display_values(exported), self._robust.second_side)
-            plain = self._robust.look_again(shown[None])[0]
-            word = reading.nearest_word(bytes.fromhex(message), self._keys, plain)
+            coded, shown = bytes.fromhex(message), display_values(exported)
+            folds = self._robust.folds_in(shown, reading.code_word(coded, self._keys))
+            plain = self._robust.look_closely(shown, folds)[0]
+            word = reading.nearest_word(coded, self._keys, plain)
         for attack in ATTACKS:
             picture = attack.apply(exported, attack.rng())
             if word is None:
                 yield attack.name, Reading(False, None)
                 continue
-            small = self._robust.resample(
-                display_values(attack.upright(picture, exported.shape, attack.rng()))
-            )
-            soft = self._engine.decode(small[None, None])[0]
+            upright = attack.upright(picture, exported.shape, attack.rng())
+            soft = self._robust.look(display_values(upright), folds)[0]
             accuracy = float(np.mean((soft > 0) == (word > 0)))
             found = self._read(picture, self._keys)
             yield attack.name, Reading(found.decoded and found.message.hex() == message, accuracy)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dicom_node.inference.base import AMPLITUDE, Float32, RobustEngine
 from dicom_node.inference.correlator import superpose
 from dicom_node.watermark import synthesis
-from dicom_node.watermark.covers import Choice, Cover, Look, budget_rms, resample
+from dicom_node.watermark.covers import Choice, Cover, Look, budget_rms
 from dicom_node.watermark.residual import visible
 from dicom_node.watermark.synthesis import Int32
 
@@ -41,6 +41,9 @@ CREST, FLAT, FLATTEST = 1.6, 0.8, 0.6
 SAFE, UNSAFE = (0.2, 0.78), 0.3
 SECOND_SOFTNESS = 2.2
 ALONG = 1.25  # how far along the word, in standard deviations of what the cover adds across it
+# Of folded carriers: along the word, crest, and how far their patterns are taken apart.
+ALONG_FOLDED, CREST_FOLDED, APART = 2.0, 2.2, 0.6
+SMALL_JPEG = 70  # what a small frame is marked for beside an export as it is
 BARELY, LEAST_SHARE = (0.02, 0.98), 0.5
 GREY, LEAST_GREY_PX = (0.1, 0.92), 200  # neither black nor white: it tells how smooth a frame is
 
@@ -52,15 +55,17 @@ class Chooser:
     ----------
     second
         As `robust.RobustWatermark` takes it.
+    look
+        What will read the mark.
     any_word
-        What will read the mark in whichever word; None: E1 chooses, through D1, for the code word.
+        In whichever word.
     """
 
     def __init__(
-        self, engine: RobustEngine, *, second: bool, any_word: Look | None = None
+        self, engine: RobustEngine, *, look: Look, second: bool, any_word: bool = False
     ) -> None:
-        self._engine, self._second, self._any_word = engine, second, any_word is not None
-        self._look = any_word or Look(engine.side, lambda seen: engine.decode(seen[:, None]))
+        self._engine, self._second, self._look, self._any_word = engine, second, look, any_word
+        self._folds = look.folds
 
     def cover(
         self, host: Int32, display: Float32, small: Float32, step: float, low: int, high: int,
@@ -78,9 +83,12 @@ class Chooser:
         room, side = int(EDGE_GREY_LEVELS * abs(step)) + 1, self._look.side
         stored = host if host.ndim == 2 else np.ascontiguousarray(host[..., 1])
         rows, columns = (BLUR_SIGMA_PX * side / n for n in display.shape)
-        seen = small if side == self._engine.side else resample(display, side)
+        plain = side == self._engine.side and self._folds == 1
+        seen = small if plain else self._look.at(display)
         cover = Cover(small, seen, display, stored, step, low + room, high - room, word, word, word,
                       (columns, rows))  # fmt: skip
+        if self._folds > 1:
+            return self._small(cover)
         cover = replace(cover, soft=self._soft(seen, cover))
         if nearest is None:
             return cover
@@ -88,6 +96,16 @@ class Chooser:
         aim = sum(each / (np.linalg.norm(each) + 1e-9) for each in (cover.soft, sharp)) * word
         better = nearest(aim)
         return replace(cover, word=better, soft=cover.soft * word * better, aim=aim * better)
+
+    def _small(self, cover: Cover) -> Cover:
+        """Return the cover of a small frame, which is looked at as it is and after JPEG."""
+        sharp = self.as_it_is(cover)
+        grey = np.rint(cover.display * 255).astype(np.uint8)
+        code = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, SMALL_JPEG])[1]
+        coded = np.asarray(cv2.imdecode(code, cv2.IMREAD_GRAYSCALE), np.float32)
+        both = sharp.soft, self._soft(self._look.at(coded * np.float32(1 / 255)), sharp)
+        aim = sum(each / (np.linalg.norm(each) + 1e-9) for each in both)
+        return replace(sharp, aim=np.asarray(aim, np.float32))
 
     def as_it_is(self, cover: Cover) -> Cover:
         """Return a cover that is looked at without a blur."""
@@ -105,10 +123,12 @@ class Chooser:
     def choose(self, cover: Cover, psnr_db: float, largest: int | None) -> Choice | None:
         """Return what E1 chooses for a budget; None where it finds no room."""
         bound = largest is not None
-        levels, grid = self._straight(cover) if self._any_word else self._encoded(cover, psnr_db)
+        straight = self._any_word or self._folds > 1
+        levels, grid = self._straight(cover) if straight else self._encoded(cover, psnr_db)
         if cover.step < 0:
             levels = (-levels).astype(np.int8)
         carrier = superpose(levels.astype(np.int32), self._engine.patterns)
+        carrier = synthesis.folded(carrier, self._folds)
         crest, level = self.limits(bound=bound)
         grid = np.minimum(midtones(grid, cover.small), level)
         if bound and self._any_word:
@@ -120,7 +140,7 @@ class Chooser:
         if not grid.any() or size == 0.0:
             return None
         share = float(np.mean(grid > 0))
-        shown = resample(seen, self._look.side) * np.float32(np.sign(cover.step) / size)
+        shown = self._look.at(seen) * np.float32(np.sign(cover.step) / size)
         tried = np.float32(budget_rms(psnr_db, share))
         soft = self._soft(np.clip(cover.seen + tried * shown, 0, 1), cover)
         gain = (soft - cover.soft) / tried
@@ -144,9 +164,13 @@ class Chooser:
 
         Where strength is short, the way to the most agreement leads along the word and against what
         the cover adds across it, in equal measure or so: bits that are right already are let go.
+        Folded patterns are no longer orthogonal: what one does to the others is taken off.
         """
         aim = cover.aim - cover.aim.mean()
-        amplitudes = cover.word * (ALONG * np.sqrt(np.mean(aim**2)) - aim)
+        along = ALONG if self._folds == 1 else ALONG_FOLDED
+        amplitudes = cover.word * (along * np.sqrt(np.mean(aim**2)) - aim)
+        if self._folds > 1:
+            amplitudes = _apart(self._engine.patterns, self._folds) @ amplitudes
         levels = np.rint(amplitudes * (AMPLITUDE / np.abs(amplitudes).max()))
         grid = self._engine.strengths(cover.small[None, None])[0]
         return levels.astype(np.int8), np.clip(grid, 0, 7).astype(np.uint8)
@@ -154,7 +178,7 @@ class Chooser:
     def limits(self, *, bound: bool) -> tuple[float, int]:
         """Return where the carrier is cut, in its standard deviations, and the largest strength."""
         if not bound:
-            return CREST, 7
+            return (CREST if self._folds == 1 else CREST_FOLDED), 7
         return (FLATTEST if self._second else FLAT), 1
 
     def least_enough(
@@ -197,6 +221,24 @@ def _agreement(soft: Float32) -> Float32:
     """Return the cosine between soft bits times the code word, ``(..., 160)``, and all ones."""
     agreement: Float32 = soft.mean(axis=-1) / np.sqrt(np.mean(soft**2, axis=-1) + 1e-9)
     return agreement
+
+
+@lru_cache(maxsize=4)
+def _apart_of(patterns: bytes, count: int, folds: int) -> Float32:
+    each = np.frombuffer(patterns, np.int8).reshape(count, -1).astype(np.int32)
+    small = np.stack([synthesis.folded(pattern, folds) for pattern in each]).astype(np.float64)
+    alike = small @ small.T
+    alike /= np.mean(np.diag(alike))
+    inverse: Float32 = np.linalg.inv(alike + APART * np.eye(count)).astype(np.float32)
+    return inverse
+
+
+def _apart(patterns: NDArray[np.int8], folds: int) -> Float32:
+    """Return what makes amplitudes of folded patterns of the bits wanted, ``(K, K)``.
+
+    Least squares, with as much restraint as a frame's own texture asks for.
+    """
+    return _apart_of(patterns.tobytes(), len(patterns), folds)
 
 
 def midtones(grid: NDArray[np.uint8], small: Float32) -> NDArray[np.uint8]:

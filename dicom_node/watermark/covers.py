@@ -33,6 +33,18 @@ def resample(display: Float32, side: int) -> Float32:
     return np.asarray(small, np.float32)
 
 
+def unfolded(small: Float32, side: int) -> Float32:
+    """Return a picture and its mirror images to the right and below, ``(side, side)``.
+
+    Parameters
+    ----------
+    small
+        ``(n, n)``, half of `side` or more.
+    """
+    beyond = side - len(small)
+    return np.asarray(np.pad(small, ((0, beyond), (0, beyond)), mode="symmetric"), np.float32)
+
+
 @dataclass(frozen=True)
 class Cover:
     """A frame about to be marked, and how its own texture reads.
@@ -103,7 +115,17 @@ class Choice:
 
 
 class Look(NamedTuple):
-    """What a mark is looked at through: side of the pictures, soft bits of ``(n, side, side)``."""
+    """What a mark is looked at through: side of the pictures, soft bits of ``(n, side, side)``.
+
+    With `folds` a picture is seen at ``side / folds``, beside its mirror images.
+    """
 
     side: int
     soft_bits: Callable[[Float32], Float32]
+    folds: int = 1
+
+    def at(self, display: Float32) -> Float32:
+        """Return a picture as it is looked at, ``(side, side)``."""
+        if self.folds == 1:
+            return resample(display, self.side)
+        return unfolded(resample(display, self.side // self.folds), self.side)

@@ -20,7 +20,7 @@ from dicom_node.inference.base import Float32, Int8, RobustEngine
 from dicom_node.inference.reader import WeakReader, open_reader
 from dicom_node.watermark import informed, perceptual, reading, synthesis
 from dicom_node.watermark.choosing import HARDLY, Chooser
-from dicom_node.watermark.covers import Look, resample
+from dicom_node.watermark.covers import Look, resample, unfolded
 from dicom_node.watermark.reading import (
     DIHEDRAL,
     UPRIGHT,
@@ -41,6 +41,10 @@ __all__ = [
 # that reads back with a margin is taken.
 PROFILES = {"diagnostic": (47.5, 41.3), "robust": (42.5, 41.2)}
 MIN_SIDE_PX = 48  # a smaller frame has too few samples for 160 bits
+# Frames up to SMALL_PX have a folded carrier; pictures up to SMALL_ENLARGED_PX may show one, and up
+# to TURNED_PX it is looked for in all poses.
+FOLDS, SMALL_PX, TURNED_PX, SMALL_ENLARGED_PX = 2, 96, 192, 256
+_SMALL_DB = (41.3, 41.05)  # such a frame takes all there is
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,9 @@ class RobustWatermark:
     any_word
         The word is put in that the frame is nearest to (:mod:`informed`): a mark that is
         recognised, not decoded.
+    folds
+        2: the carrier is folded (`synthesis.folded`), for frames up to `SMALL_PX`: at 128 x 128
+        most of it lies above what their samples can hold.
 
     Attributes
     ----------
@@ -85,11 +92,11 @@ class RobustWatermark:
 
     def __init__(
         self, engine: RobustEngine, profile: str = "diagnostic", *, second: bool = False,
-        any_word: bool = False,
+        any_word: bool = False, folds: int = 1,
     ) -> None:  # fmt: skip
-        self.second, self.any_word = second, any_word
+        self.second, self.any_word, self.folds = second, any_word, folds
         self.engine = engine
-        self.most_db, self._least_db = PROFILES[profile]
+        self.most_db, self._least_db = PROFILES[profile] if folds == 1 else _SMALL_DB
 
     def embed(
         self, host: Int32, display: Float32, *, step: float, low: int, high: int,
@@ -131,7 +138,7 @@ class RobustWatermark:
         if chosen is None:
             return RobustMark(host, message, None, "the frame is flat or saturated throughout")
         rms, reads = chooser.least_enough(cover, chosen, self.most_db, worst_db, largest)
-        if reads < HARDLY:
+        if reads < HARDLY and cover.blur is not None:
             # No strength survives a blur: all there is goes into reading as it is.
             cover = chooser.as_it_is(cover)
             chosen = chooser.choose(cover, worst_db, largest) or chosen
@@ -140,7 +147,7 @@ class RobustWatermark:
         delta = synthesis.scale(chosen.shape, *scale)
         marked, exceptions = synthesis.apply(host, delta, low, high, padding)
         record = RobustRecord(self.engine.model_id, chosen.amplitudes, chosen.strengths,
-                              chosen.carrier_scale, scale, exceptions)  # fmt: skip
+                              chosen.carrier_scale, scale, exceptions, self.folds)  # fmt: skip
         return RobustMark(marked, message, record, mse=rms**2, reads=reads, delta=delta)
 
     def remove(
@@ -173,24 +180,54 @@ class RobustWatermark:
             Hashes of frames remembered as marked, ``(n, 8)``, for pictures that have changed too
             much to tell their own.
         """
-        small = self.resample(display)
-        soft = self.engine.decode(small[None, None])
-        found = reading.read(soft[0], keys, UPRIGHT)
-        if found.decoded:
-            return found
-        if dihedral:
-            views = np.stack([pose.upright(small) for pose in DIHEDRAL])
-            soft = self.engine.decode(views[:, None])
-            found = _first(reading.read(*each) for each in zip(soft, repeat(keys), DIHEDRAL))
-        if found.decoded or not weak:
-            return found
-        poses = (UPRIGHT, *DIHEDRAL) if dihedral else (UPRIGHT,)
-        return self._detect_weak(self.resample(display, self.second_side), poses, keys, known)
+        poses, found = (UPRIGHT, *DIHEDRAL) if dihedral else (UPRIGHT,), Detection(False)
+        for folds in folds_of(display):
+            some = poses if folds == 1 or max(display.shape) <= TURNED_PX else poses[:1]
+            found = self._detect(display, some, keys, folds)
+            if not found.decoded and weak:
+                found = self._detect_weak(display, some, keys, known, folds)
+            if found.decoded:
+                break
+        return found
+
+    def look(
+        self, display: Float32, folds: int = 1, poses: Sequence[Pose] = (UPRIGHT,)
+    ) -> Float32:
+        """Return the soft bits of D1 in each pose, ``(poses, code_bits)``.
+
+        Parameters
+        ----------
+        folds
+            2: of the picture beside its mirror images, as a small frame is marked.
+        """
+        views = _views(display, self.engine.side, folds, poses)
+        soft: Float32 = self.engine.decode(views[:, None])
+        return soft
+
+    def look_closely(
+        self, display: Float32, folds: int = 1, poses: Sequence[Pose] = (UPRIGHT,)
+    ) -> Float32:
+        """Return the soft bits of R2, folded with half of D1's; the rest as `look` takes it.
+
+        R2 was not trained on mirror images: there D1 sees almost as much, and errs elsewhere.
+        """
+        again = self.look_again(_views(display, self.second_side, folds, poses))
+        if folds == 1:
+            return again
+        return _normed(again) + _normed(self.look(display, folds, poses)) * np.float32(0.5)
+
+    def folds_in(self, display: Float32, word: Float32) -> int:
+        """Return how the carrier in a picture is folded, by where `word` shows more."""
+        tried = folds_of(display)
+        looks = np.concatenate([self.look(display, folds) for folds in tried])
+        return tried[int(np.argmax(_normed(looks) @ word))]
 
     @cached_property
     def _chooser(self) -> Chooser:
-        reader = Look(self.second_side, self.look_again) if self.any_word else None
-        return Chooser(self.engine, second=self.second, any_word=reader)
+        look = Look(self.engine.side, lambda seen: self.engine.decode(seen[:, None]), self.folds)
+        if self.any_word:
+            look = Look(self.second_side, self.look_again)
+        return Chooser(self.engine, second=self.second, look=look, any_word=self.any_word)
 
     @cached_property
     def _reader(self) -> WeakReader | None:
@@ -207,19 +244,34 @@ class RobustWatermark:
             return self.engine.decode(pictures[:, None])
         return self.engine.soft_bits(self._reader.whiten(pictures[:, None]))
 
-    def _detect_weak(
-        self, picture: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey],
-        known: Hashes | None,
-    ) -> Detection:  # fmt: skip
-        """Read what `detect` could not, in every way there is; most lie as they were marked."""
-        looked: list[Float32] = []
+    def _detect(
+        self, display: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey], folds: int
+    ) -> Detection:
+        """Read what D1 sees; most pictures lie as they were marked."""
         for some in (poses[:1], poses[1:]):
-            views = [pose.upright(picture) for pose in some]
-            soft = self.look_again(np.stack(views)) if views else ()
-            looked += list(soft)
+            soft = self.look(display, folds, some) if some else ()
+            found = _first(reading.read(*each) for each in zip(soft, repeat(keys), some))
+            if found.decoded:
+                break
+        return found
+
+    def _detect_weak(
+        self, display: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey],
+        known: Hashes | None, folds: int,
+    ) -> Detection:  # fmt: skip
+        """Read what `_detect` could not, in every way there is."""
+        picture, looked = self.resample(display, self.second_side), list[Float32]()
+        ways = [(self.look_closely, poses[:1]), (self.look_closely, poses[1:])]
+        if folds > 1:  # chosen through D1, which sees all of a small picture
+            ways.insert(0, (self.look, poses[:1]))
+        for look, some in ways:
+            soft = look(display, folds, some) if some else ()
+            looked += list(soft) if look == self.look_closely else []
             found = _first(
-                reading.read_weak(each, view, keys, pose, known, toned=pose is UPRIGHT)
-                for each, view, pose in zip(soft, views, some, strict=True)
+                reading.read_weak(
+                    each, pose.upright(picture), keys, pose, known, toned=pose is UPRIGHT
+                )
+                for each, pose in zip(soft, some, strict=True)
             )
             if found.decoded:
                 return found
@@ -245,9 +297,27 @@ def remove(
     return synthesis.remove(marked, delta, low, high, padding, record.exceptions)
 
 
+def folds_of(display: Float32) -> tuple[int, ...]:
+    """Return how the carrier of a picture may be folded, the likeliest first."""
+    if max(display.shape) <= SMALL_PX:
+        return (FOLDS, 1)
+    return (1, FOLDS) if min(display.shape) <= SMALL_ENLARGED_PX else (1,)
+
+
+def _views(display: Float32, side: int, folds: int, poses: Sequence[Pose]) -> Float32:
+    """Return a picture in each pose, and its mirror images with it, ``(poses, side, side)``."""
+    small = resample(display, side // folds)
+    return np.stack([unfolded(pose.upright(small), side) for pose in poses])
+
+
 def _first(found: Iterable[Detection]) -> Detection:
     """Return the first that decoded, else one that did not."""
     return next((each for each in found if each.decoded), Detection(False))
+
+
+def _normed(soft: Float32) -> Float32:
+    normed: Float32 = soft / (np.linalg.norm(soft, axis=1, keepdims=True) + 1e-9)
+    return normed
 
 
 def _evenness(soft: Float32) -> Float32:

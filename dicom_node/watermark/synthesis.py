@@ -4,6 +4,7 @@ E1 chooses K amplitudes, a 16 x 16 grid of strengths and one gain. Everything af
 integer arithmetic, so the node that takes the mark off needs no network and no luck.
 
     carrier  c = clip(round(sum_k amplitude_k P_k * carrier_scale), -1023..1023)      n x n
+             (folded: of each sum and those that mirror it, the sum)
     delta    = round(up(c) * up(g) * scale)                                 rows x columns
 
 A sample is marked where it lies more than |delta| inside the stored range; saturated samples
@@ -42,7 +43,8 @@ CARRIER_LIMIT = 1023
 CREST = 2.6
 # Kinds of exceptions from here on are flags; of strengths, 0 or 1. Odd ones are deflated.
 _FLAGS = _SINGLE = 2
-_HEAD = struct.Struct("<4sBHBHB")  # patterns, grid side, carrier scale, scale
+_HEAD = struct.Struct("<4sBHBHB")  # patterns, grid side and folds, carrier scale, scale
+_SIDE_BITS = 5  # of the grid's side; above them the folds, less one: none before 0.2
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class RobustRecord:
         What the inverse rule alone would get wrong. One flag for each doubtful pixel of the marked
         frame, set where it was not changed; empty where no pixel is an exception. Records written
         before 0.2 have flat positions of the unchanged ones instead (int64).
+    folds
+        Of the carrier, see `folded`.
     """
 
     model_id: bytes
@@ -71,15 +75,15 @@ class RobustRecord:
     carrier_scale: tuple[int, int]
     scale: tuple[int, int]
     exceptions: Exceptions
+    folds: int = 1
 
     def to_bytes(self) -> bytes:
         """Serialise: header, 6-bit amplitudes, packed strengths, exceptions.
 
         Strengths that are 0 or 1 take a bit each since 0.2, three before and otherwise.
         """
-        head = _HEAD.pack(
-            self.model_id, len(self.strengths), *self.carrier_scale, *self.scale
-        )
+        side = len(self.strengths) | self.folds - 1 << _SIDE_BITS
+        head = _HEAD.pack(self.model_id, side, *self.carrier_scale, *self.scale)
         amplitudes = _pack((self.amplitudes.astype(np.int16) + 32).astype(np.uint8), 6)
         strengths = _packed_strengths(self.strengths.reshape(-1))
         exceptions = _packed_exceptions(self.exceptions)
@@ -92,6 +96,7 @@ class RobustRecord:
         try:
             model_id, side, *factors = _HEAD.unpack_from(blob)
             gain, shift, carrier_gain, carrier_shift = factors[2], factors[3], *factors[:2]
+            folds, side = (side >> _SIDE_BITS) + 1, side & (1 << _SIDE_BITS) - 1
             count, strengths_size, exceptions_size = struct.unpack_from("<BHI", blob, _HEAD.size)
             at = _HEAD.size + 7
             size = (count * 6 + 7) // 8
@@ -103,7 +108,24 @@ class RobustRecord:
         except (struct.error, zlib.error, ValueError, IndexError) as error:
             raise WatermarkError(f"the record of the robust mark is damaged: {error}") from error
         return cls(model_id, amplitudes.astype(np.int8), strengths.reshape(side, side),
-                   (carrier_gain, carrier_shift), (gain, shift), exceptions)  # fmt: skip
+                   (carrier_gain, carrier_shift), (gain, shift), exceptions, folds)  # fmt: skip
+
+
+def folded(carrier: Int32, folds: int) -> Int32:
+    """Return what a picture beside its mirror images has to carry for them to carry the carrier.
+
+    Every sample is the sum of those that mirror it: ``(n / folds) ** 2`` of ``n * n``, flat.
+    """
+    if folds == 1:
+        return carrier
+    side = math.isqrt(carrier.size)
+    small = side // folds
+    places = np.pad(
+        np.arange(small * small).reshape(small, small), (0, side - small), mode="symmetric"
+    )
+    sums = np.zeros(small * small, np.int32)
+    np.add.at(sums, places.reshape(-1), carrier)
+    return sums
 
 
 def carrier_scale(carrier: Int32, crest: float = CREST) -> tuple[int, int]:
@@ -130,7 +152,7 @@ def residual_shape(
 
 def delta_of(record: RobustRecord, patterns: Int8, rows: int, columns: int) -> Int32:
     """Return the residual in stored values, ``(rows, columns)``."""
-    carrier = superpose(record.amplitudes.astype(np.int32), patterns)
+    carrier = folded(superpose(record.amplitudes.astype(np.int32), patterns), record.folds)
     shape = residual_shape(carrier, record.strengths, record.carrier_scale, rows, columns)
     return scale(shape, *record.scale)
 

@@ -19,7 +19,7 @@ from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import open_instance
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.watermark import quality
-from dicom_node.watermark.robust import Detection, RobustWatermark
+from dicom_node.watermark.robust import FOLDS, Detection, RobustWatermark
 
 NARROW = "ct_enhanced/pydicom-data__eCT_Supplemental.dcm"  # a window of 102 values
 BLACK_AND_WHITE = (
@@ -114,6 +114,33 @@ def test_a_small_frame_keeps_w1_and_w2_gets_by_with_a_digest(
     assert marked.made.header_block
     assert marked.read(marked.exported).message.hex() == marked.made.message
     assert quality.psnr_db(marked.made.cover, marked.made.shown) >= WORST_DB
+
+
+def test_a_small_frame_is_read_at_other_sizes_and_after_jpeg(
+    shared: Path, engine: RobustEngine, ring: KeyRing
+) -> None:
+    """Its carrier is folded: at 0.75 of its size the patterns as they are were gone."""
+    marked = Marked(shared / "dicom" / SMALL, 0, engine, ring)
+    residual = marked.made.residual
+    assert residual is not None
+    assert residual.record.folds == FOLDS
+    shrunk, enlarged = (
+        cv2.resize(marked.exported, None, fx=each, fy=each, interpolation=how)
+        for each, how in ((0.75, cv2.INTER_AREA), (4, cv2.INTER_CUBIC))
+    )
+    noise = np.random.default_rng(0).normal(0, 255 * 0.001**0.5, marked.exported.shape)
+    noisy = np.clip(np.rint(marked.exported + noise), 0, 255).astype(np.uint8)
+    for picture in (
+        marked.exported, shrunk, enlarged, noisy, _jpeg(marked.exported, 80),
+        np.rot90(marked.exported), np.fliplr(marked.exported),
+    ):  # fmt: skip
+        found = marked.read(np.ascontiguousarray(picture))
+        assert found.message.hex() == marked.made.message
+    back = RobustWatermark(engine).remove(
+        marked.made.after.values, residual.record, low=-(1 << 15), high=(1 << 15) - 1, padding=None
+    )
+    # W2 alone is left: a digest in lowest bits.
+    assert np.abs(back - marked.before).max() <= 1
 
 
 def test_a_slice_that_is_black_in_its_window_is_marked_where_it_can_be_seen(

@@ -19,7 +19,6 @@ from dicom_node.watermark import quality, reading, robust, synchronise
 Float32 = NDArray[np.float32]
 Found = Literal["", "upright", "pose", "search"]
 
-_BATCH = 16
 _UPRIGHT = robust.Pose()
 
 
@@ -104,7 +103,7 @@ class Strangers:
 
 @dataclass(frozen=True)
 class _Look:
-    """Soft bits of D1 and R2, ``(code_bits,)``, and the picture that R2 saw, ``(side, side)``."""
+    """Soft bits of D1 and R2, ``(code_bits,)``, and the picture, ``(side, side)``."""
 
     soft: Float32
     again: Float32
@@ -118,7 +117,7 @@ class _Look:
 
 
 class Reader:
-    """Reads attacked pictures with one engine; D1 runs on batches.
+    """Reads attacked pictures with one engine.
 
     Parameters
     ----------
@@ -148,15 +147,17 @@ class Reader:
         before
             The plain export.
         """
-        word = None
+        word, folds = None, 1
         if message:
-            plain = self._looks([before])[0].again
-            word = reading.nearest_word(bytes.fromhex(message), self._keys, plain)
-        upright = self._looks([item.upright for item in items])
-        lying = [i for i, item in enumerate(items) if item.picture is not item.upright]
-        looks = list(upright)
-        for i, look in zip(lying, self._looks([items[i].picture for i in lying]), strict=True):
-            looks[i] = look
+            coded, shown = bytes.fromhex(message), display_values(before)
+            folds = self.robust.folds_in(shown, reading.code_word(coded, self._keys))
+            plain = self.robust.look_closely(shown, folds)[0]
+            word = reading.nearest_word(coded, self._keys, plain)
+        upright = [self._look(item.upright, folds) for item in items]
+        looks = [
+            known if item.picture is item.upright else self._look(item.picture, folds)
+            for item, known in zip(items, upright, strict=True)
+        ]
         readings = []
         for item, known, blind in zip(items, upright, looks, strict=True):
             self._count(self._foreign(blind), "wrong_key", len(self._strangers))
@@ -175,7 +176,8 @@ class Reader:
 
     def read_unmarked(self, pictures: Sequence[Picture]) -> None:
         """Read pictures that carry no mark, with our key and the others."""
-        for look in self._looks(pictures):
+        for picture in pictures:
+            look = self._look(picture, robust.folds_of(display_values(picture))[0])
             self._count(self._ours(look) is not None, "unmarked", 1)
             self._count(self._foreign(look), "unmarked", len(self._strangers))
 
@@ -219,17 +221,13 @@ class Reader:
             display_values(picture), self._engine, [self._keys], budget_s=self._search_s
         )
 
-    def _looks(self, pictures: Sequence[Picture]) -> list[_Look]:
-        """Return what both networks see in pictures of any size."""
-        looks = []
-        for at in range(0, len(pictures), _BATCH):
-            shown = [display_values(picture) for picture in pictures[at : at + _BATCH]]
-            some = np.stack([self.robust.resample(each) for each in shown])
-            side = self.robust.second_side
-            more = np.stack([self.robust.resample(each, side) for each in shown])
-            both = self._engine.decode(some[:, None]), self.robust.look_again(more)
-            looks += [_Look(*each) for each in zip(*both, more, strict=True)]
-        return looks
+    def _look(self, picture: Picture, folds: int = 1) -> _Look:
+        """Return what both networks see in a picture of any size."""
+        shown = display_values(picture)
+        frame = self.robust.resample(shown, self.robust.second_side)
+        return _Look(
+            self.robust.look(shown, folds)[0], self.robust.look_closely(shown, folds)[0], frame
+        )
 
     def _ours(self, look: _Look) -> str | None:
         """Return the message our key reads, hex; None where it reads none."""

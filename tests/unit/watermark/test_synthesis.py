@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dicom_node.errors import WatermarkError
 from dicom_node.watermark import synthesis
+from dicom_node.watermark.covers import unfolded
 from dicom_node.watermark.synthesis import RobustRecord
 
 SIDE, BITS = 96, 160
@@ -146,6 +147,38 @@ def _weights(source: int, target: int) -> np.ndarray:
         matrix[i, left] += 64 - (part + 1) // 2
         matrix[i, min(left + 1, source - 1)] += (part + 1) // 2
     return matrix
+
+
+@given(seed=st.integers(0, 2**16), folds=st.sampled_from([1, 2, 4, 8]))
+@settings(max_examples=20)
+def test_a_folded_carrier_is_what_its_mirror_images_carry(seed: int, folds: int) -> None:
+    """Seen beside its mirror images, a picture correlates with the carrier as it does by itself."""
+    rng = np.random.default_rng(seed)
+    carrier = rng.integers(-3000, 3000, SIDE * SIDE).astype(np.int32)
+    picture = rng.random((SIDE // folds, SIDE // folds)).astype(np.float32)
+    seen = unfolded(picture, SIDE).astype(np.float64).reshape(-1) @ carrier
+    itself = picture.astype(np.float64).reshape(-1) @ synthesis.folded(carrier, folds)
+    assert seen == pytest.approx(itself, rel=1e-9, abs=1e-3)
+
+
+@given(seed=st.integers(0, 2**16), rows=st.integers(48, 96), columns=st.integers(48, 96))
+@settings(max_examples=15)
+def test_a_folded_residual_comes_off_bit_for_bit(
+    seed: int, rows: int, columns: int, patterns: np.ndarray
+) -> None:
+    record = replace(_record(seed, 2e-5), folds=2)
+    blob = record.to_bytes()
+    assert blob[4] == len(record.strengths) | 1 << 5, "where records in archives have it"
+    again = RobustRecord.from_bytes(blob)
+    assert again.folds == 2
+    delta = synthesis.delta_of(again, patterns, rows, columns)
+    host = np.random.default_rng(seed).integers(0, 256, (rows, columns)).astype(np.int32)
+    marked, exceptions = synthesis.apply(host, delta, 0, 255, None)
+    assert (marked != host).any()
+    kept = _as_in_a_record(exceptions)
+    np.testing.assert_array_equal(synthesis.remove(marked, delta, 0, 255, None, kept), host)
+    plain = synthesis.delta_of(replace(record, folds=1), patterns, rows, columns)
+    assert (plain != delta).any()
 
 
 @given(seed=st.integers(0, 2**16), factor=st.floats(1e-6, 0.5))
