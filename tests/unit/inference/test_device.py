@@ -34,6 +34,7 @@ from dicom_node.watermark.covers import (
     LOCAL_GREY,
     LOCAL_HALVES_DB,
     Cover,
+    Look,
     budget_rms,
     resample,
 )
@@ -153,7 +154,8 @@ class Real:
             self.host = np.ascontiguousarray(robust_part(frame, instance))
             self.bounds = bounds_of(instance)
             step = shown.step(0) * polarity(self.host, self.display)
-        self.chooser = Chooser(ENGINE, second=second)
+        look = Look(ENGINE.side, lambda seen: ENGINE.decode(seen[:, None]))
+        self.chooser = Chooser(ENGINE, look=look, second=second)
         small = resample(self.display, ENGINE.side)
         self.word = np.sign(np.random.default_rng(7).normal(size=160)).astype(np.float32)
         self.cover: Cover = self.chooser.cover(
