@@ -86,8 +86,7 @@ def find(
     display
         Display values 0..1, ``(rows, columns)``.
     budget_s
-        CPU time of this thread, reading the picture as it is included, after which no further place
-        is looked at; the eight plain poses are then read closely, which takes up to half a second.
+        CPU time of this thread after which nothing further is looked at.
     known
         Hashes of frames remembered as marked, ``(n, 8)``, for marks too weak to be decoded.
 
@@ -97,17 +96,11 @@ def find(
         Its pose is a `Placement` where the search found it: anticlockwise turn, then mirror;
         `scale` is the whole frame's size against the picture's (above 1: cropped).
     """
-    until = time.thread_time() + budget_s
     watermark = RobustWatermark(engine)
-    # The first stage finds nearly all that is only turned or mirrored, at a fifth of the time.
-    for dihedral in (False, True):
-        plain = watermark.detect(display, keys, dihedral=dihedral, weak=not dihedral, known=known)
-        if plain.decoded:
-            return plain
-    found = _Search(display, tools_of(engine), keys, until, known).run()
-    if found.decoded:
-        return found
-    return watermark.detect(display, keys, dihedral=True, weak=True, known=known)
+    plain = watermark.detect(display, keys, dihedral=True, weak=True, known=known)
+    if plain.decoded:
+        return plain
+    return _Search(display, tools_of(engine), keys, budget_s, known).run()
 
 
 class _Missed(NamedTuple):
@@ -121,7 +114,7 @@ class _Missed(NamedTuple):
 
 class _Search:
     def __init__(
-        self, display: Float32, tools: Tools, keys: Sequence[RobustKey], until: float,
+        self, display: Float32, tools: Tools, keys: Sequence[RobustKey], budget_s: float,
         known: Hashes | None = None,
     ) -> None:  # fmt: skip
         self._tools, self._keys, self._known = tools, keys, known
@@ -129,7 +122,7 @@ class _Search:
         self._tried: list[Placement] = []
         self._missed: list[_Missed] = []
         self.decodes = 0
-        self._until = until
+        self._until = time.thread_time() + budget_s
 
     def run(self) -> Detection:
         """Look for the mark, stage after stage; in each, the best of the doubtful come last."""
