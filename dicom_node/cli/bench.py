@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ from dicom_node.cli.common import (
 if TYPE_CHECKING:
     from dicom_node.bench.report import Table
     from dicom_node.config import Config
+
+_LINES = 10  # of a stage, where no bar can be shown
 
 
 def register(subparsers: Subparsers) -> None:
@@ -196,9 +198,7 @@ def _robustness(
     )  # fmt: skip
 
     def stage(steps: int, name: str) -> AbstractContextManager[Callable[[], None]]:
-        if not arguments.json:
-            _say(f"{name}: {steps}")
-        return progress(steps, name)
+        return progress(steps, name) if arguments.json else _stage(steps, name)
 
     result = measure.run(samples, config.watermark, plan, stage)
     if arguments.out is not None and not plots.draw(result, arguments.out):
@@ -239,6 +239,23 @@ def _seconds(text: str) -> float:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def _stage(steps: int, name: str) -> Iterator[Callable[[], None]]:
+    """Say what begins, with a bar on a terminal; else a line each tenth: a run takes hours."""
+    _say(f"{name}: {steps}")
+    done = 0
+    with progress(steps, name) as advance:
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            advance()
+            if not sys.stderr.isatty() and done * _LINES // steps > (done - 1) * _LINES // steps:
+                _say(f"{name}: {done} of {steps}")
+
+        yield step
 
 
 def _say(line: str) -> None:

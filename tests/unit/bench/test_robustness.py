@@ -28,6 +28,7 @@ from dicom_node.bench.robustness import (
 from dicom_node.bench.robustness.comparing import PeerReading, PeerResult
 from dicom_node.bench.robustness.reading import Attacked, Reader, Reading, Strangers
 from dicom_node.bench.robustness.workers import Copied, FrameResult
+from dicom_node.cli.bench import _stage
 from dicom_node.cli.main import main
 from dicom_node.config import WatermarkConfig
 from dicom_node.errors import EngineError, NodeError
@@ -415,6 +416,16 @@ def test_a_misspelt_attack_ends_the_command_before_anything_is_marked(
 ) -> None:
     assert main(["bench", "robustness", str(tmp_path), "--attacks", "JPG"]) == 2
     assert "--attacks JPG: no such attack" in capsys.readouterr().err
+
+
+def test_a_log_is_told_how_far_a_long_run_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with _stage(248, "attacking") as step:
+        for _ in range(248):
+            step()
+    told = capsys.readouterr().err.splitlines()
+    assert told[:3] == ["attacking: 248", "attacking: 25 of 248", "attacking: 50 of 248"]
+    assert told[-1] == "attacking: 248 of 248"
+    assert len(told) == 11
 
 
 def _nothing() -> None:
