@@ -28,6 +28,7 @@ from dicom_node.config import WatermarkConfig
 from dicom_node.keys import KeyRing
 
 FALSE_ACCEPTS_OF = 10_000  # decodes without our mark, at least
+_TO_SPARE = 1.6  # times as many: not every attack is tried on every frame, or on covers
 _MOST_STRANGERS = 8
 _ATTACKERS = 3  # keys that attackers mark with: never those that must read nothing
 _OTHERS = 10
@@ -126,15 +127,16 @@ def run(
 def _prepare(
     folder: Path, settings: WatermarkConfig, plan: Plan, frames: int, peers: tuple[str, ...]
 ) -> Setting:
-    """Make the keys and decide how many others read along, so that enough decodes are counted."""
+    """Make the keys and decide how many others read along, and how often: enough are counted."""
     KeyRing.open(folder / "keys", owner=settings.owner, create=True)
     each = 2 * max(1, frames) * max(1, len(plan.attacks))  # the marked picture and the cover
     strangers = min(_MOST_STRANGERS, math.ceil(FALSE_ACCEPTS_OF / each))
+    every = max(1, int(each / (_TO_SPARE * FALSE_ACCEPTS_OF)))
     for kind, many in (("strangers", strangers), ("attackers", _ATTACKERS)):
         for number in range(many):
             KeyRing.open(folder / kind / f"{number:03}", owner="STRANGER", create=True)
     names = tuple(attack.name for attack in plan.attacks)
-    return Setting(settings, folder, names, plan.search_s, peers)
+    return Setting(settings, folder, names, plan.search_s, peers, every)
 
 
 class _Bench:

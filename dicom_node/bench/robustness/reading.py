@@ -24,11 +24,15 @@ _UPRIGHT = robust.Pose()
 
 @dataclass(frozen=True)
 class Attacked:
-    """A picture after an attack, and the same laid back over the frame by who knows the pose."""
+    """A picture after an attack, and the same laid back over the frame by who knows the pose.
+
+    `foreign`: it is read with other keys, too, which must read nothing.
+    """
 
     attack: Attack
     picture: Picture
     upright: Picture
+    foreign: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,8 @@ class Reader:
         ]
         readings = []
         for item, known, blind in zip(items, upright, looks, strict=True):
-            self._count(self._foreign(blind), "wrong_key", len(self._strangers))
+            if item.foreign:
+                self._count(self._foreign(blind), "wrong_key", len(self._strangers))
             change = _change_db(before, item.upright)
             if word is None:
                 self._count(self._ours(blind) is not None, "unmarked", 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -52,6 +53,8 @@ class Setting:
         Budget of one search for a pose, seconds.
     peers
         Names.
+    every
+        Marks are looked for where there are none after every n-th attack, another of each frame.
     """
 
     watermark: WatermarkConfig
@@ -59,6 +62,7 @@ class Setting:
     attacks: tuple[str, ...]
     search_s: float
     peers: tuple[str, ...]
+    every: int = 1
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ class _Worker:
         items = [item for item in tried if item is not None]
         readings = self._reader.read(subject.message, pair.marked, items)
         covers = [a.apply(pair.cover, a.rng(subject.identity)) for a in self._attacks
-                  if a.knowing is None and a.source == "plain" and a.family != "video"]  # fmt: skip
+                  if a.knowing is None and a.source == "plain" and a.family != "video"
+                  and self._counts(a, subject)]  # fmt: skip
         self._reader.read_unmarked([pair.cover, *covers])
         if task.moved:
             self._reader.search_unmarked(pair.cover)
@@ -160,7 +165,12 @@ class _Worker:
             return None
         before = scene.exports[attack.source].shape
         upright = attack.upright(picture, before, attack.rng(subject.identity))
-        return Attacked(attack, picture, upright)
+        return Attacked(attack, picture, upright, self._counts(attack, subject))
+
+    def _counts(self, attack: Attack, subject: Subject) -> bool:
+        """Return whether marks are looked for, after an attack on a frame, where there are none."""
+        named = f"{attack.name}/{subject.identity}".encode()
+        return zlib.crc32(named) % self.setting.every == 0
 
     def _copy(self, subject: Subject, cover: object, others: Sequence[Subject]) -> Copied | None:
         donors = [other for other in others if other.message]

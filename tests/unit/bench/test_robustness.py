@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -388,6 +391,31 @@ def test_a_process_that_dies_ends_the_run_with_a_message(tmp_path: Path) -> None
         pytest.raises(NodeError, match="a process of the benchmark died"),
     ):
         pool.each(_die, [0], lambda: None)
+
+
+def test_a_long_run_counts_enough_false_accepts_and_not_more_than_it_has_time_for(
+    tmp_path: Path,
+) -> None:
+    plan = measure.Plan(choose([]), 1, 0.0, 1, 0)
+    few = measure._prepare(tmp_path / "few", WatermarkConfig(), plan, 20, ())
+    assert few.every == 1
+    setting = measure._prepare(tmp_path / "many", WatermarkConfig(), plan, 248, ())
+    assert setting.every == 3
+    some = [_subject("CT", path=f"{n}.dcm") for n in range(248)]
+    counts = partial(measure.workers._Worker._counts, SimpleNamespace(setting=setting))
+    asked = {each.path: {a.name for a in plan.attacks if counts(a, each)} for each in some}
+    still = [a for a in plan.attacks if not a.searched and a.knowing is None]
+    assert sum(a.name in asked[each.path] for a in still for each in some) > 5_000
+    assert set().union(*asked.values()) == {a.name for a in plan.attacks}
+
+
+def test_a_picture_that_is_not_asked_is_not_read_with_other_keys(
+    engine: RobustEngine, marked: list[tuple[np.ndarray, str]]
+) -> None:
+    reader, (picture, message) = _reader(engine), marked[0]
+    items = [_attacked(name, picture) for name in (PLAIN, "JPEG 70")]
+    reader.read(message, picture, [items[0], replace(items[1], foreign=False)])
+    assert (reader.counted.wrong_key, reader.counted.accepted) == (1, 0)
 
 
 def test_verify_notices_every_change_to_the_order_of_frames(
