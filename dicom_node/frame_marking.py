@@ -36,7 +36,7 @@ from dicom_node.planes import (
 )
 from dicom_node.watermark import assured, expecting, fingerprint, integrity, quality
 from dicom_node.watermark.integrity import FrameRecord, KnownDigest, Sealing
-from dicom_node.watermark.robust import FOLDS, SMALL_PX, RobustMark, RobustWatermark
+from dicom_node.watermark.robust import FOLDS, SMALL_PX, RobustMark, RobustWatermark, ways_of
 
 WORST_DB = 41.0  # PSNR in the display window that both marks together leave every frame
 # Kept free for what W2 takes more the next time: its bits are others then.
@@ -295,18 +295,18 @@ class _Work:
         with timed(self.stages, "readback"):
             shown = np.rint(made.shown * 255) * np.float32(1 / 255)
             message, keys = bytes.fromhex(made.message), self.keys
-            soft = robust.look(shown, robust.folds)[0]
-            if assured.must_be_read(soft, message, keys):
+            soft, ways = robust.look(shown, robust.folds)[0], ways_of(robust.folds)
+            if assured.must_be_read(soft, message, keys, ways=ways):
                 return True
             picture = robust.resample(shown, robust.second_side)
             rank = expecting.rank_of(message[:8], picture)
             of_d1 = spare + assured.SPARE_OF_D1
-            if assured.must_be_recognised(soft, message, keys, rank, spare=of_d1):
+            if assured.must_be_recognised(soft, message, keys, rank, spare=of_d1, ways=ways):
                 return True
             soft = robust.look_closely(shown, robust.folds)[0]
-            if assured.must_be_read(soft, message, keys):
+            if assured.must_be_read(soft, message, keys, ways=ways):
                 return True
-            if assured.must_be_recognised(soft, message, keys, rank, spare=spare):
+            if assured.must_be_recognised(soft, message, keys, rank, spare=spare, ways=ways):
                 return True
             return spare == 0 and robust.detect(shown, [keys], weak=True).message == message
 

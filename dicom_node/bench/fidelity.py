@@ -36,7 +36,7 @@ from dicom_node.instance.frames import Instance, open_instance
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.marking import Marker, MarkOutcome, restore
 from dicom_node.planes import bounds_of, split
-from dicom_node.watermark import integrity, reading, robust
+from dicom_node.watermark import integrity, robust
 
 
 @dataclass(frozen=True)
@@ -198,9 +198,7 @@ class _Bench:
         word, folds = None, 1
         if message:
             coded, shown = bytes.fromhex(message), display_values(exported)
-            folds = self._robust.folds_in(shown, reading.code_word(coded, self._keys))
-            plain = self._robust.look_closely(shown, folds)[0]
-            word = reading.nearest_word(coded, self._keys, plain)
+            word, folds = self._robust.word_in(shown, coded, self._keys)
         for attack in ATTACKS:
             picture = attack.apply(exported, attack.rng())
             if word is None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dicom_node.inference.base import Float32
 from dicom_node.watermark import ecc, expecting
-from dicom_node.watermark.reading import MIN_AGREEMENT, RobustKey, code_word
+from dicom_node.watermark.reading import MIN_AGREEMENT, RobustKey, code_word, nearest_way
 
 # R2 is not run where D1 agrees by so much more than is asked of R2: on plain copies of 14 CT slices
 # R2 agreed less by 0.04 at most, and more where D1 was weak.
@@ -19,7 +19,7 @@ _MENDED = 2
 _LEAST_DISTANCE = 17  # of two words: a BCH code that corrects 8 errors
 
 
-def must_be_read(soft: Float32, message: bytes, key: RobustKey) -> bool:
+def must_be_read(soft: Float32, message: bytes, key: RobustKey, *, ways: int = 1) -> bool:
     """Whether decoding cannot but come to `message`; False where only decoding can tell.
 
     With no more than two wrong bits its word is among the decoder's candidates. Any other word
@@ -32,8 +32,10 @@ def must_be_read(soft: Float32, message: bytes, key: RobustKey) -> bool:
         Of D1, ``(160,)``.
     message
         12 bytes, with a valid tag of `key`.
+    ways
+        In how many ways its code word may be whitened.
     """
-    agreeing = np.sort(soft * code_word(message, key))
+    agreeing = np.sort(soft * _word(soft, message, key, ways))
     wrong = int(np.searchsorted(agreeing, 0.0, side="right"))
     if wrong > _MENDED:
         return False
@@ -44,8 +46,9 @@ def must_be_read(soft: Float32, message: bytes, key: RobustKey) -> bool:
 
 
 def must_be_recognised(
-    soft: Float32, message: bytes, key: RobustKey, rank: int | None, *, spare: float = 0.0
-) -> bool:
+    soft: Float32, message: bytes, key: RobustKey, rank: int | None, *, spare: float = 0.0,
+    ways: int = 1,
+) -> bool:  # fmt: skip
     """Whether `message` is recognised in a picture among whose guesses it has this rank.
 
     Another guess could be taken for it only where it agrees by chance: as rare as a false accept.
@@ -56,7 +59,13 @@ def must_be_recognised(
         Of `expecting.rank_of`; None: it is not guessed.
     spare
         So much more than is asked has to agree: `SPARE_OF_D1` where the soft bits are not R2's.
+    ways
+        In how many ways its code word may be whitened.
     """
     if rank is None:
         return False
-    return expecting.recognised(soft, code_word(message, key), rank, spare)
+    return expecting.recognised(soft, _word(soft, message, key, ways), rank, spare, ways)
+
+
+def _word(soft: Float32, message: bytes, key: RobustKey, ways: int) -> Float32:
+    return nearest_way(message, key, soft) if ways > 1 else code_word(message, key)

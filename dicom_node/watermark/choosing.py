@@ -88,14 +88,20 @@ class Chooser:
         cover = Cover(small, seen, display, stored, step, low + room, high - room, word, word, word,
                       (columns, rows))  # fmt: skip
         if self._folds > 1:
-            return self._small(cover)
-        cover = replace(cover, soft=self._soft(seen, cover))
+            cover = self._small(cover)
+        else:
+            cover = replace(cover, soft=self._soft(seen, cover))
         if nearest is None:
             return cover
-        sharp = self._soft(seen, replace(cover, blur=None))
-        aim = sum(each / (np.linalg.norm(each) + 1e-9) for each in (cover.soft, sharp)) * word
+        aim = cover.aim * word if self._folds > 1 else self._aim(cover)
         better = nearest(aim)
         return replace(cover, word=better, soft=cover.soft * word * better, aim=aim * better)
+
+    def _aim(self, cover: Cover) -> Float32:
+        """Return the soft bits of a frame, on average with and without a blur."""
+        sharp = self._soft(cover.seen, replace(cover, blur=None))
+        both = (each / (np.linalg.norm(each) + 1e-9) for each in (cover.soft, sharp))
+        return np.asarray(sum(both) * cover.word, np.float32)
 
     def _small(self, cover: Cover) -> Cover:
         """Return the cover of a small frame, which is looked at as it is and after JPEG."""

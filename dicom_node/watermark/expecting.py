@@ -55,24 +55,31 @@ class Expected(NamedTuple):
         12 bytes.
     agreement
         Cosine between its code word and the soft bits.
+    way
+        In which way that is whitened.
     """
 
     message: bytes
     agreement: float
+    way: int = 0
 
 
-def recognised(soft: Float32, word: Float32, rank: int, spare: float = 0.0) -> bool:
+def recognised(
+    soft: Float32, word: Float32, rank: int, spare: float = 0.0, ways: int = 1
+) -> bool:
     """Whether the message with this code word, a guess of this rank, is recognised in soft bits.
 
     Parameters
     ----------
     spare
         By so much of a cosine less they may agree, and still be.
+    ways
+        As many code words of it are looked for.
     """
     keyed = slice(HASH_BITS, None)
     return all(
         chance.nats(some, np.array([some @ wanted - spare * whole(some)]))[0]
-        >= chance.asked(MESSAGES, bits)[rank]
+        >= chance.asked(MESSAGES, bits + math.log2(ways))[rank]
         for some, wanted, bits in (
             (soft, word, FALSE_ACCEPT_BITS), (soft[keyed], word[keyed], NEAR_MISS_BITS)
         )
@@ -182,7 +189,7 @@ def nearest_first(known: Bytes, own: Bytes) -> Bytes:
 
 
 def likeliest(
-    candidates: Bytes, soft: Float32, whitening: Float32, key: bytes, owner: str
+    candidates: Bytes, soft: Float32, whitenings: Float32, key: bytes, owner: str
 ) -> Expected | None:
     """Return the message that soft bits agree with, None where chance explains the best.
 
@@ -190,24 +197,28 @@ def likeliest(
     ----------
     candidates
         Of `hashes`, ``(n, 8)``.
-    soft, whitening
-        ``(160,)``: of D1, and the signs that hide code words of this key.
+    soft
+        ``(160,)``.
+    whitenings
+        Signs that may hide code words of this key, ``(ways, 160)``: the more, the more is asked.
     key, owner
         Of the tag.
     """
-    guessed = messages(candidates, key, owner)
-    agreed, keyed = scores(guessed, soft * whitening)
-    over = chance.over(soft, agreed, chance.asked(len(candidates), FALSE_ACCEPT_BITS))
-    passing = np.flatnonzero(over >= 0)
-    if not passing.size:
-        return None
-    asked = chance.asked(len(candidates), NEAR_MISS_BITS)[passing]
-    near_miss = chance.over(soft[HASH_BITS:], keyed[passing], asked) < 0
-    over[passing[near_miss]] = -np.inf
-    best = int(np.argmax(over))
-    if over[best] < 0:
-        return None
-    return Expected(guessed[best].tobytes(), float(agreed[best]) / whole(soft))
+    guessed, ways = messages(candidates, key, owner), math.log2(len(whitenings))
+    asked = chance.asked(len(candidates), FALSE_ACCEPT_BITS + ways)
+    asked_of_keyed = chance.asked(len(candidates), NEAR_MISS_BITS + ways)
+    for way, whitening in enumerate(whitenings):
+        agreed, keyed = scores(guessed, soft * whitening)
+        over = chance.over(soft, agreed, asked)
+        passing = np.flatnonzero(over >= 0)
+        if not passing.size:
+            continue
+        near_miss = chance.over(soft[HASH_BITS:], keyed[passing], asked_of_keyed[passing]) < 0
+        over[passing[near_miss]] = -np.inf
+        best = int(np.argmax(over))
+        if over[best] >= 0:
+            return Expected(guessed[best].tobytes(), float(agreed[best]) / whole(soft), way)
+    return None
 
 
 def messages(hashes: Bytes, key: bytes, owner: str) -> Bytes:

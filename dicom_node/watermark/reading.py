@@ -11,14 +11,15 @@ A wrong word passes as ours once in 2**32 attempts: four each time that soft bit
 belief or not; one for all guesses when they are recognised, in their code words or in any word, or
 compared; five more of the deepest. Eight poses, read by D1 and by the second reader, the upright
 one also taken for a picture whose tones were changed in one of five ways, come to 166 attempts at
-most: less than 3.9e-8 a picture and key. A small picture is read folded as well, which comes to 370
-together: less than 8.7e-8.
+most: less than 3.9e-8 a picture and key. A small picture is read folded as well, upright in all
+`WAYS`, which comes to 670 together: less than 1.6e-7.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from dicom_node.inference.base import Float32
 from dicom_node.watermark import ecc, expecting, informed, keyed_tags
 
+WAYS = 16  # of whitening a code word: a small frame has the nearest, all others the first
 MIN_AGREEMENT = 0.35  # cosine between soft bits and code word below which no tag is believed
 _BELIEVED = 2.25  # log-likelihood ratio of a soft bit of the size of their rms
 DEEP = 3  # surest bits that may be wrong together; read at sight: 2
@@ -97,40 +99,49 @@ class Detection:
         return self.message[:8]
 
 
-def read(soft: Float32, keys: Sequence[RobustKey], pose: Pose, *, order: int = 2) -> Detection:
-    """Return what soft bits ``(160,)`` say to one of `keys`; decoded only with a valid tag."""
-    for key in keys:
-        plain = soft * whitening(key)
+def read(
+    soft: Float32, keys: Sequence[RobustKey], pose: Pose, *, order: int = 2, ways: int = 1
+) -> Detection:
+    """Return what soft bits ``(160,)`` say to one of `keys`; decoded only with a valid tag.
+
+    Parameters
+    ----------
+    ways
+        In how many ways the code word may have been whitened.
+    """
+    for key, way in product(keys, range(ways)):
+        plain = soft * whitening(key, way)
         for message, agreement in ecc.candidates(plain, order=order):
             if agreement >= MIN_AGREEMENT and tag(message[:8], key) == message[8:]:
-                return _found(soft, message, key, pose)
+                return _found(soft, message, key, pose, code_word(message, key, way))
     return Detection(False, pose=pose)
 
 
 def read_with_belief(
-    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose
+    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1
 ) -> Detection:
     """Return what soft bits say together with the hash that the picture itself has.
 
     Parameters
     ----------
-    soft, frame
+    soft, frame, ways
         As `read_weak` takes them.
     """
     belief = expecting.belief(frame)
     rms = float(np.sqrt(np.mean(soft**2))) or 1.0
-    for key in keys:
-        ratios = soft * whitening(key) * np.float32(_BELIEVED / rms)
+    for key, way in product(keys, range(ways)):
+        ratios = soft * whitening(key, way) * np.float32(_BELIEVED / rms)
         ratios[: len(belief)] += belief
         for message, _ in ecc.candidates(ratios):
-            agreed = float(soft @ code_word(message, key)) / (rms * len(soft))
+            word = code_word(message, key, way)
+            agreed = float(soft @ word) / (rms * len(soft))
             if agreed >= MIN_AGREEMENT and tag(message[:8], key) == message[8:]:
-                return _found(soft, message, key, pose)
+                return _found(soft, message, key, pose, word)
     return Detection(False, pose=pose)
 
 
 def recognise(
-    soft: Float32, guesses: Hashes, keys: Sequence[RobustKey], pose: Pose
+    soft: Float32, guesses: Hashes, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1
 ) -> Detection:
     """Return the message of one of `guesses` that soft bits ``(160,)`` agree with, if any.
 
@@ -139,11 +150,15 @@ def recognise(
     guesses
         Hashes the frame may have had, the likeliest first, ``(n, 8)``. Nothing in their choice may
         depend on the soft bits or the keys.
+    ways
+        In how many ways the code word may have been whitened: more is asked then.
     """
     for key in keys:
-        found = expecting.likeliest(guesses, soft, whitening(key), key.robust_key, key.owner)
+        whitenings = np.stack([whitening(key, way) for way in range(ways)])
+        found = expecting.likeliest(guesses, soft, whitenings, key.robust_key, key.owner)
         if found is not None:
-            return _found(soft, found.message, key, pose, recognised=True)
+            word = code_word(found.message, key, found.way)
+            return _found(soft, found.message, key, pose, word, recognised=True)
     return Detection(False, pose=pose)
 
 
@@ -157,13 +172,13 @@ def recognise_any(
     for key in keys:
         found = informed.likeliest(guesses, soft, key.robust_key, key.owner)
         if found is not None:
-            return _found(soft, found.message, key, pose, found.word)
+            return _found(soft, found.message, key, pose, found.word, recognised=True)
     return Detection(False, pose=pose)
 
 
 def read_weak(
     soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose,
-    known: Hashes | None = None, *, toned: bool = True,
+    known: Hashes | None = None, *, toned: bool = True, ways: int = 1,
 ) -> Detection:  # fmt: skip
     """Return what soft bits say when they are read in every way but the deepest.
 
@@ -178,41 +193,44 @@ def read_weak(
     toned
         The picture is also taken for one whose tones were changed, and more is guessed: as it lies,
         it mostly was marked.
+    ways
+        In how many ways the code word may have been whitened; as it lies it is decoded in all.
     """
-    found = read(soft, keys, pose)
+    decoded = ways if toned else 1
+    found = read(soft, keys, pose, ways=decoded)
     if found.decoded:
         return found
     guesses = expecting.hashes(frame)
-    found = recognise(soft, guesses, keys, pose)
+    found = recognise(soft, guesses, keys, pose, ways=ways)
     if not found.decoded:
         found = recognise_any(soft, guesses if toned else guesses[: informed.FEW], keys, pose)
     if not found.decoded:
-        found = read_with_belief(soft, frame, keys, pose)
+        found = read_with_belief(soft, frame, keys, pose, ways=decoded)
     lowered = expecting.without_floor(frame) if not found.decoded else None
     if lowered is not None:
-        found = recognise(soft, expecting.hashes(lowered), keys, pose)
+        found = recognise(soft, expecting.hashes(lowered), keys, pose, ways=ways)
     if toned and not found.decoded:
-        found = read_toned(soft, frame, keys, pose)
+        found = read_toned(soft, frame, keys, pose, ways=ways)
     if not found.decoded and known is not None and len(known):
         nearest = expecting.nearest_first(known, guesses[0])
-        found = recognise(soft, nearest, keys, pose)
+        found = recognise(soft, nearest, keys, pose, ways=ways)
         if not found.decoded:
             found = recognise_any(soft, nearest[: expecting.MESSAGES], keys, pose)
     return found
 
 
 def read_toned(
-    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose
+    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1
 ) -> Detection:
     """Return what soft bits say of a picture whose tones were changed (`expecting.other_tones`).
 
     Parameters
     ----------
-    soft, frame
+    soft, frame, ways
         As `read_weak` takes them.
     """
     for earlier in expecting.other_tones(frame):
-        found = recognise(soft, expecting.hashes(earlier), keys, pose)
+        found = recognise(soft, expecting.hashes(earlier), keys, pose, ways=ways)
         if not found.decoded:
             found = read_with_belief(soft, earlier, keys, pose)
         if found.decoded:
@@ -221,19 +239,19 @@ def read_toned(
 
 
 def read_deepest(
-    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose
+    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1
 ) -> Detection:
     """Return what soft bits say among more words, and more guesses, than anything before asked.
 
     Parameters
     ----------
-    soft, frame
+    soft, frame, ways
         As `read_weak` takes them.
     """
     found = read(soft, keys, pose, order=DEEP)
     if found.decoded:
         return found
-    return recognise(soft, expecting.hashes(frame, expecting.MANY), keys, pose)
+    return recognise(soft, expecting.hashes(frame, expecting.MANY), keys, pose, ways=ways)
 
 
 def tag(hashed: bytes, key: RobustKey) -> bytes:
@@ -245,15 +263,28 @@ def tag(hashed: bytes, key: RobustKey) -> bytes:
     return bytes(mac.update(coded).digest()[: keyed_tags.TAG_BYTES])
 
 
-def whitening(key: RobustKey) -> Float32:
-    """Return the keyed signs that hide the code word from whoever lacks the key, ``(160,)``."""
-    stream = SHAKE256.new(b"dicom-node W1 whitening" + key.robust_key).read(ecc.CODE_BITS // 8)
+def whitening(key: RobustKey, way: int = 0) -> Float32:
+    """Return the keyed signs that hide the code word from whoever lacks the key, ``(160,)``.
+
+    Parameters
+    ----------
+    way
+        Of `WAYS`.
+    """
+    named = b"dicom-node W1 whitening" + key.robust_key + (bytes([way]) if way else b"")
+    stream = SHAKE256.new(named).read(ecc.CODE_BITS // 8)
     return np.unpackbits(np.frombuffer(stream, np.uint8)).astype(np.float32) * 2 - 1
 
 
-def code_word(message: bytes, key: RobustKey) -> Float32:
+def code_word(message: bytes, key: RobustKey, way: int = 0) -> Float32:
     """Return the whitened code word of a 12-byte message, -1 and +1, ``(160,)``."""
-    return (ecc.encode(message).astype(np.float32) * 2 - 1) * whitening(key)
+    return (ecc.encode(message).astype(np.float32) * 2 - 1) * whitening(key, way)
+
+
+def nearest_way(message: bytes, key: RobustKey, soft: Float32) -> Float32:
+    """Return the code word of a message, whitened so that soft bits agree with it most."""
+    words = (code_word(message, key, way) for way in range(WAYS))
+    return max(words, key=lambda word: float(word @ soft))
 
 
 def nearest_word(message: bytes, key: RobustKey, soft: Float32) -> Float32:
@@ -264,10 +295,9 @@ def nearest_word(message: bytes, key: RobustKey, soft: Float32) -> Float32:
 
 
 def _found(
-    soft: Float32, message: bytes, key: RobustKey, pose: Pose, word: Float32 | None = None, *,
+    soft: Float32, message: bytes, key: RobustKey, pose: Pose, word: Float32, *,
     recognised: bool = False,
 ) -> Detection:  # fmt: skip
-    """Return what was found: in the message's code word, or recognised in another `word` of it."""
-    right = float(np.mean((soft > 0) == ((code_word(message, key) if word is None else word) > 0)))
-    recognised |= word is not None
+    """Return what was found, in this word of the message."""
+    right = float(np.mean((soft > 0) == (word > 0)))
     return Detection(True, message, key.owner, key.key_id, right, pose, recognised)

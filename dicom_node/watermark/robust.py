@@ -8,10 +8,9 @@ or aspect, so scaling needs no search.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import repeat
 
 import numpy as np
 
@@ -130,9 +129,8 @@ class RobustWatermark:
         if min(display.shape) < MIN_SIDE_PX:
             return RobustMark(host, message, None, f"a side is below {MIN_SIDE_PX} px")
         chooser = self._chooser
-        nearest = partial(informed.nearest_word, message, key.robust_key, key.owner)
         cover = chooser.cover(host, display, small, step, low, high, code_word(message, key),
-                              nearest if self.any_word else None)  # fmt: skip
+                              self._nearest(message, key))  # fmt: skip
         worst_db = min(max(self._least_db, least_db), self.most_db)
         chosen = chooser.choose(cover, (self.most_db + worst_db) / 2, largest)
         if chosen is None:
@@ -149,6 +147,12 @@ class RobustWatermark:
         record = RobustRecord(self.engine.model_id, chosen.amplitudes, chosen.strengths,
                               chosen.carrier_scale, scale, exceptions, self.folds)  # fmt: skip
         return RobustMark(marked, message, record, mse=rms**2, reads=reads, delta=delta)
+
+    def _nearest(self, message: bytes, key: RobustKey) -> Callable[[Float32], Float32] | None:
+        """Return what tells the word to put in from a cover's soft bits; None for the code word."""
+        if self.any_word:
+            return partial(informed.nearest_word, message, key.robust_key, key.owner)
+        return partial(reading.nearest_way, message, key) if self.folds > 1 else None
 
     def remove(
         self, marked: Int32, record: RobustRecord, *, low: int, high: int,
@@ -216,11 +220,20 @@ class RobustWatermark:
             return again
         return _normed(again) + _normed(self.look(display, folds, poses)) * np.float32(0.5)
 
-    def folds_in(self, display: Float32, word: Float32) -> int:
-        """Return how the carrier in a picture is folded, by where `word` shows more."""
-        tried = folds_of(display)
-        looks = np.concatenate([self.look(display, folds) for folds in tried])
-        return tried[int(np.argmax(_normed(looks) @ word))]
+    def word_in(
+        self, display: Float32, message: bytes, key: RobustKey
+    ) -> tuple[Float32, int]:
+        """Return which word of a message a picture shows, and how its carrier is folded."""
+        shown = []
+        for folds in folds_of(display):
+            soft = _normed(self.look(display, folds))[0]
+            word = code_word(message, key)
+            if folds > 1:
+                word = reading.nearest_way(message, key, soft)
+            shown.append((float(soft @ word), folds))
+        folds = max(shown)[1]
+        nearest = reading.nearest_way if folds > 1 else reading.nearest_word
+        return nearest(message, key, self.look_closely(display, folds)[0]), folds
 
     @cached_property
     def _chooser(self) -> Chooser:
@@ -250,7 +263,11 @@ class RobustWatermark:
         """Read what D1 sees; most pictures lie as they were marked."""
         for some in (poses[:1], poses[1:]):
             soft = self.look(display, folds, some) if some else ()
-            found = _first(reading.read(*each) for each in zip(soft, repeat(keys), some))
+            ways = ways_of(folds) if UPRIGHT in some else 1
+            found = _first(
+                reading.read(each, keys, pose, ways=ways)
+                for each, pose in zip(soft, some, strict=True)
+            )
             if found.decoded:
                 break
         return found
@@ -269,14 +286,18 @@ class RobustWatermark:
             looked += list(soft) if look == self.look_closely else []
             found = _first(
                 reading.read_weak(
-                    each, pose.upright(picture), keys, pose, known, toned=pose is UPRIGHT
+                    each, pose.upright(picture), keys, pose, known, toned=pose is UPRIGHT,
+                    ways=ways_of(folds),
                 )
                 for each, pose in zip(soft, some, strict=True)
             )
             if found.decoded:
                 return found
         best = int(np.argmax(_evenness(np.stack(looked))))
-        return reading.read_deepest(looked[best], poses[best].upright(picture), keys, poses[best])
+        pose = poses[best]
+        return reading.read_deepest(
+            looked[best], pose.upright(picture), keys, pose, ways=ways_of(folds)
+        )
 
     def resample(self, display: Float32, side: int | None = None) -> Float32:
         """Return the frame as the networks see it, ``(side, side)``; D1's side if none is given."""
@@ -302,6 +323,11 @@ def folds_of(display: Float32) -> tuple[int, ...]:
     if max(display.shape) <= SMALL_PX:
         return (FOLDS, 1)
     return (1, FOLDS) if min(display.shape) <= SMALL_ENLARGED_PX else (1,)
+
+
+def ways_of(folds: int) -> int:
+    """Return in how many ways the word of such a carrier may be whitened."""
+    return reading.WAYS if folds > 1 else 1
 
 
 def _views(display: Float32, side: int, folds: int, poses: Sequence[Pose]) -> Float32:

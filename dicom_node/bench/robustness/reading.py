@@ -107,17 +107,21 @@ class Strangers:
 
 @dataclass(frozen=True)
 class _Look:
-    """Soft bits of D1 and R2, ``(code_bits,)``, and the picture, ``(side, side)``."""
+    """Soft bits of D1 and R2, ``(code_bits,)``, and the picture, ``(side, side)``.
+
+    `ways`: in how many the code word may be whitened.
+    """
 
     soft: Float32
     again: Float32
     frame: Float32
+    ways: int
 
     def read(self, key: KeySet) -> robust.Detection:
-        found = reading.read(self.soft, [key], _UPRIGHT)
+        found = reading.read(self.soft, [key], _UPRIGHT, ways=self.ways)
         if found.decoded:
             return found
-        return reading.read_weak(self.again, self.frame, [key], _UPRIGHT)
+        return reading.read_weak(self.again, self.frame, [key], _UPRIGHT, ways=self.ways)
 
 
 class Reader:
@@ -154,9 +158,7 @@ class Reader:
         word, folds = None, 1
         if message:
             coded, shown = bytes.fromhex(message), display_values(before)
-            folds = self.robust.folds_in(shown, reading.code_word(coded, self._keys))
-            plain = self.robust.look_closely(shown, folds)[0]
-            word = reading.nearest_word(coded, self._keys, plain)
+            word, folds = self.robust.word_in(shown, coded, self._keys)
         upright = [self._look(item.upright, folds) for item in items]
         looks = [
             known if item.picture is item.upright else self._look(item.picture, folds)
@@ -231,7 +233,8 @@ class Reader:
         shown = display_values(picture)
         frame = self.robust.resample(shown, self.robust.second_side)
         return _Look(
-            self.robust.look(shown, folds)[0], self.robust.look_closely(shown, folds)[0], frame
+            self.robust.look(shown, folds)[0], self.robust.look_closely(shown, folds)[0], frame,
+            robust.ways_of(folds),
         )
 
     def _ours(self, look: _Look) -> str | None:

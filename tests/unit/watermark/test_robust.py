@@ -11,7 +11,7 @@ import pytest
 
 from dicom_node.errors import WatermarkError
 from dicom_node.inference import open_engine
-from dicom_node.watermark import choosing, expecting, perceptual, quality
+from dicom_node.watermark import choosing, expecting, perceptual, quality, reading
 from dicom_node.watermark.assured import SPARE_OF_D1, must_be_recognised
 from dicom_node.watermark.choosing import BLUR_SIGMA_PX, HARDLY, NOISE_DB, READS, is_smooth
 from dicom_node.watermark.robust import DIHEDRAL, Pose, RobustWatermark, code_word, remove
@@ -169,6 +169,29 @@ def test_a_frame_that_no_strength_carries_through_a_blur_is_marked_to_be_read_as
         read += is_hopeless and found.message == mark.message
         assert mark.reads >= HARDLY or not is_hopeless
     assert read >= 0.9 * sum(hopeless)
+
+
+def test_a_small_frame_takes_the_way_of_whitening_that_is_nearest_to_it(
+    watermark: RobustWatermark, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = [cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA) for frame in frames]
+    folded, key = RobustWatermark(watermark.engine, "robust", second=True, folds=2), Key(b"k")
+
+    def agreement() -> float:
+        agreed = []
+        for frame in small:
+            mark = _embed(folded, frame, key)
+            code = cv2.imencode(".jpg", mark.marked, [cv2.IMWRITE_JPEG_QUALITY, 70])[1]
+            shown = _display(cv2.imdecode(code, cv2.IMREAD_GRAYSCALE))
+            word, folds = watermark.word_in(_display(mark.marked), mark.message, key)
+            assert folds == 2
+            soft = watermark.look_closely(shown, folds)[0]
+            agreed.append(float(soft @ word) / (np.linalg.norm(soft) * 160**0.5))
+        return float(np.mean(agreed))
+
+    nearest = agreement()
+    monkeypatch.setattr(reading, "WAYS", 1)
+    assert nearest > agreement() + 0.02
 
 
 def test_the_frame_comes_back_bit_for_bit_without_any_network(
