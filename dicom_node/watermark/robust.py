@@ -278,6 +278,8 @@ class RobustWatermark:
     ) -> Detection:  # fmt: skip
         """Read what `_detect` could not, in every way there is."""
         picture, looked = self.resample(display, self.second_side), list[Float32]()
+        # A small frame that was enlarged beyond that has mostly kept its tones.
+        in_full = folds == 1 or max(display.shape) <= TURNED_PX
         ways = [(self.look_closely, poses[:1]), (self.look_closely, poses[1:])]
         if folds > 1:  # chosen through D1, which sees all of a small picture
             ways.insert(0, (self.look, poses[:1]))
@@ -286,8 +288,8 @@ class RobustWatermark:
             looked += list(soft) if look == self.look_closely else []
             found = _first(
                 reading.read_weak(
-                    each, pose.upright(picture), keys, pose, known, toned=pose is UPRIGHT,
-                    ways=ways_of(folds),
+                    each, pose.upright(picture), keys, pose, known,
+                    toned=in_full and pose is UPRIGHT, ways=ways_of(folds),
                 )
                 for each, pose in zip(soft, some, strict=True)
             )
