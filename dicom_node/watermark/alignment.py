@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 
 from dicom_node.inference.base import Float32, RobustEngine
 from dicom_node.inference.reader import open_reader
-from dicom_node.watermark.fourier import ShiftBank, TurnBank, enlarged, evidence
+from dicom_node.watermark.fourier import TurnBank, enlarged, evidence
 from dicom_node.watermark.placement import Placement, as_seen, inside, resampled, shrunk
+from dicom_node.watermark.shifts import ShiftBank
 
 _FINE = 4  # times a whitened picture is enlarged for small moves
 # Degrees, logs of size and of shape, samples right and down: what halves the evidence.
 _STEPS = np.array([0.35, 0.008, 0.008, 0.5, 0.5])
 _SQUARE = 0.02  # log of columns over rows up to which a frame counts as square
-# A place borrows from one whose size is so near, and its middle, in parts of the frame's side.
-_ALIKE, _BESIDE = 0.05, 0.03
+# A place borrows from one whose size is so near, and its middle, in parts of the frame's side: the
+# surroundings change whitening little, and less than it takes to tell most chance apart.
+_ALIKE, _BESIDE, _FAR = 0.05, 0.03, 0.3
 _KEPT = 24
 
 
@@ -95,7 +97,7 @@ class View:
         return resampled(*self._beside(place), place, self.tools.side)
 
     def moved_in(
-        self, place: Placement, noise: float, rounds: Sequence[float]
+        self, place: Placement, noise: float, rounds: Sequence[float], *, hastily: bool = False
     ) -> tuple[Placement, float]:
         """Return the nearby place with most evidence, and how much as far as is known cheaply.
 
@@ -105,10 +107,14 @@ class View:
             Mean square of a soft bit where nothing is marked.
         rounds
             How far each round looks, as a part of what halves the evidence.
+        hastily
+            Whether what was whitened with other surroundings will do.
         """
+        beside = self._beside(place, _FAR if hastily else _BESIDE)
         for part in rounds:
-            place = self._step(place, noise, _STEPS * part)
-        return place, float(self._evidence_of(self.whitened(place)[None], noise)[0])
+            place = self._step(place, noise, _STEPS * part, beside)
+        seen = resampled(*beside, place, self.tools.side)
+        return place, float(self._evidence_of(seen[None], noise)[0])
 
     def judged(self, place: Placement, noise: float) -> tuple[Float32, float]:
         """Return the soft bits of a place, ``(K,)``, and their evidence; it is whitened anew."""
@@ -116,10 +122,10 @@ class View:
         soft: Float32 = seen.reshape(-1) @ self.tools.patterns.T
         return soft, float(self._evidence_of(seen, noise)[0])
 
-    def _beside(self, place: Placement) -> tuple[Float32, int, Placement]:
+    def _beside(self, place: Placement, away: float = _BESIDE) -> tuple[Float32, int, Placement]:
         """Return a whitened picture enlarged, how much, and at which place, `place` or near it."""
         for kept, fine in self._kept:
-            if _is_beside(kept, place):
+            if _is_beside(kept, place, away):
                 return fine, _FINE, kept
         self._whitened_anew(place)
         kept, fine = self._kept[-1]
@@ -130,9 +136,12 @@ class View:
         self._kept.append((place, enlarged(seen, _FINE)))
         return seen
 
-    def _step(self, place: Placement, noise: float, steps: NDArray[np.float64]) -> Placement:
+    def _step(
+        self, place: Placement, noise: float, steps: NDArray[np.float64],
+        beside: tuple[Float32, int, Placement],
+    ) -> Placement:  # fmt: skip
         """Return where parabolas through the evidence on both sides, a change each, peak."""
-        side, beside = self.tools.side, self._beside(place)
+        side = self.tools.side
         each = np.diag(steps)
         nearby = [place, *(_changed(place, change, side) for change in (*each, *-each))]
         planes = np.stack([resampled(*beside, other, side) for other in nearby])
@@ -152,9 +161,9 @@ def _changed(place: Placement, change: NDArray[np.float64], side: int) -> Placem
     return place.changed(turn, size, shape).moved(right, down, side)
 
 
-def _is_beside(one: Placement, other: Placement) -> bool:
+def _is_beside(one: Placement, other: Placement, away: float) -> bool:
     """Whether whitening at one of two places tells what it gives at the other, if turned."""
     apart = np.linalg.solve(one.matrix(), other.matrix())
     middle = apart[:2] @ (0.5, 0.5, 1.0) - 0.5
     stretched = np.linalg.svd(apart[:2, :2], compute_uv=False) - 1
-    return bool(np.abs(stretched).max() < _ALIKE and np.abs(middle).max() < _BESIDE)
+    return bool(np.abs(stretched).max() < _ALIKE and np.abs(middle).max() < away)

@@ -1,17 +1,15 @@
-"""All shifts, or all angles, of a whitened picture at once.
+"""All angles of a whitened picture at once, and what speaks for one of them.
 
-Soft bits are inner products with the carrier patterns, so those of every shift are correlations,
-and those of every angle are correlations along the circles around the centre: one Fourier
-transform each instead of a resampling per hypothesis. Which hypothesis is right is told without
+Soft bits are inner products with the carrier patterns, so those of every angle are correlations
+along the circles around the centre: one Fourier transform instead of a resampling per hypothesis
+(all shifts: :mod:`shifts`). Which hypothesis is right is told without
 knowing the message: at the frame's true place the soft bits are larger than elsewhere, and, since
 E1 gave each what it needed and no more, of nearly equal size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,7 +22,6 @@ Complex64 = NDArray[np.complex64]
 ANGLES = 1024
 _SAMPLED = 512  # angles of a circle that are sampled: between them, soft bits are interpolated
 _INNER, _OUTER, _RADIAL_STEP = 3.0, 88.0, 0.8  # samples of 128; nothing is told nearer the centre
-_AT_ONCE = 32  # patterns asked together: what they take stays in the cache
 _MEAN_RATIO = float(np.sqrt(2 / np.pi))  # mean size over rms, of normal soft bits
 _RATIO_SPREAD = float(np.sqrt(1 - 3 / np.pi))  # standard deviation of that, times sqrt(K)
 
@@ -67,105 +64,6 @@ def enlarged(plane: Float32, times: int) -> Float32:
     wide[-half] /= 2
     wide[half] = wide[-half]
     return (np.fft.irfft2(wide, s=(times * n, times * n)) * times**2).astype(np.float32)
-
-
-class Peak(NamedTuple):
-    """The likeliest of many shifts.
-
-    Attributes
-    ----------
-    surprise
-        How far its evidence is above what chance finds among so many.
-    down, right
-        The shift, samples.
-    noise
-        Mean square of a soft bit at all other shifts.
-    """
-
-    surprise: float
-    down: float
-    right: float
-    noise: float
-
-
-class ShiftBank:
-    """Soft bits of shifts of a whitened picture, cyclic and by any part of a sample.
-
-    Parameters
-    ----------
-    patterns
-        ``(K, side, side)``, each of norm 1.
-    """
-
-    def __init__(self, patterns: Float32) -> None:
-        self.bits, self._side = len(patterns), patterns.shape[-1]
-        self._spectra: Complex64 = np.fft.rfft2(patterns).conj().astype(np.complex64)
-
-    def sums(
-        self, whitened: Float32, down: Float32, right: Float32, most: int
-    ) -> tuple[Float32, Float32]:
-        """Return sums of squares and of absolute soft bits, each ``(len(down), len(right))``.
-
-        Entry ``[y, x]`` is of the frame whose origin lies at row ``down[y]``, column ``right[x]``
-        of the whitened picture, in samples. The first `most` patterns are asked. Only these shifts
-        are computed, each way by a matrix product: less than a whole transform, as most are few.
-        """
-        half = self._side // 2
-        per_sample = 2j * np.pi / self._side
-        whole = np.fft.fftfreq(self._side, 1 / self._side)
-        rows = np.exp(per_sample * np.outer(down, whole)).astype(np.complex64)
-        columns = np.exp(per_sample * np.outer(np.arange(half + 1), right)) / self._side**2
-        columns[1:half] *= 2  # each stands for its conjugate, too
-        # The real part of a complex product is a product of real and imaginary parts.
-        parts = np.stack([columns.real, -columns.imag], 1).reshape(2 * half + 2, -1)
-        parts = parts.astype(np.float32)
-        spectrum = np.fft.rfft2(whitened).astype(np.complex64)
-        energy = np.zeros((len(down), len(right)), np.float32)
-        size = np.zeros_like(energy)
-        for at in range(0, most, _AT_ONCE):
-            some = self._spectra[at : min(at + _AT_ONCE, most)]
-            partial = np.matmul(rows, some * spectrum)
-            soft = (partial.view(np.float32).reshape(-1, len(parts)) @ parts).reshape(
-                len(some), *energy.shape
-            )
-            size += np.abs(soft).sum(0)
-            energy += np.square(soft, out=soft).sum(0)
-        return energy, size
-
-    def peaks(
-        self, whitened: Float32, reach: tuple[float, float], most: int, beyond: float
-    ) -> Iterator[Peak]:
-        """Yield the likeliest shifts of a whitened picture: within `reach`, and up to `beyond` it.
-
-        Shifts by half samples are asked: the farthest from any is a quarter both ways, where three
-        quarters of the evidence are left. The likeliest by whole and by half samples are told,
-        each way.
-
-        Parameters
-        ----------
-        reach
-            Farthest likely shift, samples down and right.
-        most
-            How many patterns are asked.
-        """
-        down, right = (_half_samples(each + beyond, self._side) for each in reach)
-        energy, size = self.sums(whitened, down, right, most)
-        noise = float(np.median(energy)) / most
-        there = evidence(energy, size, most, noise)
-        likely = (np.abs(down) <= reach[0])[:, None] & (np.abs(right) <= reach[1])
-        for places in (np.where(likely, there, -np.inf), there):
-            expected = chance(int(np.isfinite(places).sum()) // 4)
-            for low, across in ((0, 0), (0, 1), (1, 0), (1, 1)):
-                some = places[low::2, across::2]
-                y, x = np.unravel_index(int(some.argmax()), some.shape)
-                surprise = float(some[y, x]) - expected
-                yield Peak(surprise, float(down[low::2][y]), float(right[across::2][x]), noise)
-
-
-def _half_samples(reach: float, side: int) -> Float32:
-    """Return shifts by half samples up to `reach` both ways, each of a whole side once at most."""
-    most = min(int(2 * reach), side - 1)
-    return np.arange(-most, most + 1, dtype=np.float32) / np.float32(2)
 
 
 class TurnBank:

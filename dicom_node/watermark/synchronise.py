@@ -40,13 +40,15 @@ _CLEAR = 3.0  # surprise from which a place is looked at closely at once
 _NOTICED = 0.0  # surprise from which it is if it is among the `_CLOSELY` best of its stage
 _CLOSELY = 4
 _PROMISING = 7.0  # evidence after a first small move from which it is moved on
+_LIKELY = 2.0  # surprise below which a hasty move comes first
+_STRIKING = 13.0  # evidence asked of that; where few places are looked at, `_PROMISING`
 _BELIEVED = 8.0  # evidence, in its final place, from which it is decoded
 _TONED = 2  # places whose tones are guessed back, after all else: three times as dear
 _ROUNDS = (1.0, 1.0, 0.7, 0.5)  # of small moves, see `View.moved_in`
 _SAME = 0.01  # of the frame's side: places nearer than that lead to the same one
 
 # Logs of sizes, a frame's against the picture's.
-_FINE_STEP, _TURN_STEP, _COARSE_STEP = 0.008, 0.012, 0.02  # 0.01 amiss, half the evidence is left
+_FINE_STEP, _TURN_STEP, _COARSE_STEP = 0.01, 0.012, 0.02  # 0.01 amiss, half the evidence is left
 _SHARING = 8  # turned frames of neighbouring sizes that share a whitened picture
 _HALF_LEFT = 0.36  # a crop that keeps half of the area
 _EXPANDED = -0.36  # a square on the canvas that holds it turned by 45 degrees
@@ -54,8 +56,8 @@ _BORDERED = -0.47  # a frame of 0.63 of the picture's side
 _STRETCHES = (-0.018, 0.018, -0.036, 0.036, -0.054, 0.054)  # logs of columns over rows, halved
 _ASPECTS = (4 / 3, 3 / 4, 5 / 4, 4 / 5, 3 / 2, 2 / 3)  # columns over rows
 _TURNS = [0.75 * n for n in range(1, 60)]  # degrees
-_ALL, _FEW = 160, 48  # patterns asked: the evidence falls with the root
 _BEYOND, _SHIFTED = 6.0, 32.0  # samples of 128
+_ALL, _SOME = 160, 96  # patterns asked at every shift; all are at the likeliest
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,14 @@ class Candidate:
         How far its evidence is above what chance finds among so many places.
     noise
         Mean square of a soft bit elsewhere.
+    asked
+        Evidence asked of it after a hasty first move where the surprise is small.
     """
 
     surprise: float
     placement: Placement
     noise: float
+    asked: float = _STRIKING
 
 
 def find(
@@ -162,36 +167,42 @@ class _Search:
         yield self._turned(whole, [0.0])
         for rectangle in outlined(self._view.picture):
             yield from self._framed(rectangle)
-        yield self._shifted([whole], _ALL, _SHIFTED)
+        yield self._shifted([whole], _ALL, _SHIFTED, asked=_PROMISING)
         half = len(crops) // 2
-        yield self._shifted([_resized(whole, size) for size in crops[1:half]], _ALL)
-        yield self._turned(whole, _sizes(_EXPANDED, -_TURN_STEP, _TURN_STEP))
-        yield self._turned(whole, _sizes(_TURN_STEP, _HALF_LEFT, _TURN_STEP))
-        yield self._shifted([_resized(whole, size) for size in crops[half:]], _ALL)
-        yield self._shifted(list(held(self._view.shape)), _ALL)
+        yield self._shifted([_resized(whole, size) for size in crops[1:half]])
+        turned_sizes = _sizes(_EXPANDED, _HALF_LEFT, _TURN_STEP)
+        expanded, cropped = (
+            [size for size in turned_sizes if sign * size > 0] for sign in (-1, 1)
+        )
+        yield self._turned(whole, expanded, [False])
+        yield self._turned(whole, cropped, [False])
+        yield self._shifted([_resized(whole, size) for size in crops[half:]])
+        yield self._shifted(list(held(self._view.shape)), centred=True)
+        yield self._turned(whole, expanded + cropped, [True])
         poses = [Placement.whole(self._view.shape, n % 4, flip=n > 3) for n in range(1, 8)]
         small_crops, large_crops = coarse[: len(coarse) // 2], coarse[len(coarse) // 2 :]
-        yield self._shifted([_resized(pose, size) for size in small_crops for pose in poses], _FEW)
+        yield self._shifted([_resized(pose, size) for size in small_crops for pose in poses])
         slightly, more = _STRETCHES[:2], _STRETCHES[2:]
-        yield self._shifted([_resized(whole, size, s) for size in coarse for s in slightly], _FEW)
+        yield self._shifted([_resized(whole, size, s) for size in coarse for s in slightly])
         smaller = _sizes(_BORDERED, -_COARSE_STEP, _COARSE_STEP)
-        yield self._shifted([_resized(whole, size) for size in smaller], _FEW)
+        yield self._shifted([_resized(whole, size) for size in smaller])
         # Reached only with a larger budget, the last also turned by a little.
-        yield self._shifted([_resized(whole, size, s) for size in coarse for s in more], _FEW)
-        yield self._shifted([_resized(pose, size) for pose in poses for size in large_crops], _FEW)
+        yield self._shifted([_resized(whole, size, s) for size in coarse for s in more])
+        yield self._shifted([_resized(pose, size) for pose in poses for size in large_crops])
         both = [replace(whole, rotation_deg=turn) for turn in _alternating(_TURNS)]
-        yield self._shifted([_resized(pose, size) for pose in both for size in small_crops], _FEW)
+        yield self._shifted([_resized(pose, size) for pose in both for size in small_crops])
 
     def _framed(self, rectangle: Placement) -> Iterator[Iterator[Candidate]]:
         """Look in a rectangle whose edges are seen, and so known to about a sample."""
         poses = [rectangle.posed(n % 4, flip=n > 3) for n in range(8)]
         yield self._shifted(poses[:4], _ALL)
         near = _sizes(-0.03, 0.03, _FINE_STEP)
-        yield self._shifted([*poses[4:], *(_resized(poses[0], size) for size in near)], _FEW)
+        yield self._shifted([*poses[4:], *(_resized(poses[0], size) for size in near)])
         yield self._turned(poses[0], [0.0])
 
     def _shifted(
-        self, places: Sequence[Placement], patterns: int, beyond: float = _BEYOND
+        self, places: Sequence[Placement], first: int = _SOME, beyond: float = _BEYOND,
+        *, asked: float = _STRIKING, centred: bool = False,
     ) -> Iterator[Candidate]:
         """Look for frames of the given sizes and turns wherever they hold the picture or lie in it.
 
@@ -204,12 +215,17 @@ class _Search:
                 return
             across, down = (rows, columns) if place.rotation_deg % 180 == 90 else (columns, rows)
             reach = (_slack(place.rows, down, side), _slack(place.columns, across, side))
+            if centred:
+                reach = (1.0, 1.0)
             seen = self._view.whitened(place)
-            for peak in self._tools.shifts.peaks(seen, reach, patterns, beyond):
-                yield Candidate(peak.surprise, place.moved(peak.right, peak.down, side), peak.noise)
+            for peak in self._tools.shifts.peaks(seen, reach, beyond, first):
+                there = place.moved(peak.right, peak.down, side)
+                yield Candidate(peak.surprise, there, peak.noise, asked)
 
-    def _turned(self, whole: Placement, sizes: Sequence[float]) -> Iterator[Candidate]:
-        """Look for frames around the same middle, of the same aspect, at every angle, both ways."""
+    def _turned(
+        self, whole: Placement, sizes: Sequence[float], flips: Sequence[bool] = (False, True)
+    ) -> Iterator[Candidate]:
+        """Look for frames around the same middle, of the same aspect, at every angle."""
         bank = self._tools.turns(whole.columns / whole.rows)
         length = float(np.sqrt(whole.columns * whole.rows))
         for some in (sizes[at : at + _SHARING] for at in range(0, len(sizes), _SHARING)):
@@ -217,7 +233,7 @@ class _Search:
                 return
             # Whitening hardly depends on size: neighbouring sizes share it.
             shared = length * float(np.exp(np.mean(some)))
-            for flip in (False, True):
+            for flip in flips:
                 square = replace(whole, columns=shared, rows=shared, rotation_deg=0.0, flip=flip)
                 plane = enlarged(self._view.whitened(square), 2)
                 asked = [(plane, length * float(np.exp(size)) / shared) for size in some]
@@ -233,6 +249,11 @@ class _Search:
         if self._late() or any(_same_place(place, other) for other in self._tried):
             return Detection(False)
         self._tried.append(place)
+        if candidate.surprise < _LIKELY:
+            # Small moves add to chance, too; to a mark that was met a little off its place, more.
+            place, there = self._view.moved_in(place, noise, _ROUNDS[:2], hastily=True)
+            if there < candidate.asked:
+                return Detection(False)
         place, there = self._view.moved_in(place, noise, _ROUNDS[:2])
         if there >= _PROMISING:
             place, there = self._view.moved_in(place, noise, _ROUNDS[2:])

@@ -14,7 +14,7 @@ import pytest
 from dicom_node.inference import open_engine
 from dicom_node.watermark import synchronise
 from dicom_node.watermark.alignment import Tools, View, tools_of
-from dicom_node.watermark.fourier import ANGLES, ShiftBank, TurnBank, chance, enlarged, evidence
+from dicom_node.watermark.fourier import ANGLES, TurnBank, chance, enlarged, evidence
 from dicom_node.watermark.placement import (
     Placement,
     as_seen,
@@ -25,6 +25,7 @@ from dicom_node.watermark.placement import (
     tilted,
 )
 from dicom_node.watermark.robust import Detection, RobustWatermark
+from dicom_node.watermark.shifts import _likeliest
 from dicom_node.watermark.synchronise import find, held
 
 Picture = np.ndarray
@@ -207,20 +208,37 @@ def _carrier(tools: Tools, seed: int = 3) -> np.ndarray:
 
 def test_the_shift_bank_finds_a_shifted_carrier_where_it_is(tools: Tools) -> None:
     shifted = np.roll(_carrier(tools), (5, -9), (0, 1))
-    peaks = list(tools.shifts.peaks(shifted, (12.0, 12.0), 160, 6.0))
+    peaks = list(tools.shifts.peaks(shifted, (12.0, 12.0), 6.0, 32))
     best = max(peaks, key=lambda peak: peak.surprise)
     assert (best.down, best.right) == (5, -9)
 
 
 def test_soft_bits_of_a_shift_are_those_of_the_plain_product(tools: Tools) -> None:
     plane = np.random.default_rng(1).normal(size=(tools.side, tools.side)).astype(np.float32)
-    bank = ShiftBank(tools.patterns.reshape(-1, tools.side, tools.side))
-    down, right = np.array([-7.5, 3.0], np.float32), np.array([4.0, 0.5, 9.0], np.float32)
-    energy, size = bank.sums(plane, down, right, 160)
+    down, right = np.array([-7.5, 3.0], np.float32), np.array([0.5, 4.0], np.float32)
+    soft = tools.shifts.soft_bits(plane, down, right)
+    assert soft.shape == (2, 160)
+    expected = tools.patterns @ np.roll(plane, (-3, -4), (0, 1)).ravel()
+    np.testing.assert_allclose(soft[1], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_band_of_the_patterns_holds_what_tells_a_shift(tools: Tools) -> None:
+    plane = _carrier(tools) + np.random.default_rng(1).normal(size=(tools.side, tools.side)) / 50
+    down, right = np.array([-7.5, 0.0], np.float32), np.array([4.0, 0.0, 9.0], np.float32)
+    energy, size = tools.shifts.sums(plane.astype(np.float32), down, right, 160)
     assert energy.shape == size.shape == (2, 3)
-    soft = tools.patterns @ np.roll(plane, (-3, -4), (0, 1)).ravel()
-    assert energy[1, 0] == pytest.approx(float(np.square(soft).sum()), rel=1e-3)
-    assert size[1, 0] == pytest.approx(float(np.abs(soft).sum()), rel=1e-3)
+    soft = tools.shifts.soft_bits(plane.astype(np.float32), down[1:], right[1:2])
+    assert 0.85 < energy[1, 1] / float(np.square(soft).sum()) < 1.0
+    assert 0.92 < size[1, 1] / float(np.abs(soft).sum()) < 1.0
+
+
+def test_one_entry_of_four_neighbours_is_told(tools: Tools) -> None:
+    there = np.zeros((9, 9), np.float32)
+    there[2, 2], there[3, 3], there[8, 8] = 3, 2, 1
+    chosen = _likeliest(there)
+    assert 2 * 9 + 2 in chosen
+    assert 8 * 9 + 8 in chosen
+    assert 3 * 9 + 3 not in chosen
 
 
 @pytest.mark.parametrize("degrees", [12.0, 200.0])

@@ -1,0 +1,206 @@
+"""All shifts of a whitened picture at once.
+
+Soft bits are inner products with the carrier patterns, so those of every shift are correlations:
+products of spectra. The patterns are noise of a band (0.25 to 0.45 cycles a sample), and a part of
+them tells most shifts from the right one: first some patterns are asked, in their band, at every
+shift, then all of them at the likeliest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.inference.base import Float32
+from dicom_node.watermark.fourier import chance, evidence
+
+Complex64 = NDArray[np.complex64]
+
+_LIKELIEST = 24  # shifts at which all patterns are asked
+_TOLD = 4  # of these, among the likely and among all
+_AT_ONCE = 32  # patterns asked together: what they take stays in the cache
+_RUNS = 8  # of columns of the spectrum, each with rows of its own
+_IN_BAND = 0.1  # of the most power of a frequency
+
+
+class Peak(NamedTuple):
+    """The likeliest of many shifts.
+
+    Attributes
+    ----------
+    surprise
+        How far its evidence is above what chance finds among so many.
+    down, right
+        The shift, samples.
+    noise
+        Mean square of a soft bit at all other shifts.
+    """
+
+    surprise: float
+    down: float
+    right: float
+    noise: float
+
+
+class _Run(NamedTuple):
+    """Frequencies in the patterns' band: some columns of the half spectrum, and rows of these.
+
+    Attributes
+    ----------
+    spectra
+        Conjugates of the patterns', ``(rows, patterns, columns)``.
+    """
+
+    rows: NDArray[np.int64]
+    columns: slice
+    spectra: Complex64
+
+    def along_rows(self, first: int, last: int, rows: Complex64, spectrum: Complex64) -> Complex64:
+        """Return what some patterns give along the rows, ``(shifts down, patterns, columns)``."""
+        some = self.spectra[:, first:last]
+        product = some * spectrum[self.rows, None, self.columns]
+        shifted = rows[:, self.rows] @ product.reshape(len(self.rows), -1)
+        return shifted.reshape(len(rows), *some.shape[1:])
+
+
+class ShiftBank:
+    """Soft bits of shifts of a whitened picture, cyclic and by any part of a sample.
+
+    Parameters
+    ----------
+    patterns
+        ``(K, side, side)``, each of norm 1.
+    """
+
+    def __init__(self, patterns: Float32) -> None:
+        self.bits, self._side = len(patterns), patterns.shape[-1]
+        self._patterns = patterns.reshape(self.bits, -1)
+        spectra = np.fft.rfft2(patterns).conj().astype(np.complex64)
+        power = np.square(np.abs(spectra)).mean(0)
+        in_band = power >= _IN_BAND * power.max()
+        self._runs = [
+            _Run(rows, run, np.ascontiguousarray(spectra[:, rows, run].transpose(1, 0, 2)))
+            for run in _runs_of(in_band.any(0))
+            for rows in [np.flatnonzero(in_band[:, run].any(1))]
+        ]
+        twice = np.full(power.shape[1], 2.0)  # each column stands for its conjugate, too
+        twice[[0, -1]] = 1
+        self._power = (power * twice).astype(np.float32)
+
+    def sums(
+        self, whitened: Float32, down: Float32, right: Float32, most: int
+    ) -> tuple[Float32, Float32]:
+        """Return sums of squares and of absolute soft bits, each ``(len(down), len(right))``.
+
+        Entry ``[y, x]`` is of the frame whose origin lies at row ``down[y]``, column ``right[x]``
+        of the whitened picture, in samples. The first `most` patterns are asked, in their band.
+        Only these shifts are computed, each way by a matrix product: less than a whole transform,
+        as most are few.
+        """
+        half = self._side // 2
+        per_sample = 2j * np.pi / self._side
+        whole = np.fft.fftfreq(self._side, 1 / self._side)
+        rows = np.exp(per_sample * np.outer(down, whole)).astype(np.complex64)
+        columns = np.exp(per_sample * np.outer(np.arange(half + 1), right)) / self._side**2
+        columns[1:half] *= 2  # each stands for its conjugate, too
+        # The real part of a complex product is a product of real and imaginary parts.
+        parts = np.stack([columns.real, -columns.imag], 1).astype(np.float32)
+        parts = np.concatenate([parts[run.columns] for run in self._runs]).reshape(-1, len(right))
+        spectrum = np.fft.rfft2(whitened).astype(np.complex64)
+        energy = np.zeros((len(down), len(right)), np.float32)
+        size = np.zeros_like(energy)
+        for at in range(0, most, _AT_ONCE):
+            last = min(at + _AT_ONCE, most)
+            along_rows = [run.along_rows(at, last, rows, spectrum) for run in self._runs]
+            partial = np.concatenate(along_rows, axis=2)
+            soft = partial.view(np.float32).reshape(-1, len(parts)) @ parts
+            soft = soft.reshape(len(down), -1, len(right))
+            size += np.abs(soft).sum(1)
+            energy += np.square(soft, out=soft).sum(1)
+        return energy, size
+
+    def _share_in_band(self, whitened: Float32) -> float:
+        """Return which part of the mean square of a soft bit lies in the patterns' band."""
+        power = np.square(np.abs(np.fft.rfft2(whitened))) * self._power
+        in_band = sum(float(power[run.rows, run.columns].sum()) for run in self._runs)
+        return in_band / float(power.sum()) if in_band else 1.0
+
+    def soft_bits(self, whitened: Float32, down: Float32, right: Float32) -> Float32:
+        """Return the soft bits of some shifts, ``(n, K)``; `down` and `right` are ``(n,)``."""
+        per_sample = 2j * np.pi / self._side
+        rows = np.exp(per_sample * np.outer(down, np.fft.fftfreq(self._side, 1 / self._side)))
+        columns = np.exp(per_sample * np.outer(right, np.arange(self._side // 2 + 1)))
+        along_rows = np.fft.rfft2(whitened) * rows.astype(np.complex64)[:, :, None]
+        along_rows *= columns.astype(np.complex64)[:, None]
+        planes = np.fft.irfft2(along_rows).reshape(len(down), -1).astype(np.float32, copy=False)
+        soft: Float32 = planes @ self._patterns.T
+        return soft
+
+    def peaks(
+        self, whitened: Float32, reach: tuple[float, float], beyond: float, first: int
+    ) -> Iterator[Peak]:
+        """Yield the likeliest shifts of a whitened picture: within `reach`, and up to `beyond` it.
+
+        Shifts by half samples are asked: the farthest from any is a quarter both ways, where three
+        quarters of the evidence are left. The `_LIKELIEST` of them are asked all patterns.
+
+        Parameters
+        ----------
+        reach
+            Farthest likely shift, samples down and right.
+        first
+            How many patterns are asked at every shift.
+        """
+        down, right = (_half_samples(each + beyond, self._side) for each in reach)
+        energy, size = self.sums(whitened, down, right, first)
+        noise = float(np.median(energy)) / first
+        roughly = evidence(energy, size, first, noise)
+        likely = (np.abs(down) <= reach[0])[:, None] & (np.abs(right) <= reach[1])
+        y, x = np.unravel_index(_likeliest(roughly), roughly.shape)
+        soft = self.soft_bits(whitened, down[y], right[x])
+        noise /= self._share_in_band(whitened)
+        there = evidence(np.square(soft).sum(1), np.abs(soft).sum(1), self.bits, noise)
+        for among in (likely, np.ones_like(likely)):
+            expected = chance(int(among.sum()) // 4)
+            some = np.flatnonzero(among[y, x])
+            for one in some[np.argsort(-there[some])][:_TOLD]:
+                surprise = float(there[one]) - expected
+                yield Peak(surprise, float(down[y[one]]), float(right[x[one]]), noise)
+
+
+def _likeliest(there: Float32) -> NDArray[np.int64]:
+    """Return the numbers of the `_LIKELIEST` entries, one of 2 x 2 at most."""
+    rows, columns = (-(-n // 2) for n in there.shape)
+    even = np.full((2 * rows, 2 * columns), -np.inf, np.float32)
+    even[: there.shape[0], : there.shape[1]] = there
+    number = np.full(even.shape, -1)
+    number[: there.shape[0], : there.shape[1]] = np.arange(there.size).reshape(there.shape)
+    blocks, numbers = (
+        each.reshape(rows, 2, columns, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
+        for each in (even, number)
+    )
+    best = blocks.argmax(1)
+    at = np.arange(len(best))
+    most = min(_LIKELIEST, len(best))
+    chosen = np.argpartition(-blocks[at, best], most - 1)[:most]
+    likeliest: NDArray[np.int64] = numbers[chosen, best[chosen]]
+    return likeliest
+
+
+def _runs_of(columns: NDArray[np.bool_]) -> Iterator[slice]:
+    """Yield the columns from the first to the last that is in the band, in runs."""
+    some = np.flatnonzero(columns)
+    ends = np.linspace(some[0], some[-1] + 1, _RUNS + 1).round().astype(int)
+    for first, last in pairwise(ends):
+        if last > first:
+            yield slice(int(first), int(last))
+
+
+def _half_samples(reach: float, side: int) -> Float32:
+    """Return shifts by half samples up to `reach` both ways, each of a whole side once at most."""
+    most = min(int(2 * reach), side - 1)
+    return np.arange(-most, most + 1, dtype=np.float32) / np.float32(2)
