@@ -156,6 +156,7 @@ class ShiftBank:
             How many patterns are asked at every shift.
         """
         down, right = (_half_samples(each + beyond, self._side) for each in reach)
+        first = min(first, self.bits)
         energy, size = self.sums(whitened, down, right, first)
         noise = float(np.median(energy)) / first
         roughly = evidence(energy, size, first, noise)

@@ -15,6 +15,7 @@ from dicom_node.inference import open_engine
 from dicom_node.watermark import synchronise
 from dicom_node.watermark.alignment import Tools, View, tools_of
 from dicom_node.watermark.fourier import ANGLES, TurnBank, chance, enlarged, evidence
+from dicom_node.watermark.hypotheses import held
 from dicom_node.watermark.placement import (
     Placement,
     as_seen,
@@ -26,7 +27,7 @@ from dicom_node.watermark.placement import (
 )
 from dicom_node.watermark.robust import Detection, RobustWatermark
 from dicom_node.watermark.shifts import _likeliest
-from dicom_node.watermark.synchronise import find, held
+from dicom_node.watermark.synchronise import find
 
 Picture = np.ndarray
 

@@ -1,0 +1,188 @@
+"""Where a marked frame may lie in a picture: all of it, the cheap and the likely first.
+
+A stage asks frames of some sizes at every shift (:mod:`shifts`) or at every angle
+(:mod:`fourier`), and tells what stands out; :mod:`synchronise` looks at that closely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dicom_node.watermark.alignment import Tools, View
+from dicom_node.watermark.fourier import ANGLES, chance, enlarged
+from dicom_node.watermark.placement import Placement, outlined
+
+# Logs of sizes, a frame's against the picture's.
+_FINE_STEP, _TURN_STEP, _COARSE_STEP = 0.01, 0.012, 0.02  # 0.01 amiss, half the evidence is left
+_SHARING = 8  # turned frames of neighbouring sizes that share a whitened picture
+_HALF_LEFT = 0.36  # a crop that keeps half of the area
+_EXPANDED = -0.36  # a square on the canvas that holds it turned by 45 degrees
+_BORDERED = -0.47  # a frame of 0.63 of the picture's side
+_STRETCHES = (-0.018, 0.018, -0.036, 0.036, -0.054, 0.054)  # logs of columns over rows, halved
+_ASPECTS = (4 / 3, 3 / 4, 5 / 4, 4 / 5, 3 / 2, 2 / 3)  # columns over rows
+_TURNS = [0.75 * n for n in range(1, 60)]  # degrees
+_SLIGHTLY, _BEYOND, _SHIFTED = 1.0, 6.0, 32.0  # samples of 128
+_ALL, _SOME = 160, 96  # patterns asked at every shift; all are at the likeliest
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A place that looks like a mark.
+
+    Attributes
+    ----------
+    surprise
+        How far its evidence is above what chance finds among so many places.
+    noise
+        Mean square of a soft bit elsewhere.
+    few
+        Whether few places were asked, so that less stands out by chance.
+    """
+
+    surprise: float
+    placement: Placement
+    noise: float
+    few: bool = False
+
+
+class Hypotheses:
+    """The places of one picture that look like a mark, stage after stage.
+
+    Parameters
+    ----------
+    late
+        Whether no further place should be asked.
+    """
+
+    def __init__(self, view: View, tools: Tools, late: Callable[[], bool]) -> None:
+        self._view, self._tools, self._late = view, tools, late
+
+    def stages(self) -> Iterator[Iterator[Candidate]]:
+        """Yield stages, each the candidates of one kind of geometry as it finds them."""
+        whole = Placement.whole(self._view.shape)
+        crops = _sizes(0.0, _HALF_LEFT, _FINE_STEP)
+        coarse = _sizes(0.0, _HALF_LEFT, _COARSE_STEP)
+        yield self._turned(whole, [0.0])
+        for rectangle in outlined(self._view.picture):
+            yield from self._framed(rectangle)
+        yield self._shifted([whole], _ALL, _SHIFTED)
+        half = len(crops) // 2
+        yield self._shifted([_resized(whole, size) for size in crops[1:half]])
+        expanded = _sizes(_EXPANDED, -_TURN_STEP, _TURN_STEP)
+        cropped = _sizes(_TURN_STEP, _HALF_LEFT, _TURN_STEP)
+        yield self._turned(whole, expanded, [False])
+        yield self._turned(whole, cropped, [False])
+        yield self._shifted([_resized(whole, size) for size in crops[half:]])
+        yield self._shifted(list(held(self._view.shape)), centred=True)
+        yield self._turned(whole, expanded + cropped, [True])
+        poses = [Placement.whole(self._view.shape, n % 4, flip=n > 3) for n in range(1, 8)]
+        small_crops, large_crops = coarse[: len(coarse) // 2], coarse[len(coarse) // 2 :]
+        yield self._shifted([_resized(pose, size) for size in small_crops for pose in poses])
+        slightly, more = _STRETCHES[:2], _STRETCHES[2:]
+        yield self._shifted([_resized(whole, size, s) for size in coarse for s in slightly])
+        smaller = _sizes(_BORDERED, -_COARSE_STEP, _COARSE_STEP)
+        yield self._shifted([_resized(whole, size) for size in smaller])
+        # Reached only with a larger budget, the last also turned by a little.
+        yield self._shifted([_resized(whole, size, s) for size in coarse for s in more])
+        yield self._shifted([_resized(pose, size) for pose in poses for size in large_crops])
+        both = [replace(whole, rotation_deg=turn) for turn in _alternating(_TURNS)]
+        yield self._shifted([_resized(pose, size) for pose in both for size in small_crops])
+
+    def _framed(self, rectangle: Placement) -> Iterator[Iterator[Candidate]]:
+        """Look in a rectangle whose edges are seen, and so known to about a sample."""
+        poses = [rectangle.posed(n % 4, flip=n > 3) for n in range(8)]
+        yield self._shifted(poses[:4], _ALL)
+        near = _sizes(-0.03, 0.03, _FINE_STEP)
+        yield self._shifted([*poses[4:], *(_resized(poses[0], size) for size in near)])
+        yield self._turned(poses[0], [0.0])
+
+    def _shifted(
+        self, places: Sequence[Placement], first: int = _SOME, beyond: float = _BEYOND,
+        *, centred: bool = False,
+    ) -> Iterator[Candidate]:  # fmt: skip
+        """Look for frames of the given sizes and turns wherever they hold the picture or lie in it.
+
+        Parameters
+        ----------
+        first
+            Patterns asked at every shift.
+        beyond
+            Samples farther, where the picture or the frame was cut off.
+        centred
+            Whether the frames' middle is known to be the picture's.
+        """
+        side = self._tools.side
+        rows, columns = self._view.shape
+        for place in places:
+            if self._late():
+                return
+            across, down = (rows, columns) if place.rotation_deg % 180 == 90 else (columns, rows)
+            reach = (_slack(place.rows, down, side), _slack(place.columns, across, side))
+            if centred:
+                reach = (_SLIGHTLY, _SLIGHTLY)
+            seen = self._view.whitened(place)
+            for peak in self._tools.shifts.peaks(seen, reach, beyond, first):
+                there = place.moved(peak.right, peak.down, side)
+                yield Candidate(peak.surprise, there, peak.noise, few=len(places) == 1)
+
+    def _turned(
+        self, whole: Placement, sizes: Sequence[float], flips: Sequence[bool] = (False, True)
+    ) -> Iterator[Candidate]:
+        """Look for frames around the same middle, of the same aspect, at every angle."""
+        bank = self._tools.turns(whole.columns / whole.rows)
+        length = float(np.sqrt(whole.columns * whole.rows))
+        for some in (sizes[at : at + _SHARING] for at in range(0, len(sizes), _SHARING)):
+            if self._late():
+                return
+            # Whitening hardly depends on size: neighbouring sizes share it.
+            shared = length * float(np.exp(np.mean(some)))
+            for flip in flips:
+                square = replace(whole, columns=shared, rows=shared, rotation_deg=0.0, flip=flip)
+                plane = enlarged(self._view.whitened(square), 2)
+                planes = [(plane, length * float(np.exp(size)) / shared) for size in some]
+                for size, (there, noise) in zip(some, bank.evidence(planes), strict=True):
+                    for at in np.argsort(-there)[:2]:
+                        place = replace(_resized(whole, size), flip=flip)
+                        place = replace(place, rotation_deg=float(at) * 360 / ANGLES)
+                        yield Candidate(float(there[at]) - chance(ANGLES), place, noise)
+
+def held(shape: tuple[int, ...]) -> Iterator[Placement]:
+    """Yield the turned frames of usual aspects that a canvas of `shape` just holds."""
+    down, across = shape[:2]
+    canvas = across / down
+    for aspect in _ASPECTS:
+        sine, cosine = aspect - canvas, canvas * aspect - 1
+        if sine * cosine < 0:
+            continue
+        turn = float(np.degrees(np.arctan2(abs(sine), abs(cosine))))
+        angle = np.radians(turn)
+        rows = across / float(aspect * np.cos(angle) + np.sin(angle))
+        upright = replace(Placement.whole(shape), columns=aspect * rows, rows=rows)
+        for each in (turn, -turn, turn + 180, 180 - turn):
+            yield replace(upright, rotation_deg=each)
+
+
+def _sizes(low: float, high: float, step: float) -> list[float]:
+    """Return logs of sizes from `low` to `high`, nearest to none first."""
+    numbers = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1)
+    return sorted((float(n) * step for n in numbers), key=abs)
+
+
+def _slack(frame: float, picture: float, side: int) -> float:
+    """Return how far one can lie within the other, in samples from the middle."""
+    return abs(1 - picture / frame) * side / 2 + _SLIGHTLY
+
+
+def _alternating(turns: Sequence[float]) -> Iterator[float]:
+    for turn in turns:
+        yield turn
+        yield -turn
+
+
+def _resized(place: Placement, size: float, shape: float = 0.0) -> Placement:
+    return place.changed(0.0, size, shape)
+
+
