@@ -149,6 +149,7 @@ class Hypotheses:
                         place = replace(place, rotation_deg=float(at) * 360 / ANGLES)
                         yield Candidate(float(there[at]) - chance(ANGLES), place, noise)
 
+
 def held(shape: tuple[int, ...]) -> Iterator[Placement]:
     """Yield the turned frames of usual aspects that a canvas of `shape` just holds."""
     down, across = shape[:2]

@@ -92,6 +92,7 @@ class _Search:
         self._tools, self._keys, self._known = tools, keys, known
         self._view = View(display, tools)
         self._tried: list[Placement] = []
+        self._passed: list[Placement] = []
         self._missed: list[_Missed] = []
         self._hypotheses = Hypotheses(self._view, tools, self._late)
         self.decodes = 0
@@ -131,14 +132,18 @@ class _Search:
     def _closely(self, candidate: Candidate) -> Detection:
         """Move a candidate into place; decode it if it then looks like a mark."""
         place, noise = candidate.placement, candidate.noise
-        if self._late() or any(_same_place(place, other) for other in self._tried):
+        doubtful = candidate.surprise < _LIKELY
+        # What was only looked at in haste may be met again where more speaks for it.
+        tried = self._tried + self._passed if doubtful and not candidate.few else self._tried
+        if self._late() or any(_same_place(place, other) for other in tried):
             return Detection(False)
-        self._tried.append(place)
-        if candidate.surprise < _LIKELY:
+        if doubtful:
             # Small moves add to chance, too; to a mark that was met a little off its place, more.
             place, there = self._view.moved_in(place, noise, _ROUNDS[:2], hastily=True)
             if there < (_PROMISING if candidate.few else _STRIKING):
+                self._passed.append(candidate.placement)
                 return Detection(False)
+        self._tried.append(candidate.placement)
         place, there = self._view.moved_in(place, noise, _ROUNDS[:2])
         if there >= _PROMISING:
             place, there = self._view.moved_in(place, noise, _ROUNDS[2:])
