@@ -161,7 +161,7 @@ class ShiftBank:
         noise = float(np.median(energy)) / first
         roughly = evidence(energy, size, first, noise)
         likely = (np.abs(down) <= reach[0])[:, None] & (np.abs(right) <= reach[1])
-        y, x = np.unravel_index(_likeliest(roughly), roughly.shape)
+        y, x = _likeliest(roughly)
         soft = self.soft_bits(whitened, down[y], right[x])
         noise /= self._share_in_band(whitened)
         there = evidence(np.square(soft).sum(1), np.abs(soft).sum(1), self.bits, noise)
@@ -173,23 +173,16 @@ class ShiftBank:
                 yield Peak(surprise, float(down[y[one]]), float(right[x[one]]), noise)
 
 
-def _likeliest(there: Float32) -> NDArray[np.int64]:
-    """Return the numbers of the `_LIKELIEST` entries, one of 2 x 2 at most."""
+def _likeliest(there: Float32) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return rows and columns of the `_LIKELIEST` entries, one of 2 x 2 at most."""
     rows, columns = (-(-n // 2) for n in there.shape)
     even = np.full((2 * rows, 2 * columns), -np.inf, np.float32)
     even[: there.shape[0], : there.shape[1]] = there
-    number = np.full(even.shape, -1)
-    number[: there.shape[0], : there.shape[1]] = np.arange(there.size).reshape(there.shape)
-    blocks, numbers = (
-        each.reshape(rows, 2, columns, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
-        for each in (even, number)
-    )
-    best = blocks.argmax(1)
-    at = np.arange(len(best))
-    most = min(_LIKELIEST, len(best))
-    chosen = np.argpartition(-blocks[at, best], most - 1)[:most]
-    likeliest: NDArray[np.int64] = numbers[chosen, best[chosen]]
-    return likeliest
+    blocks = even.reshape(rows, 2, columns, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
+    most = min(_LIKELIEST, len(blocks))
+    chosen = np.argpartition(-blocks.max(1), most - 1)[:most]
+    within = blocks[chosen].argmax(1)
+    return 2 * (chosen // columns) + within // 2, 2 * (chosen % columns) + within % 2
 
 
 def _runs_of(columns: NDArray[np.bool_]) -> Iterator[slice]:
