@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from math import hypot
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,7 +164,11 @@ def _changed(place: Placement, change: NDArray[np.float64], side: int) -> Placem
 
 def _is_beside(one: Placement, other: Placement, away: float) -> bool:
     """Whether whitening at one of two places tells what it gives at the other, if turned."""
-    apart = np.linalg.solve(one.matrix(), other.matrix())
-    middle = apart[:2] @ (0.5, 0.5, 1.0) - 0.5
-    stretched = np.linalg.svd(apart[:2, :2], compute_uv=False) - 1
-    return bool(np.abs(stretched).max() < _ALIKE and np.abs(middle).max() < away)
+    (a, b, x), (c, d, y), _ = one.map_of(other).tolist()
+    right, down = (a + b - 1) / 2 + x, (c + d - 1) / 2 + y
+    if max(abs(right), abs(down)) >= away:
+        return False
+    # Half the sum and half the difference of the singular values, or the other way round.
+    one_half, other_half = hypot(a + d, b - c) / 2, hypot(a - d, b + c) / 2
+    longest, shortest = one_half + other_half, abs(one_half - other_half)
+    return max(abs(longest - 1), abs(shortest - 1)) < _ALIKE

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -54,15 +55,28 @@ class Placement(Pose):
 
     def matrix(self) -> NDArray[np.float64]:
         """Return the map from the frame's unit square to the picture's pixels, ``(3, 3)``."""
+        return self._matrix
+
+    def map_of(self, other: Placement) -> NDArray[np.float64]:
+        """Return the map from the unit square of `other` to this one's, ``(3, 3)``."""
+        return np.asarray(self._inverse @ other.matrix())
+
+    @cached_property
+    def _matrix(self) -> NDArray[np.float64]:
         turn = np.deg2rad(self.rotation_deg)
         cosine, sine = np.cos(turn), np.sin(turn)
-        linear = np.array([[cosine, sine], [-sine, cosine]]) @ np.diag([self.columns, self.rows])
-        if self.flip:
-            linear[0] *= -1
+        mirrored = -1 if self.flip else 1
+        linear = np.array([[mirrored * cosine * self.columns, mirrored * sine * self.rows],
+                           [-sine * self.columns, cosine * self.rows]])  # fmt: skip
         whole = np.eye(3)
         whole[:2, :2] = linear
-        whole[:2, 2] = np.array(self.centre) - linear @ (0.5, 0.5)
+        whole[:2, 2] = np.array(self.centre) - linear.sum(1) / 2
+        whole.setflags(write=False)
         return whole
+
+    @cached_property
+    def _inverse(self) -> NDArray[np.float64]:
+        return np.asarray(np.linalg.inv(self._matrix), np.float64)
 
     def posed(self, quarter: int, *, flip: bool) -> Placement:
         """Return the frame in the same rectangle, turned there by quarters, and mirrored."""
@@ -117,7 +131,7 @@ def resampled(
     plane: Float32, times: int, before: Placement, after: Placement, side: int
 ) -> Float32:
     """Return the frame `after`, ``(side, side)``, from one cut out at `before`, enlarged."""
-    change = np.linalg.solve(before.matrix(), after.matrix())
+    change = before.map_of(after)
     fine = side * times
     to_samples = np.diag([fine, fine, 1.0]) @ change @ np.diag([1 / side, 1 / side, 1.0])
     to_samples[:2, 2] -= (times - 1) / 2  # sample i became times i: not the middle of its parts

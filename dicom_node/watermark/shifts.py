@@ -78,7 +78,6 @@ class ShiftBank:
 
     def __init__(self, patterns: Float32) -> None:
         self.bits, self._side = len(patterns), patterns.shape[-1]
-        self._patterns = patterns.reshape(self.bits, -1)
         spectra = np.fft.rfft2(patterns).conj().astype(np.complex64)
         power = np.square(np.abs(spectra)).mean(0)
         in_band = power >= _IN_BAND * power.max()
@@ -87,9 +86,11 @@ class ShiftBank:
             for run in _runs_of(in_band.any(0))
             for rows in [np.flatnonzero(in_band[:, run].any(1))]
         ]
-        twice = np.full(power.shape[1], 2.0)  # each column stands for its conjugate, too
+        # Each column stands for its conjugate, too.
+        twice = np.full(power.shape[1], 2.0, np.float32)
         twice[[0, -1]] = 1
         self._power = (power * twice).astype(np.float32)
+        self._products = _as_reals(spectra.conj() * (twice / self._side**2))
 
     def sums(
         self, whitened: Float32, down: Float32, right: Float32, most: int
@@ -134,10 +135,10 @@ class ShiftBank:
         per_sample = 2j * np.pi / self._side
         rows = np.exp(per_sample * np.outer(down, np.fft.fftfreq(self._side, 1 / self._side)))
         columns = np.exp(per_sample * np.outer(right, np.arange(self._side // 2 + 1)))
-        along_rows = np.fft.rfft2(whitened) * rows.astype(np.complex64)[:, :, None]
-        along_rows *= columns.astype(np.complex64)[:, None]
-        planes = np.fft.irfft2(along_rows).reshape(len(down), -1).astype(np.float32, copy=False)
-        soft: Float32 = planes @ self._patterns.T
+        shifted = rows.astype(np.complex64)[:, :, None] * columns.astype(np.complex64)[:, None]
+        shifted *= np.fft.rfft2(whitened).astype(np.complex64)
+        # Products with the patterns are those of the spectra: none is transformed back.
+        soft: Float32 = _as_reals(shifted) @ self._products.T
         return soft
 
     def peaks(
@@ -171,6 +172,11 @@ class ShiftBank:
             for one in some[np.argsort(-there[some])][:_TOLD]:
                 surprise = float(there[one]) - expected
                 yield Peak(surprise, float(down[y[one]]), float(right[x[one]]), noise)
+
+
+def _as_reals(spectra: Complex64) -> Float32:
+    """Return ``(n, ...)`` as ``(n, numbers)``: products of these are real parts of products."""
+    return spectra.reshape(len(spectra), -1).view(np.float32)
 
 
 def _likeliest(there: Float32) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from dicom_node.inference.base import Float32, RobustEngine
 from dicom_node.watermark.alignment import Tools, View, tools_of
+from dicom_node.watermark.detecting import RobustDetector
 from dicom_node.watermark.hypotheses import Candidate, Hypotheses
 from dicom_node.watermark.placement import Placement
 from dicom_node.watermark.reading import (
@@ -32,9 +33,10 @@ from dicom_node.watermark.reading import (
     read_toned,
     read_weak,
 )
-from dicom_node.watermark.robust import RobustWatermark
 
 MOST_DECODES = 32  # places whose soft bits are decoded, each against every key
+_TURNED = 3  # poses beside the upright one that are looked at closely at first
+_ENDS_S = 0.15  # kept of the budget: what was begun is ended
 _CLEAR = 3.0  # surprise from which a place is looked at closely at once
 _NOTICED = 0.0  # surprise from which it is if it is among the `_CLOSELY` best of its stage
 _CLOSELY = 4
@@ -58,7 +60,7 @@ def find(
     display
         Display values 0..1, ``(rows, columns)``.
     budget_s
-        CPU time of this thread after which nothing further is looked at.
+        CPU time of this thread within which it ends, the first look included.
     known
         Hashes of frames remembered as marked, ``(n, 8)``, for marks too weak to be decoded.
 
@@ -68,11 +70,13 @@ def find(
         Its pose is a `Placement` where the search found it: anticlockwise turn, then mirror;
         `scale` is the whole frame's size against the picture's (above 1: cropped).
     """
-    watermark = RobustWatermark(engine)
-    plain = watermark.detect(display, keys, dihedral=True, weak=True, known=known)
+    until = time.thread_time() + budget_s - _ENDS_S
+    plain = RobustDetector(engine).detect(
+        display, keys, dihedral=True, weak=True, known=known, turned=_TURNED
+    )
     if plain.decoded:
         return plain
-    return _Search(display, tools_of(engine), keys, budget_s, known).run()
+    return _Search(display, tools_of(engine), keys, until, known).run()
 
 
 class _Missed(NamedTuple):
@@ -86,7 +90,7 @@ class _Missed(NamedTuple):
 
 class _Search:
     def __init__(
-        self, display: Float32, tools: Tools, keys: Sequence[RobustKey], budget_s: float,
+        self, display: Float32, tools: Tools, keys: Sequence[RobustKey], until: float,
         known: Hashes | None = None,
     ) -> None:  # fmt: skip
         self._tools, self._keys, self._known = tools, keys, known
@@ -96,7 +100,7 @@ class _Search:
         self._missed: list[_Missed] = []
         self._hypotheses = Hypotheses(self._view, tools, self._late)
         self.decodes = 0
-        self._until = time.thread_time() + budget_s
+        self._until = until
 
     def run(self) -> Detection:
         """Look for the mark, stage after stage; in each, the best of the doubtful come last."""
@@ -166,5 +170,5 @@ class _Search:
 
 def _same_place(one: Placement, other: Placement) -> bool:
     """Whether small moves from both would lead to the same place."""
-    apart = np.linalg.solve(one.matrix(), other.matrix()) - np.eye(3)
+    apart = one.map_of(other) - np.eye(3)
     return bool(np.abs(apart).max() < _SAME)

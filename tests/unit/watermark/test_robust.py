@@ -228,6 +228,46 @@ def test_a_noisy_turned_picture_is_recognised_in_its_pose(
     assert sum(found) >= 3
 
 
+def test_three_poses_looked_at_closely_read_what_all_seven_do(
+    watermark: RobustWatermark, frames: list[np.ndarray]
+) -> None:
+    key, few, all_of_them = Key(b"k"), 0, 0
+    for number, frame in enumerate(frames):
+        mark = _embed(watermark, frame, key)
+        pose = DIHEDRAL[number % len(DIHEDRAL)]
+        turned = np.rot90(mark.marked.astype(np.uint8), round(pose.rotation_deg / 90))
+        turned = np.ascontiguousarray(turned[:, ::-1] if pose.flip else turned)
+        _, coded = cv2.imencode(".jpg", turned, [cv2.IMWRITE_JPEG_QUALITY, 30])
+        picture = _display(cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE))
+        few += watermark.detect(
+            picture, [key], dihedral=True, weak=True, turned=3
+        ).message == mark.message  # fmt: skip
+        all_of_them += watermark.detect(
+            picture, [key], dihedral=True, weak=True
+        ).message == mark.message  # fmt: skip
+    assert all_of_them >= 8
+    assert few >= all_of_them - 1
+
+
+def test_so_many_poses_are_looked_at_closely_as_were_asked_for(
+    watermark: RobustWatermark, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    whiten = watermark._whiten
+
+    def counted(pictures: np.ndarray) -> np.ndarray:
+        asked.append(len(pictures))
+        return whiten(pictures)
+
+    monkeypatch.setattr(watermark, "_whiten", counted)
+    large = cv2.resize(_display(frames[0]), (300, 300))
+    for turned, looks in ((0, 1), (3, 4), (7, 8)):
+        asked.clear()
+        found = watermark.detect(large, [Key(b"k")], dihedral=True, weak=True, turned=turned)
+        assert not found.decoded
+        assert sum(asked) == looks
+
+
 def test_an_unmarked_frame_is_not_recognised_either(
     watermark: RobustWatermark, frames: list[np.ndarray]
 ) -> None:

@@ -178,7 +178,7 @@ def test_an_unmarked_picture_is_searched_within_the_budget_and_reads_as_nothing(
         began = time.thread_time()
         picture = _display(cv2.imread(str(name), cv2.IMREAD_GRAYSCALE))
         assert find(picture, watermark.engine, [KEY], budget_s=1.0) == Detection(False)
-        assert time.thread_time() - began < 2.0, "what was begun is finished, and no more"
+        assert time.thread_time() - began < 1.6, "what was begun is finished, and no more"
 
 
 def test_another_key_finds_nothing_in_a_turned_picture(
@@ -198,7 +198,8 @@ def test_a_search_decodes_no_more_places_than_it_says(
     monkeypatch.setattr(synchronise, "_BELIEVED", -100.0)
     monkeypatch.setattr(synchronise, "_CLEAR", -100.0)
     picture = _display(turned(marked[0][0], 10))
-    search = synchronise._Search(picture, tools_of(watermark.engine), [Key(b"x")], 30.0)
+    until = time.thread_time() + 30.0
+    search = synchronise._Search(picture, tools_of(watermark.engine), [Key(b"x")], until)
     assert not search.run().decoded
     assert search.decodes == 2
 

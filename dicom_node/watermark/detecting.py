@@ -1,0 +1,239 @@
+"""Look for W1 in a picture as it lies, in quarter turns and mirrored.
+
+D1 sees most marks at a glance. What it cannot read is looked at through R2, upright and in the
+likeliest of the other poses, and read in the other ways of :mod:`reading`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from dicom_node.inference.base import Float32, RobustEngine
+from dicom_node.inference.reader import WeakReader, open_reader
+from dicom_node.watermark import reading
+from dicom_node.watermark.covers import resample, unfolded
+from dicom_node.watermark.fourier import evidence
+from dicom_node.watermark.reading import (
+    DIHEDRAL,
+    UPRIGHT,
+    Detection,
+    Hashes,
+    Pose,
+    RobustKey,
+    code_word,
+)
+
+# Frames up to SMALL_PX have a folded carrier; pictures up to SMALL_ENLARGED_PX may show one, and up
+# to TURNED_PX it is looked for in all poses.
+FOLDS, SMALL_PX, TURNED_PX, SMALL_ENLARGED_PX = 2, 96, 192, 256
+
+
+class RobustDetector:
+    """Detect W1 with one engine.
+
+    Parameters
+    ----------
+    engine
+        The networks on some backend.
+    """
+
+    def __init__(self, engine: RobustEngine) -> None:
+        self.engine = engine
+
+    def detect(
+        self, display: Float32, keys: Sequence[RobustKey], *, dihedral: bool = False,
+        weak: bool = False, known: Hashes | None = None, turned: int = len(DIHEDRAL),
+    ) -> Detection:  # fmt: skip
+        """Read W1 from a picture in display values 0..1, ``(rows, columns)``.
+
+        Parameters
+        ----------
+        dihedral
+            The seven other flips and quarter turns are tried when the upright one does not decode.
+        weak
+            What does not decode is looked for in the other ways of :mod:`reading`: 60 to 90 ms
+            a picture without a mark, and as much again for each of its other poses.
+        known
+            Hashes of frames remembered as marked, ``(n, 8)``, for pictures that have changed too
+            much to tell their own.
+        turned
+            In how many of the other poses that is done, the likeliest. The right one is among
+            the first three for 97 % of the marks that are read after JPEG 30.
+        """
+        poses, found = (UPRIGHT, *DIHEDRAL) if dihedral else (UPRIGHT,), Detection(False)
+        for folds in folds_of(display):
+            some = poses if folds == 1 or max(display.shape) <= TURNED_PX else poses[:1]
+            found = self._detect(display, some, keys, folds)
+            if not found.decoded and weak:
+                found = self._detect_weak(display, some, keys, known, folds, turned)
+            if found.decoded:
+                break
+        return found
+
+    def look(
+        self, display: Float32, folds: int = 1, poses: Sequence[Pose] = (UPRIGHT,)
+    ) -> Float32:
+        """Return the soft bits of D1 in each pose, ``(poses, code_bits)``.
+
+        Parameters
+        ----------
+        folds
+            2: of the picture beside its mirror images, as a small frame is marked.
+        """
+        views = _views(display, self.engine.side, folds, poses)
+        soft: Float32 = self.engine.decode(views[:, None])
+        return soft
+
+    def look_closely(
+        self, display: Float32, folds: int = 1, poses: Sequence[Pose] = (UPRIGHT,)
+    ) -> Float32:
+        """Return the soft bits of R2, folded with half of D1's; the rest as `look` takes it."""
+        whitened = self._whiten(_views(display, self.second_side, folds, poses))
+        return self._soft_bits(whitened, display, folds, poses)
+
+    def word_in(
+        self, display: Float32, message: bytes, key: RobustKey
+    ) -> tuple[Float32, int]:
+        """Return which word of a message a picture shows, and how its carrier is folded."""
+        shown = []
+        for folds in folds_of(display):
+            soft = _normed(self.look(display, folds))[0]
+            word = code_word(message, key)
+            if folds > 1:
+                word = reading.nearest_way(message, key, soft)
+            shown.append((float(soft @ word), folds))
+        folds = max(shown)[1]
+        nearest = reading.nearest_way if folds > 1 else reading.nearest_word
+        return nearest(message, key, self.look_closely(display, folds)[0]), folds
+
+    def look_again(self, pictures: Float32) -> Float32:
+        """Return the soft bits of R2, ``(batch, code_bits)``, for ``(batch, side, side)``."""
+        return self.engine.soft_bits(self._whiten(pictures))
+
+    def resample(self, display: Float32, side: int | None = None) -> Float32:
+        """Return the frame as the networks see it, ``(side, side)``; D1's side if none is given."""
+        return resample(display, side or self.engine.side)
+
+    @property
+    def second_side(self) -> int:
+        """Side of the pictures that `look_again` takes."""
+        return self._reader.side if self._reader is not None else self.engine.side
+
+    @cached_property
+    def _reader(self) -> WeakReader | None:
+        return open_reader(self.engine.model_id)
+
+    def _whiten(self, pictures: Float32) -> Float32:
+        """Return what R2 whitened, D1 where there is none, ``(batch, samples of D1)``."""
+        return (self._reader or self.engine).whiten(pictures[:, None])
+
+    def _soft_bits(
+        self, whitened: Float32, display: Float32, folds: int, poses: Sequence[Pose]
+    ) -> Float32:
+        again = self.engine.soft_bits(whitened)
+        if folds == 1:
+            return again
+        # R2 was not trained on mirror images: there D1 sees almost as much, and errs elsewhere.
+        return _normed(again) + _normed(self.look(display, folds, poses)) * np.float32(0.5)
+
+    def _detect(
+        self, display: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey], folds: int
+    ) -> Detection:
+        """Read what D1 sees; most pictures lie as they were marked."""
+        for some in (poses[:1], poses[1:]):
+            soft = self.look(display, folds, some) if some else ()
+            ways = ways_of(folds) if UPRIGHT in some else 1
+            found = _first(
+                reading.read(each, keys, pose, ways=ways)
+                for each, pose in zip(soft, some, strict=True)
+            )
+            if found.decoded:
+                break
+        return found
+
+    def _detect_weak(
+        self, display: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey],
+        known: Hashes | None, folds: int, turned: int,
+    ) -> Detection:  # fmt: skip
+        """Read what `_detect` could not, in every way there is."""
+        picture, ways = self.resample(display, self.second_side), ways_of(folds)
+        # A small frame that was enlarged beyond that has mostly kept its tones.
+        in_full = folds == 1 or max(display.shape) <= TURNED_PX
+
+        def read(soft: Float32, pose: Pose) -> Detection:
+            return reading.read_weak(
+                soft, pose.upright(picture), keys, pose, known,
+                toned=in_full and pose is UPRIGHT, ways=ways,
+            )  # fmt: skip
+
+        if folds > 1:  # chosen through D1, which sees all of a small picture
+            found = read(self.look(display, folds)[0], UPRIGHT)
+            if found.decoded:
+                return found
+        looked = list[tuple[Float32, Pose]]()
+        for soft, pose in self._closely(display, poses, folds, turned):
+            found = read(soft, pose)
+            if found.decoded:
+                return found
+            looked.append((soft, pose))
+        soft, pose = max(looked, key=lambda each: _evenness(each[0]))
+        return reading.read_deepest(soft, pose.upright(picture), keys, pose, ways=ways)
+
+    def _closely(
+        self, display: Float32, poses: Sequence[Pose], folds: int, turned: int
+    ) -> Iterator[tuple[Float32, Pose]]:
+        """Yield what R2 sees upright, and then in so many of the other poses, likeliest first."""
+        whitened = self._whiten(_views(display, self.second_side, folds, poses[:1]))
+        yield self._soft_bits(whitened, display, folds, poses[:1])[0], poses[0]
+        for pose in self._likeliest(whitened[0], poses, folds)[:turned]:
+            yield self.look_closely(display, folds, [pose])[0], pose
+
+    def _likeliest(self, whitened: Float32, poses: Sequence[Pose], folds: int) -> list[Pose]:
+        """Return all but the first of `poses` by what the upright whitened picture shows in them.
+
+        Whitening hardly depends on how a picture is turned: that is enough to rank them.
+        """
+        side = self.engine.side
+        shown = whitened.reshape(side, side)[: side // folds, : side // folds]
+        planes = np.stack([unfolded(pose.upright(shown), side) for pose in poses])
+        soft = self.engine.soft_bits(planes.reshape(len(poses), -1))
+        energy = np.square(soft).sum(1)
+        noise = float(np.median(energy)) / soft.shape[1]
+        there = evidence(energy, np.abs(soft).sum(1), soft.shape[1], noise)
+        return [poses[n] for n in np.argsort(-there) if n]
+
+
+def folds_of(display: Float32) -> tuple[int, ...]:
+    """Return how the carrier of a picture may be folded, the likeliest first."""
+    if max(display.shape) <= SMALL_PX:
+        return (FOLDS, 1)
+    return (1, FOLDS) if min(display.shape) <= SMALL_ENLARGED_PX else (1,)
+
+
+def ways_of(folds: int) -> int:
+    """Return in how many ways the word of such a carrier may be whitened."""
+    return reading.WAYS if folds > 1 else 1
+
+
+def _views(display: Float32, side: int, folds: int, poses: Sequence[Pose]) -> Float32:
+    """Return a picture in each pose, and its mirror images with it, ``(poses, side, side)``."""
+    small = resample(display, side // folds)
+    return np.stack([unfolded(pose.upright(small), side) for pose in poses])
+
+
+def _first(found: Iterable[Detection]) -> Detection:
+    """Return the first that decoded, else one that did not."""
+    return next((each for each in found if each.decoded), Detection(False))
+
+
+def _normed(soft: Float32) -> Float32:
+    normed: Float32 = soft / (np.linalg.norm(soft, axis=1, keepdims=True) + 1e-9)
+    return normed
+
+
+def _evenness(soft: Float32) -> float:
+    """Return how even the sizes of soft bits are: those of a mark are more so than chance's."""
+    return float(np.abs(soft).mean() / np.sqrt(np.mean(soft**2) + 1e-9))
