@@ -39,6 +39,8 @@ _ROUNDS = 5
 _ROOMY = 1.5
 _DROP_SHARE = 20
 _SPREAD_SHARE, _LEAST_CHANGE = 64, 3
+# Tiles of one value may be left as they are while so many carry: fewer have too much to carry each.
+_LEAST_CARRYING = 32
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,44 @@ class Embedding:
         return _Layout(plan, fits, TileStates(np.zeros(1, np.bool_)), [], 0)
 
     def _fit(self, survey: Survey, steps: int) -> _Layout | None:
-        """Find share length and tile roles that agree: roles set the length, length the roles."""
+        """Fit the record into the frame; tiles of one value stay as they are if it fits easily."""
         inert, value = self.canvas.constant_tiles(self.grid)
+        if not inert.any():
+            around = self._fit_around_bare(survey)
+            if around is not None:
+                return around
+        return self._fit_around(survey, steps, inert, value, counted=~inert)
+
+    def _fit_around_bare(self, survey: Survey) -> _Layout | None:
+        """Leave tiles of one value as they are; None if the others would have to change for it.
+
+        To a lossless file a digest in what is flat costs ten times its length, and the record says
+        as surely what such a tile is. All others have to hold their longer shares at the lowest
+        threshold, and as many of them may be destroyed as if every tile carried.
+        """
+        bare, value = self.canvas.bare_tiles(self.grid)
+        most = min(self.grid.count // 2, max(0, self.grid.count - _LEAST_CARRYING))
+        bare[np.flatnonzero(bare)[most:]] = False
+        if not bare.any():
+            return None
+        layout = self._fit_around(survey, 1, bare, value, counted=np.ones_like(bare))
+        if layout is None or (layout.carries & (layout.plan.kind == _FULL) != ~bare).any():
+            return None
+        return layout
+
+    def _fit_around(
+        self, survey: Survey, steps: int, inert: NDArray[np.bool_], value: int, *,
+        counted: NDArray[np.bool_],
+    ) -> _Layout | None:  # fmt: skip
+        """Find share length and tile roles that agree: roles set the length, length the roles.
+
+        Parameters
+        ----------
+        inert, value
+            Tiles that carry nothing, and their pixels' value.
+        counted
+            A fifth of these is how many of those that carry may be destroyed.
+        """
         active = ~inert
         mute = active & (survey.white < HEADER_BITS)
         full = active & ~mute & self._roomy(survey.parts, active)
@@ -173,7 +211,7 @@ class Embedding:
             ):
                 return None
             length = payload.size(self.record, self.profile, states, keep_i1=self._keep_i1)
-            groups = self._groups(active, full)
+            groups = self._groups(counted, full)
             # Among padding some tiles will drop out: planning for it saves a second round.
             fewer = planned < 0 and survey.parts.has_fixed
             rows = [max(1, k - (-(-k // _DROP_SHARE) if fewer else 0)) for _, k in groups]
@@ -218,7 +256,7 @@ class Embedding:
         return full, mute
 
     def _groups(
-        self, active: NDArray[np.bool_], full: NDArray[np.bool_]
+        self, counted: NDArray[np.bool_], full: NDArray[np.bool_]
     ) -> list[tuple[NDArray[np.intp], int]]:
         """Return the members of every code group, and how many of its rows are data."""
         number = -(-self.grid.count // erasure.MAX_SYMBOLS)
@@ -227,7 +265,7 @@ class Embedding:
             members = np.arange(first, self.grid.count, number)
             here = int(full[members].sum())
             if here:
-                spare = -(-int(active[members].sum()) // _SPARE_SHARE)
+                spare = -(-int(counted[members].sum()) // _SPARE_SHARE)
                 groups.append((members, max(1, here - spare)))
         return groups
 

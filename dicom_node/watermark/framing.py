@@ -200,6 +200,16 @@ class Canvas:
         value = int(values[counts.argmax()])
         return self.inert(grid, value), value
 
+    def bare_tiles(self, grid: Grid) -> tuple[NDArray[np.bool_], int]:
+        """Return the tiles that are one value throughout, sides 0, and that value.
+
+        The value is that of most tiles' first pixels: what surrounds the patient.
+        """
+        corners = self.host[:: grid.tile_rows, :: grid.tile_columns]
+        values, counts = np.unique(corners, return_counts=True)
+        value = int(values[counts.argmax()])
+        return self.inert(grid, value), value
+
     def inert(self, grid: Grid, value: int) -> NDArray[np.bool_]:
         """Return the tiles whose every pixel is `value` and every side sample 0."""
         same = all_within(self.host, value, value, grid)

@@ -123,7 +123,8 @@ class TileStates:
     Attributes
     ----------
     inert
-        ``(tiles,)``: every pixel is `inert_value` (a padding value) and every side sample 0.
+        ``(tiles,)``: every pixel is `inert_value` (padding, or what surrounds the patient) and
+        every side sample 0.
     mute
         Tiles that cannot hold a digest of their own, with that digest.
     """

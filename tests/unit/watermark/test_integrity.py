@@ -188,6 +188,93 @@ def test_pixels_side_samples_and_padding_are_each_located(marks: Marks) -> None:
             assert not result.signature_valid
 
 
+def _with_air(columns: int = 4, noise: float = 2.0) -> Any:
+    """Return a frame of 8 x 8 tiles, the left `columns` of which are one value throughout."""
+    host = tissue(512, 512, noise=noise)
+    host[:, : 64 * columns] = 9
+    return host
+
+
+def _changed_tiles(mark: IntegrityMark, host: Any) -> Any:
+    return (mark.marked != host).reshape(8, 64, 8, 64).any(axis=(1, 3))
+
+
+def test_tiles_of_one_value_are_left_as_they_are_and_vouched_for(marks: Marks) -> None:
+    host = _with_air(columns=3)
+    host[:64, 448:] = 700  # another value carries
+    mark = marks.embed(host)
+    changed = _changed_tiles(mark, host)
+    assert not changed[:, :3].any()
+    assert changed[:, 3:].all()
+    public = KeyRing.from_public_pem(marks.ring.export_public())
+    for ring in (marks.ring, public):
+        result = marks.check(mark.marked, ring=ring)
+        assert (result.status, result.signature_valid) == ("valid", True)
+        assert (result.recovered == host).all()
+    for area in (np.s_[70:71, 5:6], np.s_[64:128, 64:128], np.s_[64:128, 320:384]):
+        for put in (8, 9, 4095):
+            other = mark.marked.copy()
+            other[area] = put
+            if (other == mark.marked).all():
+                continue
+            result = marks.check(other)
+            assert result.status == "partial"
+            assert _only_tile(result, area[0].start, area[1].start), (area, put)
+            assert marks.check(other, ring=public).status == "partial"
+
+
+def test_tiles_of_one_value_carry_where_any_other_sample_differs(marks: Marks) -> None:
+    host = _with_air()
+    side = np.full((512, 512, 1), 3, np.uint32)
+    assert _changed_tiles(marks.embed(host, side), host).all()
+
+
+def test_half_of_all_tiles_carry_and_in_small_frames_every_one(marks: Marks) -> None:
+    for columns in (5, 8):
+        host = _with_air(columns=columns)
+        mark = marks.embed(host)
+        assert _changed_tiles(mark, host).sum() == 32
+        assert marks.check(mark.marked).status == "valid"
+    small = np.full((256, 256), 9, np.int32)
+    mark = marks.embed(small)
+    assert (mark.marked != small).reshape(4, 64, 4, 64).any(axis=(1, 3)).all()
+
+
+def test_tiles_of_one_value_carry_where_the_others_would_change_more_without_them(
+    marks: Marks,
+) -> None:
+    for noise, carrying in ((2.0, 32), (25.0, 64)):
+        host = _with_air(noise=noise)
+        mark = marks.embed(host, restoration=bytes(700))
+        assert (mark.profile, mark.tile_px) == ("tiled", 64)
+        assert _changed_tiles(mark, host).sum() == carrying
+        assert np.abs(mark.marked - host).max() == 1 or carrying == 64
+        assert marks.check(mark.marked).status == "valid"
+
+
+def test_as_many_tiles_may_be_destroyed_as_if_all_of_them_carried(marks: Marks) -> None:
+    host = _with_air()
+    marked = marks.embed(host).marked
+    rng = np.random.default_rng(3)
+    places = [(int(n) // 4, 4 + int(n) % 4) for n in rng.permutation(32)]
+    for row, column in places[:13]:
+        marked[row * 64 + 40, column * 64 + 30] ^= 1
+        marked[row * 64 : row * 64 + 20, column * 64 : column * 64 + 64] ^= 1
+    result = marks.check(marked)
+    assert result.status == "partial"
+    assert result.record is not None
+    assert result.record.restoration == bytes(range(200))
+    assert {(b.row // 64, b.column // 64) for b in result.tampered} == set(places[:13])
+    # Without the record nobody says which tiles were of one value: none is believed to have been.
+    for row, column in places[13:20]:
+        marked[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64] = 9
+    result = marks.check(marked)
+    assert result.record is None
+    tampered = {(b.row // 64, b.column // 64) for b in result.tampered}
+    assert set(places[:20]) <= tampered
+    assert not tampered & set(places[20:])
+
+
 def test_every_pixel_of_a_tile_counts(marks: Marks) -> None:
     host = tissue(96, 128)
     marked = marks.embed(host).marked
