@@ -117,12 +117,12 @@ class TurnBank:
         soft = np.fft.irfft(both.conj(), n=ANGLES, axis=0) * (ANGLES / _SAMPLED)
         return soft.astype(np.float32)
 
-    def evidence(self, planes: list[tuple[Float32, float]]) -> list[tuple[Float32, float]]:
-        """Return for each plane the evidence by angle, ``(ANGLES,)``, and the noise of a bit."""
+    def evidence(self, planes: list[tuple[Float32, float]]) -> list[Float32]:
+        """Return for each plane the evidence by angle, ``(ANGLES,)``."""
         soft = self.soft_bits(planes)
         energy, size = np.square(soft).sum(1).T, np.abs(soft).sum(1).T
         noises = [float(np.median(each)) / self.bits for each in energy]
         return [
-            (evidence(e, s, self.bits, noise), noise)
+            evidence(e, s, self.bits, noise)
             for e, s, noise in zip(energy, size, noises, strict=True)
         ]

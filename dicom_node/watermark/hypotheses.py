@@ -66,9 +66,9 @@ class Hypotheses:
         crops = _sizes(0.0, _HALF_LEFT, _FINE_STEP)
         coarse = _sizes(0.0, _HALF_LEFT, _COARSE_STEP)
         yield self._turned(whole, [0.0])
+        yield self._shifted([whole], _ALL, _SHIFTED)
         for rectangle in outlined(self._view.picture):
             yield from self._framed(rectangle)
-        yield self._shifted([whole], _ALL, _SHIFTED)
         half = len(crops) // 2
         yield self._shifted([_resized(whole, size) for size in crops[1:half]])
         expanded = _sizes(_EXPANDED, -_TURN_STEP, _TURN_STEP)
@@ -141,13 +141,15 @@ class Hypotheses:
             shared = length * float(np.exp(np.mean(some)))
             for flip in flips:
                 square = replace(whole, columns=shared, rows=shared, rotation_deg=0.0, flip=flip)
-                plane = enlarged(self._view.whitened(square), 2)
+                seen = self._view.whitened(square)
+                noise, plane = self._tools.shifts.noise(seen), enlarged(seen, 2)
                 planes = [(plane, length * float(np.exp(size)) / shared) for size in some]
-                for size, (there, noise) in zip(some, bank.evidence(planes), strict=True):
+                for size, there in zip(some, bank.evidence(planes), strict=True):
                     for at in np.argsort(-there)[:2]:
                         place = replace(_resized(whole, size), flip=flip)
                         place = replace(place, rotation_deg=float(at) * 360 / ANGLES)
-                        yield Candidate(float(there[at]) - chance(ANGLES), place, noise)
+                        surprise = float(there[at]) - chance(ANGLES)
+                        yield Candidate(surprise, place, noise, few=len(sizes) == 1)
 
 
 def held(shape: tuple[int, ...]) -> Iterator[Placement]:

@@ -21,6 +21,7 @@ from dicom_node.watermark.fourier import chance, evidence
 Complex64 = NDArray[np.complex64]
 
 _LIKELIEST = 24  # shifts at which all patterns are asked
+_FAR = 7  # parts of the side by which a plane is shifted to look beside every mark
 _TOLD = 4  # of these, among the likely and among all
 _AT_ONCE = 32  # patterns asked together: what they take stays in the cache
 _RUNS = 8  # of columns of the spectrum, each with rows of its own
@@ -140,6 +141,12 @@ class ShiftBank:
         # Products with the patterns are those of the spectra: none is transformed back.
         soft: Float32 = _as_reals(shifted) @ self._products.T
         return soft
+
+    def noise(self, whitened: Float32) -> float:
+        """Return the mean square of a soft bit beside any mark: the median of far shifts."""
+        far = np.arange(1, _FAR, dtype=np.float32) * np.float32(self._side / _FAR)
+        energy, _ = self.sums(whitened, far, far, _AT_ONCE)
+        return float(np.median(energy)) / _AT_ONCE / self._share_in_band(whitened)
 
     def peaks(
         self, whitened: Float32, reach: tuple[float, float], beyond: float, first: int

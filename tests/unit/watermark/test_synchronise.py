@@ -195,7 +195,9 @@ def test_a_search_decodes_no_more_places_than_it_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(synchronise, "MOST_DECODES", 2)
-    monkeypatch.setattr(synchronise, "_BELIEVED", -100.0)
+    anything = synchronise._Asked(-100.0, -100.0, -100.0)
+    monkeypatch.setattr(synchronise, "_OF_FEW", anything)
+    monkeypatch.setattr(synchronise, "_OF_MANY", anything)
     monkeypatch.setattr(synchronise, "_CLEAR", -100.0)
     picture = _display(turned(marked[0][0], 10))
     until = time.thread_time() + 30.0
@@ -267,7 +269,7 @@ def test_one_entry_of_four_neighbours_is_told(tools: Tools) -> None:
 def test_the_turn_bank_finds_a_turned_carrier_at_its_angle(tools: Tools, degrees: float) -> None:
     bank = TurnBank(tools.patterns.reshape(-1, tools.side, tools.side), 1.0)
     plane = enlarged(turned(enlarged(_carrier(tools), 4), degrees)[::4, ::4], 2)
-    [(there, _)] = bank.evidence([(plane, 1.0)])
+    [there] = bank.evidence([(plane, 1.0)])
     assert int(there.argmax()) * 360 / ANGLES == pytest.approx(degrees, abs=1.0)
 
 
@@ -306,6 +308,20 @@ def test_a_frame_of_a_usual_aspect_is_looked_for_as_its_canvas_holds_it(degrees:
         for place in places
     ]
     assert any(angle < 0.5 and columns < 2 for angle, columns in apart)
+
+
+def test_far_shifts_tell_the_noise_of_a_marked_and_of_a_turned_picture_alike(
+    tools: Tools, marked: list[tuple[Picture, bytes]]
+) -> None:
+    for picture, _ in marked[:3]:
+        view = View(_display(picture), tools)
+        whole = Placement.whole(view.shape)
+        marked_here = view.whitened(whole)
+        elsewhere = view.whitened(replace(whole, rotation_deg=30.0))
+        soft = tools.patterns @ marked_here.ravel()
+        noise = tools.shifts.noise(marked_here)
+        assert noise == pytest.approx(tools.shifts.noise(elsewhere), rel=0.35)
+        assert np.mean(soft**2) > 1.8 * noise, "the mark itself is no part of it"
 
 
 def test_a_hasty_move_makes_do_with_what_was_whitened_elsewhere(
