@@ -36,7 +36,7 @@ from dicom_node.watermark.reading import (
 
 MOST_DECODES = 32  # places whose soft bits are decoded, each against every key
 _TURNED = 2  # poses beside the upright one that are looked at closely at first
-_ENDS_S = 0.12  # kept of the budget: what was begun is ended
+_ENDS_S = 0.2  # kept of the budget: what was begun is ended
 _CLEAR = 3.0  # surprise from which a place is looked at closely at once
 _NOTICED = 0.0  # surprise from which it is if it is among the `_CLOSELY` best of its stage
 _CLOSELY, _CLOSELY_OF_FEW = 4, 2
