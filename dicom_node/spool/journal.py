@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from dicom_node import write_ahead
 from dicom_node.errors import SpoolError, SpoolFull
 from dicom_node.spool.files import free_bytes
 
@@ -53,7 +54,7 @@ class Journal:
             )
             try:
                 self._connection.row_factory = sqlite3.Row
-                self._connection.execute("PRAGMA journal_mode = WAL")
+                write_ahead.turn_on(self._connection, BUSY_TIMEOUT_S)
                 self._connection.execute("PRAGMA synchronous = FULL")
                 self._create()
             except BaseException:
