@@ -35,8 +35,9 @@ from dicom_node.planes import (
     with_robust_part,
 )
 from dicom_node.watermark import assured, expecting, fingerprint, integrity, quality
+from dicom_node.watermark.detecting import FOLDS, SMALL_PX, ways_of
 from dicom_node.watermark.integrity import FrameRecord, KnownDigest, Sealing
-from dicom_node.watermark.robust import FOLDS, SMALL_PX, RobustMark, RobustWatermark, ways_of
+from dicom_node.watermark.robust import RobustMark, RobustWatermark
 
 WORST_DB = 41.0  # PSNR in the display window that both marks together leave every frame
 # Kept free for what W2 takes more the next time: its bits are others then.

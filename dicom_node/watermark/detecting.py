@@ -61,7 +61,7 @@ class RobustDetector:
             much to tell their own.
         turned
             In how many of the other poses that is done, the likeliest. The right one is among
-            the first three for 97 % of the marks that are read after JPEG 30.
+            the first two for 96 % of the marks that are read after JPEG 30.
         """
         poses, found = (UPRIGHT, *DIHEDRAL) if dihedral else (UPRIGHT,), Detection(False)
         for folds in folds_of(display):

@@ -196,8 +196,7 @@ class Canvas:
         if not padded.any():
             return padded, 0
         boxes = [grid.box(int(t)) for t in np.flatnonzero(padded)]
-        values, counts = np.unique([self.host[b.row, b.column] for b in boxes], return_counts=True)
-        value = int(values[counts.argmax()])
+        value = _commonest(np.array([self.host[b.row, b.column] for b in boxes]))
         return self.inert(grid, value), value
 
     def bare_tiles(self, grid: Grid) -> tuple[NDArray[np.bool_], int]:
@@ -205,9 +204,7 @@ class Canvas:
 
         The value is that of most tiles' first pixels: what surrounds the patient.
         """
-        corners = self.host[:: grid.tile_rows, :: grid.tile_columns]
-        values, counts = np.unique(corners, return_counts=True)
-        value = int(values[counts.argmax()])
+        value = _commonest(self.host[:: grid.tile_rows, :: grid.tile_columns])
         return self.inert(grid, value), value
 
     def inert(self, grid: Grid, value: int) -> NDArray[np.bool_]:
@@ -219,6 +216,11 @@ class Canvas:
                 area = np.s_[box.row : box.row + box.rows, box.column : box.column + box.columns]
                 same[tile] = not self.side[area].any()
         return same
+
+
+def _commonest(samples: NDArray[np.int32]) -> int:
+    values, counts = np.unique(samples, return_counts=True)
+    return int(values[counts.argmax()])
 
 
 def padding_of(host: Frame, bounds: Bounds) -> NDArray[np.bool_] | None:

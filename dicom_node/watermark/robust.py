@@ -17,13 +17,13 @@ from dicom_node.inference.base import Float32, Int8, RobustEngine
 from dicom_node.watermark import informed, perceptual, reading, synthesis
 from dicom_node.watermark.choosing import HARDLY, Chooser
 from dicom_node.watermark.covers import Look
-from dicom_node.watermark.detecting import FOLDS, SMALL_PX, RobustDetector, folds_of, ways_of
+from dicom_node.watermark.detecting import RobustDetector
 from dicom_node.watermark.reading import DIHEDRAL, Detection, Pose, RobustKey, code_word
 from dicom_node.watermark.synthesis import Int32, RobustRecord
 
 __all__ = [
-    "DIHEDRAL", "FOLDS", "MIN_SIDE_PX", "PROFILES", "SMALL_PX", "Detection", "Pose", "RobustKey",
-    "RobustMark", "RobustWatermark", "code_word", "folds_of", "remove", "ways_of",
+    "DIHEDRAL", "MIN_SIDE_PX", "PROFILES", "Detection", "Pose", "RobustKey", "RobustMark",
+    "RobustWatermark", "code_word", "remove",
 ]  # fmt: skip
 
 # Most and least PSNR of a frame with W1 alone, in the display window, peak 1: the least strength
@@ -67,8 +67,8 @@ class RobustWatermark(RobustDetector):
         The word is put in that the frame is nearest to (:mod:`informed`): a mark that is
         recognised, not decoded.
     folds
-        2: the carrier is folded (`synthesis.folded`), for frames up to `SMALL_PX`: at 128 x 128
-        most of it lies above what their samples can hold.
+        2: the carrier is folded (`synthesis.folded`), for frames up to `detecting.SMALL_PX`: at
+        128 x 128 most of it lies above what their samples can hold.
 
     Attributes
     ----------

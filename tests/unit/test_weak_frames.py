@@ -19,7 +19,8 @@ from dicom_node.instance.display import display_of
 from dicom_node.instance.frames import open_instance
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.watermark import quality
-from dicom_node.watermark.robust import FOLDS, Detection, RobustWatermark
+from dicom_node.watermark.detecting import FOLDS
+from dicom_node.watermark.robust import Detection, RobustWatermark
 
 NARROW = "ct_enhanced/pydicom-data__eCT_Supplemental.dcm"  # a window of 102 values
 BLACK_AND_WHITE = (

@@ -14,7 +14,7 @@ from dicom_node.bench.attacks.base import Attack, Picture
 from dicom_node.bench.pictures import display_values
 from dicom_node.inference import RobustEngine
 from dicom_node.keys import KeySet
-from dicom_node.watermark import quality, reading, robust, synchronise
+from dicom_node.watermark import detecting, quality, reading, robust, synchronise
 
 Float32 = NDArray[np.float32]
 Found = Literal["", "upright", "pose", "search"]
@@ -184,7 +184,7 @@ class Reader:
     def read_unmarked(self, pictures: Sequence[Picture]) -> None:
         """Read pictures that carry no mark, with our key and the others."""
         for picture in pictures:
-            look = self._look(picture, robust.folds_of(display_values(picture))[0])
+            look = self._look(picture, detecting.folds_of(display_values(picture))[0])
             self._count(self._ours(look) is not None, "unmarked", 1)
             self._count(self._foreign(look), "unmarked", len(self._strangers))
 
@@ -234,7 +234,7 @@ class Reader:
         frame = self.robust.resample(shown, self.robust.second_side)
         return _Look(
             self.robust.look(shown, folds)[0], self.robust.look_closely(shown, folds)[0], frame,
-            robust.ways_of(folds),
+            detecting.ways_of(folds),
         )
 
     def _ours(self, look: _Look) -> str | None:
