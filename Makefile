@@ -65,7 +65,7 @@ $(TRAIN_VENV)/.installed: pyproject.toml $(SOURCES)
 	test -x $(TRAIN_VENV)/bin/pip || $(PYTHON) -m venv --clear $(TRAIN_VENV)
 	$(TRAIN_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(TRAIN_VENV)/bin/python -m pip install --quiet $(TORCH)
-	$(TRAIN_VENV)/bin/python -m pip install --quiet '.[train]' 'pytest>=8.2' 'pytest-timeout>=2.3'
+	$(TRAIN_VENV)/bin/python -m pip install --quiet '.[train]' 'hypothesis>=6.100' 'pytest>=8.2' 'pytest-timeout>=2.3'
 	touch $@
 
 # What robustness is compared with; without their own dependencies, which we have or do not call.

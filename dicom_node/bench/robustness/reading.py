@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_node.bench.attacks import PLAIN
 from dicom_node.bench.attacks.base import Attack, Picture
 from dicom_node.bench.pictures import display_values
 from dicom_node.inference import RobustEngine
@@ -55,6 +56,8 @@ class Reading:
         differ, infinite where nothing changed.
     search_s
         CPU seconds of the search; None where there was none.
+    untouched_s
+        CPU seconds of reading the plain export of a marked frame, as `verify` does; else None.
     """
 
     attack: str
@@ -63,6 +66,7 @@ class Reading:
     found: Found
     change_db: float | None
     search_s: float | None = None
+    untouched_s: float | None = None
 
     @property
     def recovered(self) -> bool:
@@ -176,8 +180,9 @@ class Reader:
             accuracy = float(np.mean((known.soft > 0) == (word > 0)))
             found, seconds = self._blind(item, blind, message)
             told = self._ours(known) == message
+            untouched = self._timed(item.picture) if item.attack.name == PLAIN else None
             readings.append(
-                Reading(item.attack.name, accuracy, told, found, change, seconds)
+                Reading(item.attack.name, accuracy, told, found, change, seconds, untouched)
             )
         return readings
 
@@ -215,6 +220,12 @@ class Reader:
         if not searched.decoded:
             return "", spent
         return self._expect(searched.message.hex(), message, "search"), spent
+
+    def _timed(self, picture: Picture) -> float:
+        """Return the CPU seconds of reading a picture once, from its pixels on."""
+        before = time.process_time()
+        self.decode(picture)
+        return time.process_time() - before
 
     def _expect(self, read: str, message: str, how: Found) -> Found:
         """Return how it was found if it is the message; a valid tag over another one counts."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from dicom_node.bench.attacks import Attack
 from dicom_node.bench.report import Table
+from dicom_node.bench.robustness import times
 from dicom_node.bench.robustness.comparing import COMPARED, PeerResult
 from dicom_node.bench.robustness.measure import FALSE_ACCEPTS_OF, Result
 from dicom_node.bench.robustness.peers import BITS
@@ -34,8 +35,7 @@ def tables(result: Result) -> list[Table]:
     made.append(_by_modality(result, by_modality, "bit accuracy, pose known (frames with a mark)",
                              _accuracy))  # fmt: skip
     made += [_strangers(result), _hostile(result)]
-    if any(r.search_s is not None for f in result.frames for r in f.readings.values()):
-        made.append(_searches(result))
+    made += times.tables([r for frame in result.frames for r in frame.readings.values()])
     if result.temporal:
         made.append(_temporal(result))
     if result.peers:
@@ -168,20 +168,6 @@ def _hostile(result: Result) -> Table:
     if result.explained:
         told = ", ".join(f"{each:.0%}" for each in result.explained)
         table.add("what the surrogate networks predict", "", f"{told} of the residual's variance")
-    return table
-
-
-def _searches(result: Result) -> Table:
-    table = Table("searches for the pose", ("outcome", "searches", "CPU s, mean", "worst"))
-    readings = [r for frame in result.frames for r in frame.readings.values()]
-    searched = [r for r in readings if r.search_s is not None]
-    for name, some in (
-        ("found", [r for r in searched if r.recovered]),
-        ("given up", [r for r in searched if not r.recovered]),
-    ):
-        spent = [r.search_s for r in some if r.search_s is not None]
-        table.add(name, str(len(some)), _figure(mean(spent) if spent else None, ".2f"),
-                  _figure(max(spent, default=None), ".2f"))  # fmt: skip
     return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,23 +13,20 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
+from bench_subjects import subject
 from peer_tools import missing
 
-from dicom_node.bench import frames, report
-from dicom_node.bench.attacks import PLAIN, Attack, Pair, choose, transplanted
+from dicom_node.bench import frames
+from dicom_node.bench.attacks import PLAIN, Pair, choose, transplanted
 from dicom_node.bench.attacks.base import Scene
 from dicom_node.bench.robustness import (
     measure,
     peers,
-    plots,
     remover,
     subjects,
-    tables,
     temporal,
 )
-from dicom_node.bench.robustness.comparing import PeerReading, PeerResult
-from dicom_node.bench.robustness.reading import Attacked, Reader, Reading, Strangers
-from dicom_node.bench.robustness.workers import Copied, FrameResult
+from dicom_node.bench.robustness.reading import Attacked, Reader, Strangers
 from dicom_node.cli.bench import _stage
 from dicom_node.cli.main import main
 from dicom_node.config import WatermarkConfig
@@ -248,10 +244,9 @@ def test_a_peer_reads_its_own_mark_and_loses_it_when_turned(
         peer = make()
     except EngineError as error:
         missing(f"PEER MISSING: {error}")
-    subject = _subject("MR", covers[0].shape)
     bits = np.random.default_rng(1).integers(0, 2, peers.BITS, np.uint8)
     picture = peer.mark(covers[0], bits)
-    assert picture.shape == (*subject_shape(subject), 3)
+    assert picture.shape == (*covers[0].shape, 3)
     np.testing.assert_array_equal(peer.read(picture), bits)
     assert np.mean(peer.read(np.ascontiguousarray(np.rot90(picture))) == bits) < 0.9
 
@@ -264,95 +259,6 @@ def test_a_missing_peer_is_named_with_the_way_to_install_it(
     assert there == []
     assert len(missing) == len(peers.PEERS)
     assert all("pip install --no-deps" in reason for reason in missing)
-
-
-def _subject(modality: str, shape: tuple[int, int] = (64, 80), message: str = "00" * 12,
-             path: str = "a.dcm", frame: int = 1) -> subjects.Subject:  # fmt: skip
-    return subjects.Subject(Path("00001/00000.npz"), path, modality, frame, *shape, message, 44.0,
-                            0.99)  # fmt: skip
-
-
-def subject_shape(subject: subjects.Subject) -> tuple[int, int]:
-    return subject.rows, subject.columns
-
-
-def _result(
-    *, recovered: list[bool], attacks: tuple[Attack, ...], small: int = 0
-) -> measure.Result:
-    """Frames of two modalities, the first ones `small`, the last one without a mark."""
-    result = measure.Result(attacks)
-    for number, each in enumerate(recovered):
-        last = number == len(recovered) - 1
-        subject = _subject(
-            "MR" if last else "CT", (64, 80) if number < small else (128, 160),
-            message="" if last else "00" * 12, frame=number,
-        )  # fmt: skip
-        readings = {
-            a.name: Reading(a.name, None if last else 0.9, each, "upright" if each else "", 30.0)
-            for a in attacks
-        }
-        counted = Strangers(unmarked=10, wrong_key=20, searches=1)
-        result.frames.append(FrameResult(subject, readings, counted, Copied(True, False)))
-    return result
-
-
-def _row(made: list[report.Table], title: str, first: str, column: int = 0) -> list[str]:
-    [table] = [t for t in made if title in t.title]
-    [row] = [r for r in table.rows if r[column] == first]
-    return list(row)
-
-
-def test_a_goal_is_held_by_the_share_of_all_frames_unmarked_ones_included() -> None:
-    attacks = choose(["JPEG 70", "JPEG 10"])
-    made = tables.tables(_result(recovered=[True, True, False], attacks=attacks))
-    row = _row(made, "every attack", "JPEG 70", column=1)
-    figures = ["3", "30.0", "0.900", "66.7", "66.7", "50.0", "100"]
-    assert row[2:] == [*figures, "91-93; 95.8-98.1", "98", "no"]
-    assert _row(made, "every attack", "JPEG 10", column=1)[-2:] == ["40", "yes"]
-    assert _row(made, "recovered blind", "JPEG 70") == ["JPEG 70", "100", "0.0", "66.7"]
-
-
-def test_small_frames_and_unmarked_ones_are_left_out_of_one_column_only() -> None:
-    attacks = choose(["JPEG 70"])
-    recovered = [False, True, True, False, False]
-    made = tables.tables(_result(recovered=recovered, attacks=attacks, small=1))
-    row = _row(made, "every attack", "JPEG 70", column=1)
-    assert (row[6], row[8]) == ("40.0", "66.7")
-
-
-def test_a_hundred_per_cent_means_every_frame() -> None:
-    attacks = choose(["JPEG 70"])
-    made = tables.tables(_result(recovered=[True] * 3000 + [False], attacks=attacks))
-    assert _row(made, "every attack", "JPEG 70", column=1)[6] == "99.9"
-
-
-def test_every_decode_without_our_mark_is_counted() -> None:
-    made = tables.tables(_result(recovered=[True, False], attacks=choose(["JPEG 70"])))
-    assert _row(made, "where there are none", "all of these")[1:] == ["62", "0"]
-    assert _row(made, "know the method", "copy attack: another frame's residual on a cover")[2] == (
-        "message read in 2, believed (its pHash fits, too) in 0"
-    )
-
-
-def test_peers_stand_beside_ours_on_the_same_frames_only() -> None:
-    attacks = choose(["JPEG 70"])
-    result = _result(recovered=[True, False, False], attacks=attacks)
-    readings = {"JPEG 70": PeerReading(0.75, False)}
-    result.peers = [PeerResult("RivaGAN", "a.dcm", "CT", 0, 40.0, 0.98, readings)]
-    made = tables.tables(result)
-    assert _row(made, "peers on the same frames: rec", "JPEG 70")[1:] == ["100", "0.900", "0.0",
-                                                                         "0.750"]  # fmt: skip
-    assert _row(made, "how visible", "RivaGAN")[1:3] == ["32, no code", "40.00"]
-
-
-def test_curves_are_drawn_and_figures_can_be_read_by_machines(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="CURVES NOT DRAWN: no matplotlib")
-    result = _result(recovered=[True, False], attacks=choose(["compression", "noise"]))
-    assert plots.draw(result, tmp_path)
-    assert cv2.imread(str(tmp_path / "curves.png")).shape[1] > 1000
-    read = json.loads(json.dumps(measure.to_json(result)))
-    assert read["without_our_mark"]["decodes"] == 62
-    assert read["frames"][0]["readings"][0]["found"] == "upright"
 
 
 @pytest.mark.slow
@@ -401,7 +307,7 @@ def test_a_long_run_counts_enough_false_accepts_and_not_more_than_it_has_time_fo
     assert few.every == 1
     setting = measure._prepare(tmp_path / "many", WatermarkConfig(), plan, 248, ())
     assert setting.every == 3
-    some = [_subject("CT", path=f"{n}.dcm") for n in range(248)]
+    some = [subject("CT", path=f"{n}.dcm") for n in range(248)]
     counts = partial(measure.workers._Worker._counts, SimpleNamespace(setting=setting))
     asked = {each.path: {a.name for a in plan.attacks if counts(a, each)} for each in some}
     still = [a for a in plan.attacks if not a.searched and a.knowing is None]
@@ -432,7 +338,7 @@ def test_verify_notices_every_change_to_the_order_of_frames(
 
 
 def test_frames_to_search_come_from_all_over_a_modality_and_others_from_other_files() -> None:
-    some = [_subject("CT", path=f"{i}.dcm", frame=i) for i in range(9)] + [_subject("MR")]
+    some = [subject("CT", path=f"{i}.dcm", frame=i) for i in range(9)] + [subject("MR")]
     assert [s.frame for s in measure._some(some, 3)] == [0, 4, 8, 1]
     others = measure._others(some[2], some)
     assert some[2] not in others
