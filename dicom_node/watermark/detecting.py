@@ -1,13 +1,15 @@
 """Look for W1 in a picture as it lies, in quarter turns and mirrored.
 
 D1 sees most marks at a glance. What it cannot read is looked at through R2, upright and in the
-likeliest of the other poses, and read in the other ways of :mod:`reading`.
+likeliest of the other poses, and read in the other ways of :mod:`reading`. Which pose is likeliest
+is told by the upright picture as a network whitened it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
@@ -66,9 +68,8 @@ class RobustDetector:
         poses, found = (UPRIGHT, *DIHEDRAL) if dihedral else (UPRIGHT,), Detection(False)
         for folds in folds_of(display):
             some = poses if folds == 1 or max(display.shape) <= TURNED_PX else poses[:1]
-            found = self._detect(display, some, keys, folds)
-            if not found.decoded and weak:
-                found = self._detect_weak(display, some, keys, known, folds, turned)
+            closer = turned if weak else None
+            found = _first(self._readings(display, some, keys, known, folds, closer))
             if found.decoded:
                 break
         return found
@@ -139,63 +140,67 @@ class RobustDetector:
         # R2 was not trained on mirror images: there D1 sees almost as much, and errs elsewhere.
         return _normed(again) + _normed(self.look(display, folds, poses)) * np.float32(0.5)
 
-    def _detect(
-        self, display: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey], folds: int
-    ) -> Detection:
-        """Read what D1 sees; most pictures lie as they were marked."""
-        for some in (poses[:1], poses[1:]):
-            soft = self.look(display, folds, some) if some else ()
-            ways = ways_of(folds) if UPRIGHT in some else 1
-            found = _first(
-                reading.read(each, keys, pose, ways=ways)
-                for each, pose in zip(soft, some, strict=True)
-            )
-            if found.decoded:
-                break
-        return found
-
-    def _detect_weak(
+    def _readings(
         self, display: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey],
-        known: Hashes | None, folds: int, turned: int,
-    ) -> Detection:  # fmt: skip
-        """Read what `_detect` could not, in every way there is."""
+        known: Hashes | None, folds: int, turned: int | None,
+    ) -> Iterator[Detection]:  # fmt: skip
+        """Yield what D1 sees upright and in the other poses, and what a closer look reads.
+
+        `turned`: as `detect` takes it; None for no closer look.
+        """
+        whitened = self.engine.whiten(_views(display, self.engine.side, folds, poses[:1])[:, None])
+        soft = self.engine.soft_bits(whitened)[0]
+        yield reading.read(soft, keys, UPRIGHT, ways=ways_of(folds))
+        glances = (
+            reading.read(self.look(display, folds, [pose])[0], keys, pose)
+            for pose in self._ranked(whitened[0], poses, folds) if pose is not UPRIGHT
+        )  # fmt: skip
+        yield from islice(glances, 1)
+        if turned is not None:
+            yield from self._closer(display, poses, keys, known, folds, turned, soft, glances)
+        yield from glances
+
+    def _closer(
+        self, display: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey],
+        known: Hashes | None, folds: int, turned: int, soft: Float32, glances: Iterator[Detection],
+    ) -> Iterator[Detection]:  # fmt: skip
+        """Yield what soft bits say that are not just decoded: D1's upright ones, and R2's.
+
+        Most pictures lie as they were marked: where R2 sees most of a mark upright, that is read
+        before D1 has glanced at all poses.
+        """
         picture, ways = self.resample(display, self.second_side), ways_of(folds)
         # A small frame that was enlarged beyond that has mostly kept its tones.
         in_full = folds == 1 or max(display.shape) <= TURNED_PX
 
-        def read(soft: Float32, pose: Pose) -> Detection:
+        def read(soft: Float32, pose: Pose, *, decoded: bool = False) -> Detection:
             return reading.read_weak(
                 soft, pose.upright(picture), keys, pose, known,
-                toned=in_full and pose is UPRIGHT, ways=ways,
+                toned=in_full and pose is UPRIGHT, ways=ways, decoded=decoded,
             )  # fmt: skip
 
         if folds > 1:  # chosen through D1, which sees all of a small picture
-            found = read(self.look(display, folds)[0], UPRIGHT)
-            if found.decoded:
-                return found
-        looked = list[tuple[Float32, Pose]]()
-        for soft, pose in self._closely(display, poses, folds, turned):
-            found = read(soft, pose)
-            if found.decoded:
-                return found
-            looked.append((soft, pose))
-        soft, pose = max(looked, key=lambda each: _evenness(each[0]))
-        return reading.read_deepest(soft, pose.upright(picture), keys, pose, ways=ways)
-
-    def _closely(
-        self, display: Float32, poses: Sequence[Pose], folds: int, turned: int
-    ) -> Iterator[tuple[Float32, Pose]]:
-        """Yield what R2 sees upright, and then in so many of the other poses, likeliest first."""
+            yield read(soft, UPRIGHT, decoded=True)
         whitened = self._whiten(_views(display, self.second_side, folds, poses[:1]))
-        yield self._soft_bits(whitened, display, folds, poses[:1])[0], poses[0]
-        for pose in self._likeliest(whitened[0], poses, folds)[:turned]:
-            yield self.look_closely(display, folds, [pose])[0], pose
+        ranked = self._ranked(whitened[0], poses, folds)
+        if ranked[0] is not UPRIGHT:
+            yield from glances
+        looked = [(self._soft_bits(whitened, display, folds, poses[:1])[0], UPRIGHT)]
+        yield read(*looked[0])
+        yield from glances
+        for pose in [each for each in ranked if each is not UPRIGHT][:turned]:
+            looked.append((self.look_closely(display, folds, [pose])[0], pose))
+            yield read(*looked[-1])
+        soft, pose = max(looked, key=lambda each: _evenness(each[0]))
+        yield reading.read_deepest(soft, pose.upright(picture), keys, pose, ways=ways)
 
-    def _likeliest(self, whitened: Float32, poses: Sequence[Pose], folds: int) -> list[Pose]:
-        """Return all but the first of `poses` by what the upright whitened picture shows in them.
+    def _ranked(self, whitened: Float32, poses: Sequence[Pose], folds: int) -> Sequence[Pose]:
+        """Return `poses` by what the picture, whitened in the first of them, shows in each.
 
         Whitening hardly depends on how a picture is turned: that is enough to rank them.
         """
+        if len(poses) == 1:
+            return poses
         side = self.engine.side
         shown = whitened.reshape(side, side)[: side // folds, : side // folds]
         planes = np.stack([unfolded(pose.upright(shown), side) for pose in poses])
@@ -203,7 +208,7 @@ class RobustDetector:
         energy = np.square(soft).sum(1)
         noise = float(np.median(energy)) / soft.shape[1]
         there = evidence(energy, np.abs(soft).sum(1), soft.shape[1], noise)
-        return [poses[n] for n in np.argsort(-there) if n]
+        return [poses[n] for n in np.argsort(-there)]
 
 
 def folds_of(display: Float32) -> tuple[int, ...]:

@@ -29,10 +29,12 @@ from dicom_node.watermark import chance, perceptual
 from dicom_node.watermark.keyed_tags import KeyedTags, scores
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 UInt64 = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
 
 MESSAGES, MANY = 4096, 16_384  # guesses: as a rule, and as a last resort
+FIRST = 256  # of them: looked at before the rest
 FALSE_ACCEPT_BITS = 32
 NEAR_MISS_BITS = 10  # as rarely is a wrong guess taken where our key wrote another message
 HASH_BITS = perceptual.BITS
@@ -204,9 +206,22 @@ def likeliest(
     key, owner
         Of the tag.
     """
-    guessed, ways = messages(candidates, key, owner), math.log2(len(whitenings))
+    ways = math.log2(len(whitenings))
     asked = chance.asked(len(candidates), FALSE_ACCEPT_BITS + ways)
-    asked_of_keyed = chance.asked(len(candidates), NEAR_MISS_BITS + ways)
+    # Most pictures have hardly changed: their message is among the first guesses, beyond doubt.
+    for count, rarity in ((FIRST, FALSE_ACCEPT_BITS), (len(candidates), NEAR_MISS_BITS)):
+        guessed = messages(candidates[:count], key, owner)
+        asked_of_keyed = chance.asked(len(candidates), rarity + ways)[:count]
+        found = _likeliest(guessed, soft, whitenings, asked[:count], asked_of_keyed)
+        if found is not None:
+            return found
+    return None
+
+
+def _likeliest(
+    guessed: Bytes, soft: Float32, whitenings: Float32, asked: Float64, asked_of_keyed: Float64
+) -> Expected | None:
+    """Return that of the messages ``(n, 12)`` which soft bits agree with by most above `asked`."""
     for way, whitening in enumerate(whitenings):
         agreed, keyed = scores(guessed, soft * whitening)
         over = chance.over(soft, agreed, asked)

@@ -74,13 +74,17 @@ def likeliest(candidates: Bytes, soft: Float32, key: bytes, owner: str) -> Recog
     key, owner
         Of the tag.
     """
-    sums = trellis.best_sums(_signs(candidates, key, owner) * soft)
-    over = chance.over(soft, sums, chance.asked(len(candidates), _FALSE_ACCEPT_BITS))
-    best = int(np.argmax(over))
-    if over[best] < 0:
-        return None
-    message = expecting.messages(candidates[best : best + 1], key, owner)[0].tobytes()
-    return Recognised(message, nearest_word(message, key, owner, soft))
+    asked = chance.asked(len(candidates), _FALSE_ACCEPT_BITS)
+    for some in (slice(expecting.FIRST), slice(expecting.FIRST, None)):
+        if not len(candidates[some]):
+            break
+        sums = trellis.best_sums(_signs(candidates[some], key, owner) * soft)
+        over = chance.over(soft, sums, asked[some])
+        best = int(np.argmax(over))
+        if over[best] >= 0:
+            message = expecting.messages(candidates[some][best : best + 1], key, owner)[0].tobytes()
+            return Recognised(message, nearest_word(message, key, owner, soft))
+    return None
 
 
 def _signs(hashes: Bytes, key: bytes, owner: str) -> Float32:

@@ -178,7 +178,7 @@ def recognise_any(
 
 def read_weak(
     soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose,
-    known: Hashes | None = None, *, toned: bool = True, ways: int = 1,
+    known: Hashes | None = None, *, toned: bool = True, ways: int = 1, decoded: bool = False,
 ) -> Detection:  # fmt: skip
     """Return what soft bits say when they are read in every way but the deepest.
 
@@ -195,17 +195,20 @@ def read_weak(
         it mostly was marked.
     ways
         In how many ways the code word may have been whitened; as it lies it is decoded in all.
+    decoded
+        `read` was asked already.
     """
-    decoded = ways if toned else 1
-    found = read(soft, keys, pose, ways=decoded)
-    if found.decoded:
-        return found
+    sought = ways if toned else 1
+    if not decoded:
+        found = read(soft, keys, pose, ways=sought)
+        if found.decoded:
+            return found
     guesses = expecting.hashes(frame)
     found = recognise(soft, guesses, keys, pose, ways=ways)
     if not found.decoded:
         found = recognise_any(soft, guesses if toned else guesses[: informed.FEW], keys, pose)
     if not found.decoded:
-        found = read_with_belief(soft, frame, keys, pose, ways=decoded)
+        found = read_with_belief(soft, frame, keys, pose, ways=sought)
     lowered = expecting.without_floor(frame) if not found.decoded else None
     if lowered is not None:
         found = recognise(soft, expecting.hashes(lowered), keys, pose, ways=ways)

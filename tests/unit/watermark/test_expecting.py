@@ -115,6 +115,30 @@ def test_neither_chance_nor_another_key_or_owner_is_recognised(frames: list[np.n
         assert not reading.recognise(word, guesses, others, reading.UPRIGHT).decoded
 
 
+def test_what_the_first_guesses_say_beyond_doubt_is_taken_before_the_rest_is_asked(
+    frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is near one of them without being it is not: the right one may be further on."""
+    asked: list[int] = []
+    messages = expecting.messages
+
+    def counted(hashes: np.ndarray, key: bytes, owner: str) -> np.ndarray:
+        asked.append(len(hashes))
+        return messages(hashes, key, owner)
+
+    monkeypatch.setattr(expecting, "messages", counted)
+    rng = np.random.default_rng(9)
+    for frame in frames:
+        guesses = expecting.hashes(frame)
+        for rank in (0, 200, expecting.FIRST, 3000):
+            soft = _word(guesses[rank].tobytes()) + rng.normal(0, 0.5, ecc.CODE_BITS)
+            asked.clear()
+            found = reading.recognise(soft.astype(np.float32), guesses, [KEY], reading.UPRIGHT)
+            assert found.message[:8] == guesses[rank].tobytes()
+            first_alone = [expecting.FIRST]
+            assert asked == (first_alone if rank < expecting.FIRST else [*first_alone, 4096])
+
+
 def test_where_the_right_hash_is_not_guessed_no_other_is_taken_for_it(
     frames: list[np.ndarray],
 ) -> None:
