@@ -115,8 +115,30 @@ def hashes(display: Float32, most: int = MESSAGES) -> Bytes:
     display
         Display values 0..1, ``(rows, columns)``.
     """
+    return exchanged(margins(display), most)
+
+
+def margins(display: Float32) -> Float64:
+    """Return how far above the median the coefficients of a picture's hash lie, ``(64,)``.
+
+    Parameters
+    ----------
+    display
+        Display values 0..1, ``(rows, columns)``.
+    """
     coefficients = perceptual.coefficients(display).reshape(-1)
-    above = coefficients - np.median(coefficients)
+    above: Float64 = coefficients - np.median(coefficients)
+    return above
+
+
+def exchanged(above: Float64, most: int) -> Bytes:
+    """Return hashes by how little has to be exchanged for them, ``(most, 8)``.
+
+    Parameters
+    ----------
+    above
+        Of each bit, ``(64,)``: set where it is positive, and the size is what turning it costs.
+    """
     order = np.argsort(np.abs(above), kind="stable")
     bit = np.uint64(1) << np.arange(63, -1, -1, dtype=np.uint64)
     sides = [order[above[order] > 0], order[above[order] <= 0]]
@@ -129,7 +151,8 @@ def hashes(display: Float32, most: int = MESSAGES) -> Bytes:
         turned.append(np.bitwise_or.outer(some, others).reshape(-1))
         costs.append(np.add.outer(prices, theirs).reshape(-1))
     every, cost = np.concatenate(turned), np.concatenate(costs)
-    likeliest = np.argsort(cost, kind="stable")[:most]
+    cheapest = np.argpartition(cost, most)[:most] if most < len(cost) else np.arange(len(cost))
+    likeliest = cheapest[np.argsort(cost[cheapest], kind="stable")]
     found = every[likeliest] ^ np.uint64(own)
     return np.ascontiguousarray(found.astype(">u8").view(np.uint8).reshape(-1, 8))
 
@@ -149,8 +172,7 @@ def belief(display: Float32) -> Float32:
     numpy.ndarray
         ``(64,)``, positive where the bit is believed to be set, `_SUREST` at most.
     """
-    coefficients = perceptual.coefficients(display).reshape(-1)
-    above = coefficients - np.median(coefficients)
+    above = margins(display)
     typical = float(np.median(np.abs(above))) or 1.0
     ratios: Float32 = np.clip(_TYPICAL * above / typical, -_SUREST, _SUREST).astype(np.float32)
     return ratios

@@ -5,14 +5,14 @@ whether the message is ours. *Recognised*: the message that this picture would h
 them (:mod:`expecting`). *In any word*: it is looked for in all its code words (:mod:`informed`).
 *With belief*: they are decoded together with what the picture says of its own hash. *Known*:
 messages that somebody remembers are looked for. *Deep*: soft bits are decoded among more words,
-then more guesses are looked for.
+then more guesses are looked for, then those that soft bits point to (:mod:`guided`).
 
 A wrong word passes as ours once in 2**32 attempts: four each time that soft bits are read, with
 belief or not; one for all guesses when they are recognised, in their code words or in any word, or
-compared; five more of the deepest. Eight poses, read by D1 and by the second reader, the upright
-one also taken for a picture whose tones were changed in one of five ways, come to 166 attempts at
-most: less than 3.9e-8 a picture and key. A small picture is read folded as well, upright in all
-`WAYS`, which comes to 670 together: less than 1.6e-7.
+compared; eleven more of the deepest. Eight poses, read by D1 and by the second reader, the upright
+one also taken for a picture whose tones were changed in one of five ways, come to 172 attempts at
+most: 4.0e-8 a picture and key. A small picture is read folded as well, upright in all `WAYS`, which
+comes to 676 together: less than 1.6e-7.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from Crypto.Hash import KMAC256, SHAKE256
 from numpy.typing import NDArray
 
 from dicom_node.inference.base import Float32
-from dicom_node.watermark import ecc, expecting, informed, keyed_tags
+from dicom_node.watermark import ecc, expecting, guided, informed, keyed_tags
 
 WAYS = 16  # of whitening a code word: a small frame has the nearest, all others the first
 MIN_AGREEMENT = 0.35  # cosine between soft bits and code word below which no tag is believed
@@ -252,9 +252,31 @@ def read_deepest(
         As `read_weak` takes them.
     """
     found = read(soft, keys, pose, order=DEEP)
-    if found.decoded:
-        return found
-    return recognise(soft, expecting.hashes(frame, expecting.MANY), keys, pose, ways=ways)
+    if not found.decoded:
+        guesses = expecting.hashes(frame, expecting.MANY)
+        found = recognise(soft, guesses, keys, pose, ways=ways)
+    if not found.decoded and ways == 1:
+        found = recognise_guided(soft, frame, keys, pose)
+    return found
+
+
+def recognise_guided(
+    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose
+) -> Detection:
+    """Return the message that soft bits point to themselves (:mod:`guided`), if any.
+
+    Parameters
+    ----------
+    soft, frame
+        As `read_weak` takes them; the picture is also taken for one whose tones were changed.
+    """
+    earlier = (frame, *expecting.other_tones(frame))
+    for key in keys:
+        found = guided.likeliest(soft, earlier, whitening(key), key.robust_key, key.owner)
+        if found is not None:
+            word = code_word(found.message, key)
+            return _found(soft, found.message, key, pose, word, recognised=True)
+    return Detection(False, pose=pose)
 
 
 def tag(hashed: bytes, key: RobustKey) -> bytes:
