@@ -9,7 +9,8 @@ import numpy as np
 
 from dicom_node.inference.base import Float32
 from dicom_node.watermark import ecc, expecting
-from dicom_node.watermark.reading import MIN_AGREEMENT, RobustKey, code_word, nearest_way
+from dicom_node.watermark.reading import MIN_AGREEMENT
+from dicom_node.watermark.words import RobustKey, code_word, nearest_way
 
 # R2 is not run where D1 agrees by so much more than is asked of R2: on plain copies of 14 CT slices
 # R2 agreed less by 0.04 at most, and more where D1 was weak.

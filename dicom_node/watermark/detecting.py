@@ -15,7 +15,7 @@ import numpy as np
 
 from dicom_node.inference.base import Float32, RobustEngine
 from dicom_node.inference.reader import WeakReader, open_reader
-from dicom_node.watermark import reading
+from dicom_node.watermark import reading, words
 from dicom_node.watermark.covers import resample, unfolded
 from dicom_node.watermark.fourier import evidence
 from dicom_node.watermark.reading import (
@@ -24,9 +24,8 @@ from dicom_node.watermark.reading import (
     Detection,
     Hashes,
     Pose,
-    RobustKey,
-    code_word,
 )
+from dicom_node.watermark.words import RobustKey, code_word
 
 # Frames up to SMALL_PX have a folded carrier; pictures up to SMALL_ENLARGED_PX may show one, and up
 # to TURNED_PX it is looked for in all poses.
@@ -104,10 +103,10 @@ class RobustDetector:
             soft = _normed(self.look(display, folds))[0]
             word = code_word(message, key)
             if folds > 1:
-                word = reading.nearest_way(message, key, soft)
+                word = words.nearest_way(message, key, soft)
             shown.append((float(soft @ word), folds))
         folds = max(shown)[1]
-        nearest = reading.nearest_way if folds > 1 else reading.nearest_word
+        nearest = words.nearest_way if folds > 1 else words.nearest_word
         return nearest(message, key, self.look_closely(display, folds)[0]), folds
 
     def look_again(self, pictures: Float32) -> Float32:
@@ -220,7 +219,7 @@ def folds_of(display: Float32) -> tuple[int, ...]:
 
 def ways_of(folds: int) -> int:
     """Return in how many ways the word of such a carrier may be whitened."""
-    return reading.WAYS if folds > 1 else 1
+    return words.WAYS if folds > 1 else 1
 
 
 def _views(display: Float32, side: int, folds: int, poses: Sequence[Pose]) -> Float32:

@@ -20,37 +20,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Protocol
 
 import numpy as np
-from Crypto.Hash import KMAC256, SHAKE256
 from numpy.typing import NDArray
 
 from dicom_node.inference.base import Float32
-from dicom_node.watermark import ecc, expecting, guided, informed, keyed_tags
+from dicom_node.watermark import ecc, expecting, guided, informed
+from dicom_node.watermark.words import RobustKey, code_word, tag, whitening
 
-WAYS = 16  # of whitening a code word: a small frame has the nearest, all others the first
 MIN_AGREEMENT = 0.35  # cosine between soft bits and code word below which no tag is believed
 _BELIEVED = 2.25  # log-likelihood ratio of a soft bit of the size of their rms
 DEEP = 3  # surest bits that may be wrong together; read at sight: 2
 
 Hashes = NDArray[np.uint8]  # (n, 8)
-
-
-class RobustKey(Protocol):
-    """The part of a key set that W1 needs."""
-
-    @property
-    def owner(self) -> str:
-        """Whose key it is."""
-
-    @property
-    def key_id(self) -> bytes:
-        """8 bytes."""
-
-    @property
-    def robust_key(self) -> bytes:
-        """Secret of whitening and tag, 32 bytes."""
 
 
 @dataclass(frozen=True)
@@ -277,46 +259,6 @@ def recognise_guided(
             word = code_word(found.message, key)
             return _found(soft, found.message, key, pose, word, recognised=True)
     return Detection(False, pose=pose)
-
-
-def tag(hashed: bytes, key: RobustKey) -> bytes:
-    """Return the keyed tag over pHash and owner."""
-    mac = KMAC256.new(
-        key=key.robust_key, mac_len=keyed_tags.MAC_BYTES, custom=keyed_tags.CUSTOM
-    )
-    coded = hashed + key.owner.encode("ascii")
-    return bytes(mac.update(coded).digest()[: keyed_tags.TAG_BYTES])
-
-
-def whitening(key: RobustKey, way: int = 0) -> Float32:
-    """Return the keyed signs that hide the code word from whoever lacks the key, ``(160,)``.
-
-    Parameters
-    ----------
-    way
-        Of `WAYS`.
-    """
-    named = b"dicom-node W1 whitening" + key.robust_key + (bytes([way]) if way else b"")
-    stream = SHAKE256.new(named).read(ecc.CODE_BITS // 8)
-    return np.unpackbits(np.frombuffer(stream, np.uint8)).astype(np.float32) * 2 - 1
-
-
-def code_word(message: bytes, key: RobustKey, way: int = 0) -> Float32:
-    """Return the whitened code word of a 12-byte message, -1 and +1, ``(160,)``."""
-    return (ecc.encode(message).astype(np.float32) * 2 - 1) * whitening(key, way)
-
-
-def nearest_way(message: bytes, key: RobustKey, soft: Float32) -> Float32:
-    """Return the code word of a message, whitened so that soft bits agree with it most."""
-    words = (code_word(message, key, way) for way in range(WAYS))
-    return max(words, key=lambda word: float(word @ soft))
-
-
-def nearest_word(message: bytes, key: RobustKey, soft: Float32) -> Float32:
-    """Return that word of a message, its code word among them, which soft bits agree with most."""
-    words = (code_word(message, key),
-             informed.nearest_word(message, key.robust_key, key.owner, soft))  # fmt: skip
-    return max(words, key=lambda word: float(word @ soft))
 
 
 def _found(

@@ -14,12 +14,13 @@ from functools import cached_property, partial
 
 from dicom_node.errors import WatermarkError
 from dicom_node.inference.base import Float32, Int8, RobustEngine
-from dicom_node.watermark import informed, perceptual, reading, synthesis
+from dicom_node.watermark import informed, perceptual, synthesis
 from dicom_node.watermark.choosing import HARDLY, Chooser
 from dicom_node.watermark.covers import Look
 from dicom_node.watermark.detecting import RobustDetector
-from dicom_node.watermark.reading import DIHEDRAL, Detection, Pose, RobustKey, code_word
+from dicom_node.watermark.reading import DIHEDRAL, Detection, Pose
 from dicom_node.watermark.synthesis import Int32, RobustRecord
+from dicom_node.watermark.words import RobustKey, code_word, nearest_way, tag
 
 __all__ = [
     "DIHEDRAL", "MIN_SIDE_PX", "PROFILES", "Detection", "Pose", "RobustKey", "RobustMark",
@@ -139,7 +140,7 @@ class RobustWatermark(RobustDetector):
         """Return what tells the word to put in from a cover's soft bits; None for the code word."""
         if self.any_word:
             return partial(informed.nearest_word, message, key.robust_key, key.owner)
-        return partial(reading.nearest_way, message, key) if self.folds > 1 else None
+        return partial(nearest_way, message, key) if self.folds > 1 else None
 
     def remove(
         self, marked: Int32, record: RobustRecord, *, low: int, high: int,
@@ -152,7 +153,7 @@ class RobustWatermark(RobustDetector):
     def message(self, display: Float32, key: RobustKey) -> bytes:
         """Return the 12 bytes that name this frame: pHash, then its keyed tag."""
         hashed = perceptual.perceptual_hash(display)
-        return hashed + reading.tag(hashed, key)
+        return hashed + tag(hashed, key)
 
     @cached_property
     def _chooser(self) -> Chooser:

@@ -28,11 +28,11 @@ from dicom_node.watermark.reading import (
     Detection,
     Hashes,
     Pose,
-    RobustKey,
     read_deepest,
     read_toned,
     read_weak,
 )
+from dicom_node.watermark.words import RobustKey
 
 MOST_DECODES = 32  # places whose soft bits are decoded, each against every key
 _TURNED = 2  # poses beside the upright one that are looked at closely at first

@@ -8,15 +8,8 @@ import pytest
 
 from dicom_node.watermark import expecting
 from dicom_node.watermark.assured import must_be_read, must_be_recognised
-from dicom_node.watermark.reading import (
-    UPRIGHT,
-    WAYS,
-    code_word,
-    read,
-    recognise,
-    tag,
-    whitening,
-)
+from dicom_node.watermark.reading import UPRIGHT, read, recognise
+from dicom_node.watermark.words import WAYS, code_word, tag, whitening
 
 BITS = 160
 

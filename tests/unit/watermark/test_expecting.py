@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dicom_node.watermark import ecc, expecting, perceptual, reading
+from dicom_node.watermark import ecc, expecting, perceptual, reading, words
 
 
 class Key:
@@ -33,7 +33,7 @@ def frames(shared: Path) -> list[np.ndarray]:
 
 
 def _word(hashed: bytes, key: Key = KEY) -> np.ndarray:
-    return reading.code_word(hashed + reading.tag(hashed, key), key)
+    return words.code_word(hashed + words.tag(hashed, key), key)
 
 
 @pytest.mark.parametrize("most", [expecting.MESSAGES, expecting.MANY])

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dicom_node.watermark import ecc, expecting, guided, perceptual, reading
+from dicom_node.watermark import ecc, expecting, guided, perceptual, reading, words
 
 
 class Key:
@@ -34,7 +34,7 @@ def frames(shared: Path) -> list[np.ndarray]:
 
 
 def _word(hashed: bytes, key: Key = KEY) -> np.ndarray:
-    return reading.code_word(hashed + reading.tag(hashed, key), key)
+    return words.code_word(hashed + words.tag(hashed, key), key)
 
 
 def _moved(frame: np.ndarray, pairs: int, rng: np.random.Generator) -> bytes:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from Crypto.Hash import KMAC256
 
-from dicom_node.watermark import expecting, informed, reading, trellis
+from dicom_node.watermark import expecting, informed, reading, trellis, words
 from dicom_node.watermark.reading import UPRIGHT
 
 
@@ -26,7 +26,7 @@ GUESSES = expecting.hashes(PICTURE)
 
 
 def _message(hashed: bytes, key: Key = KEY) -> bytes:
-    return hashed + reading.tag(hashed, key)
+    return hashed + words.tag(hashed, key)
 
 
 def _nearest(message: bytes, soft: np.ndarray, key: Key = KEY) -> np.ndarray:
@@ -90,10 +90,10 @@ def test_it_takes_less_to_turn_a_cover_to_the_nearest_word_than_to_the_code_word
     message, turns = _message(GUESSES[0].tobytes()), []
     for seed in range(12):
         cover = _soft(seed)
-        cover -= (cover @ reading.code_word(message, KEY)) / 160 * reading.code_word(message, KEY)
+        cover -= (cover @ words.code_word(message, KEY)) / 160 * words.code_word(message, KEY)
         needed = []
         for word, find in (
-            (reading.code_word(message, KEY), reading.recognise),
+            (words.code_word(message, KEY), reading.recognise),
             (_nearest(message, cover), reading.recognise_any),
         ):
             before = float(word @ cover / np.linalg.norm(cover) / 160**0.5)

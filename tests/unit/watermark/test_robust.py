@@ -11,7 +11,7 @@ import pytest
 
 from dicom_node.errors import WatermarkError
 from dicom_node.inference import open_engine
-from dicom_node.watermark import choosing, expecting, perceptual, quality, reading
+from dicom_node.watermark import choosing, expecting, perceptual, quality, words
 from dicom_node.watermark.assured import SPARE_OF_D1, must_be_recognised
 from dicom_node.watermark.choosing import BLUR_SIGMA_PX, HARDLY, NOISE_DB, READS, is_smooth
 from dicom_node.watermark.robust import DIHEDRAL, Pose, RobustWatermark, code_word, remove
@@ -190,7 +190,7 @@ def test_a_small_frame_takes_the_way_of_whitening_that_is_nearest_to_it(
         return float(np.mean(agreed))
 
     nearest = agreement()
-    monkeypatch.setattr(reading, "WAYS", 1)
+    monkeypatch.setattr(words, "WAYS", 1)
     assert nearest > agreement() + 0.02
 
 
