@@ -36,15 +36,11 @@ class FingerprintCard:
         Which networks: 1..255, the first byte of every fingerprint.
     side, cells, bits
         Side of the frame they see, side of the grid of cells, bits of a cell.
-    level
-        The highest that nine tenths of a frame's scores are below, in frames that were processed
-        and not changed, but for one in a hundred.
     alarm
         Score from which one cell shows that a frame was changed: of frames that were processed
-        and not changed, one in a hundred has such a cell.
+        and not changed, about one in a hundred has such a cell.
     near
-        Score from which a cell beside such a cell counts as changed, too. Both: as
-        `watermark.fingerprint` tells scores from the frame's own.
+        Score from which a cell beside such a cell counts as changed, too.
     """
 
     folder: Path
@@ -52,7 +48,6 @@ class FingerprintCard:
     side: int
     cells: int
     bits: int
-    level: float
     alarm: float
     near: float
     files: dict[str, str]
@@ -69,8 +64,8 @@ def read_fingerprint_card(where: Path | None = None) -> FingerprintCard:
         table: dict[str, Any] = tomllib.loads((where / "card.toml").read_text("utf-8"))
         told = table["fingerprint"]
         return FingerprintCard(
-            where, told["model"], told["side"], told["cells"], told["bits"], told["level"],
-            told["alarm"], told["near"], dict(told["files"]),
+            where, told["model"], told["side"], told["cells"], told["bits"], told["alarm"],
+            told["near"], dict(told["files"]),
         )  # fmt: skip
     except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
         raise EngineError(f"{where / 'card.toml'}: no fingerprint: {error}: reinstall") from error

@@ -31,7 +31,6 @@ Code = NDArray[np.bool_]  # (bits, cells, cells)
 Cells = NDArray[np.bool_]  # (cells, cells)
 
 _PLAIN, _DEFLATED = 0, 1
-_MOST, _WEIGHT = 0.9, 0.75  # the frame's own: what most cells are below, and how much of it
 # Share of bits that differ from which it is another picture, changed throughout. Of 88 frames no
 # processing turned over more than 0.18; between frames of the same kind it was 0.3 to 0.4.
 _ANOTHER = 0.25
@@ -45,7 +44,7 @@ class Comparison:
     Attributes
     ----------
     scores
-        ``(cells, cells)``, see `standing_out`; of the frame as it was marked, upright.
+        ``(cells, cells)``, of the comparator; of the frame as it was marked, upright.
     changed
         Cells that were changed.
     compared
@@ -125,23 +124,11 @@ def compare(
         size = (card.cells, card.cells)
         compared = cv2.resize(part, size, interpolation=cv2.INTER_AREA) >= _SEEN_ENOUGH
     seen = _upright(picture, card.side, pose)
-    scores = standing_out(network.changed(seen, code), compared, card.level)
+    scores = network.changed(seen, code)
     unlike = (network.code(seen) ^ code)[:, compared]
     if unlike.size and float(unlike.mean()) > _ANOTHER:
         return Comparison(scores, compared, compared)
     return Comparison(scores, changed_cells(scores, compared, card.alarm, card.near), compared)
-
-
-def standing_out(scores: Float32, compared: Cells, level: float) -> Float32:
-    """Return scores told from the frame's own.
-
-    A picture that was processed much differs a little everywhere, an edit a lot in one place. No
-    more than `level`, what processing may do, is taken off: a picture that is another one
-    everywhere does not hide behind itself.
-    """
-    own = float(np.quantile(scores[compared], _MOST)) if compared.any() else 0.0
-    told: Float32 = scores - np.float32(_WEIGHT * min(own, level))
-    return told
 
 
 def nearest(

@@ -23,6 +23,7 @@ import numpy as np
 import recipe as recipes
 import torch
 import torch.nn.functional as F
+from fingerprint_scores import auc
 from frames import augment, read_pack
 from networks import smooth_noise
 from running import Run, one_cycle, set_rates
@@ -87,12 +88,6 @@ def loss_of(logits: Tensor, marked: Tensor, hardest_weight: float) -> Tensor:
     alarm = F.softplus(logits) * no
     hardest = alarm.flatten(1).topk(6, 1).values.mean()
     return missed + alarm.sum() / no.sum() + hardest_weight * hardest
-
-
-def auc(scores: np.ndarray, marked: np.ndarray) -> float:
-    """Return the area under the ROC curve of cells."""
-    yes, no = scores[marked == 1], np.sort(scores[marked == 0])
-    return float(np.searchsorted(no, yes).mean() / len(no))
 
 
 def mark_fields(count: int = 16) -> np.ndarray:

@@ -176,6 +176,44 @@ class Fingerprint:
     loss: FingerprintLoss
 
 
+@dataclass(frozen=True)
+class ComparatorModel:
+    width: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class ComparatorRun:
+    seed: int
+    steps: int
+    batch: int
+    save_every: int
+    validate_every: int
+    average: float
+
+
+@dataclass(frozen=True)
+class ComparatorRates:
+    network: float
+    decay: float
+
+
+@dataclass(frozen=True)
+class ComparatorLoss:
+    hardest: float
+    ranked: float
+
+
+@dataclass(frozen=True)
+class Comparator:
+    """What compares a fingerprint with a picture: ``comparator.py``."""
+
+    model: ComparatorModel
+    run: ComparatorRun
+    rates: ComparatorRates
+    loss: ComparatorLoss
+
+
 T = TypeVar("T")
 
 
