@@ -221,6 +221,8 @@ def _verdict(instance: Instance, found: _Findings, sealed: SealCheck) -> Instanc
         verdict = worst([verdict, "tampered"])
     elif verdict in ("content-preserved", "tampered") and found.by_likelihood:
         reason = f"the integrity mark is gone, as after a lossy copy; judged by {LIKELIHOOD}"
+        # Whoever marks a copy again does not always remove W1.
+        reason += f"; {_NOT_OURS}" if sealed.present and not sealed.signature_valid else ""
     elif verdict == "unmarked" and any(frame.integrity != "absent" for frame in found.frames):
         verdict, reason = "tampered", "some frames carry our marks, others none"
     elif verdict == "unmarked" and sealed.signature_valid:

@@ -253,9 +253,7 @@ def jpeg_baseline(subject, out):
     for index, frame in enumerate(instance.frames()):
         shown = display.export_8bit(frame, index)
         stream = io.BytesIO()
-        Image.fromarray(shown if shown.ndim == 2 else shown[..., ::-1]).save(
-            stream, "JPEG", quality=90, subsampling=0
-        )
+        Image.fromarray(shown).save(stream, "JPEG", quality=90, subsampling=0)
         codes.append(stream.getvalue())
         shape = shown.shape
     instance.close()

@@ -415,6 +415,19 @@ def test_a_lossy_copy_is_content_preserved_never_authentic(quality, bench, share
     assert frame.robust.phash_distance <= 4
 
 
+@pytest.mark.peer
+def test_a_lossy_copy_under_a_seal_that_is_not_ours_says_so(bench, shared, tmp_path):
+    """As after somebody marked the copy again, and W1 was still to be read."""
+    path = bench.mark(shared / "dicom/us/deid-data__GREYSCALE_IMAGE.dcm", "grey-again.dcm")
+    out = tmp_path / "x.dcm"
+    done = harness.run_tool("dcmcjpeg", "+eb", "+q", "90", "+un", path, out)
+    assert done.returncode == 0, done.stderr
+    theirs = bench.verdict(changed(out, tmp_path / "y.dcm", _damage))
+    assert theirs.verdict == bench.verdict(out).verdict == "content-preserved"
+    assert theirs.reason.endswith("signed by a key this ring does not have")
+    assert "signed by" not in bench.verdict(out).reason
+
+
 def test_damaged_files_get_a_verdict_never_an_exception(bench, marked, tmp_path):
     raw = marked.read_bytes()
     random = np.random.default_rng(11)
