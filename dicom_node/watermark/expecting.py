@@ -172,7 +172,11 @@ def belief(display: Float32) -> Float32:
     numpy.ndarray
         ``(64,)``, positive where the bit is believed to be set, `_SUREST` at most.
     """
-    above = margins(display)
+    return believed(margins(display))
+
+
+def believed(above: Float64) -> Float32:
+    """Return `belief` from what `margins` returned, ``(64,)``."""
     typical = float(np.median(np.abs(above))) or 1.0
     ratios: Float32 = np.clip(_TYPICAL * above / typical, -_SUREST, _SUREST).astype(np.float32)
     return ratios

@@ -56,31 +56,34 @@ def likeliest(
     plain = soft * whitening
     pointed = plain[: expecting.HASH_BITS]
     size = float(np.linalg.norm(pointed)) * math.sqrt(len(pointed)) or 1.0
-    told = [(float(_own(each) @ pointed) / size, n) for n, each in enumerate(earlier)]
+    margins = [expecting.margins(each) for each in earlier]
+    told = [(float(_own(each) @ pointed) / size, n) for n, each in enumerate(margins)]
     for agreed, number in sorted(told, reverse=True)[:_PICTURES]:
-        found = _pointed_to(soft, plain, earlier[number], key, owner) if agreed > _AGREES else None
+        found = _pointed_to(soft, plain, margins[number], key, owner) if agreed > _AGREES else None
         if found is not None:
             return found
     return None
 
 
-def _own(display: Float32) -> Float64:
+def _own(above: Float64) -> Float64:
     """Return the bits of a picture's own hash, -1 and +1; 0 throughout where it shows nothing."""
-    above = expecting.margins(display)
     bits: Float64 = np.where(above > 0, 1.0, -1.0) * bool(above.any())
     return bits
 
 
 def _pointed_to(
-    soft: Float32, plain: Float32, display: Float32, key: bytes, owner: str
+    soft: Float32, plain: Float32, above: Float64, key: bytes, owner: str
 ) -> Expected | None:
-    """Return the likeliest message of one picture; `plain` are the soft bits of the code word."""
+    """Return the likeliest message of a picture with these margins.
+
+    `plain` are the soft bits of the code word.
+    """
     rms = float(np.sqrt(np.mean(plain**2)))
-    both = plain[: expecting.HASH_BITS] * (_BELIEVED / rms) + _PICTURE * expecting.belief(display)
+    both = plain[: expecting.HASH_BITS] * (_BELIEVED / rms) + _PICTURE * expecting.believed(above)
     guesses = expecting.exchanged(both.astype(np.float64) - np.median(both), GUESSES)
     guessed = expecting.messages(guesses, key, owner)
     agreed, keyed = scores(guessed, plain)
-    rank_bits = rarity(expecting.margins(display), guesses)
+    rank_bits = rarity(above, guesses)
     asked = (expecting.FALSE_ACCEPT_BITS + math.log2(_HARMONIC) + rank_bits) * math.log(2)
     over = chance.over(soft, agreed, asked)
     passing = np.flatnonzero(over >= 0)

@@ -6,8 +6,8 @@
 Writes f1.onnx (code of a frame) and f1_check.onnx (what was changed since), of a comparator only
 the latter; refuses to if ONNX Runtime computes anything else than torch, or if a comparator was
 trained for another f1.onnx; and puts ``[fingerprint]`` at the end of card.toml. The
-thresholds are those that processed, unchanged frames of DATA/whole/val keep: no other held-out
-frame is looked at, so that the benchmark measures on frames that set nothing.
+thresholds are those that processed, unchanged frames of DATA/whole/val keep: the benchmark measures
+on other frames, of which only `FALSE_ALARMS` knows anything.
 """
 
 from __future__ import annotations

@@ -8,16 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from robust_key import Key
 
 from dicom_node.watermark import ecc, expecting, guided, perceptual, reading, words
-
-
-class Key:
-    """A key set with nothing but what W1 needs."""
-
-    def __init__(self, secret: bytes, owner: str = "GENERAL-HOSPITAL") -> None:
-        self.robust_key, self.owner, self.key_id = secret * 32, owner, secret * 8
-
 
 KEY = Key(b"k")
 

@@ -8,17 +8,10 @@ from itertools import product
 import numpy as np
 import pytest
 from Crypto.Hash import KMAC256
+from robust_key import Key
 
 from dicom_node.watermark import expecting, informed, reading, trellis, words
 from dicom_node.watermark.reading import UPRIGHT
-
-
-class Key:
-    """A key set with nothing but what W1 needs."""
-
-    def __init__(self, secret: bytes, owner: str = "GENERAL-HOSPITAL") -> None:
-        self.robust_key, self.owner, self.key_id = secret * 32, owner, secret * 8
-
 
 KEY = Key(b"k")
 PICTURE = np.random.default_rng(8).random((64, 64), np.float32)

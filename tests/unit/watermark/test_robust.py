@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from robust_key import Key
 
 from dicom_node.errors import WatermarkError
 from dicom_node.inference import open_engine
@@ -15,13 +16,6 @@ from dicom_node.watermark import choosing, expecting, perceptual, quality, words
 from dicom_node.watermark.assured import SPARE_OF_D1, must_be_recognised
 from dicom_node.watermark.choosing import BLUR_SIGMA_PX, HARDLY, NOISE_DB, READS, is_smooth
 from dicom_node.watermark.robust import DIHEDRAL, Pose, RobustWatermark, code_word, remove
-
-
-class Key:
-    """A key set with nothing but what W1 needs."""
-
-    def __init__(self, secret: bytes, owner: str = "GENERAL-HOSPITAL") -> None:
-        self.robust_key, self.owner, self.key_id = secret * 32, owner, secret * 8
 
 
 @pytest.fixture(scope="module")
