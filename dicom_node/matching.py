@@ -25,7 +25,8 @@ from dicom_node.inference.base import Float32
 from dicom_node.inference.fingerprinter import Fingerprinter
 from dicom_node.registry import FrameMatch, Registry
 from dicom_node.watermark import fingerprint, perceptual
-from dicom_node.watermark.placement import Placement, as_seen, borderless
+from dicom_node.watermark.borders import borderless
+from dicom_node.watermark.placement import Placement, as_seen
 from dicom_node.watermark.robust import DIHEDRAL, Detection, Pose
 
 LOOK_BITS = 14  # of 64, that a frame's looks may change on the way

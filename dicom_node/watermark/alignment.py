@@ -98,8 +98,9 @@ class View:
         return resampled(*self._beside(place), place, self.tools.side)
 
     def moved_in(
-        self, place: Placement, noise: float, rounds: Sequence[float], *, hastily: bool = False
-    ) -> tuple[Placement, float]:
+        self, place: Placement, noise: float, rounds: Sequence[float], *, hastily: bool = False,
+        latest: bool = False,
+    ) -> tuple[Placement, float]:  # fmt: skip
         """Return the nearby place with most evidence, and how much as far as is known cheaply.
 
         Parameters
@@ -110,8 +111,13 @@ class View:
             How far each round looks, as a part of what halves the evidence.
         hastily
             Whether what was whitened with other surroundings will do.
+        latest
+            Whether `place` was judged just now: what was whitened for it is looked at.
         """
-        beside = self._beside(place, _FAR if hastily else _BESIDE)
+        if latest:
+            beside = self._kept[-1][1], _FINE, self._kept[-1][0]
+        else:
+            beside = self._beside(place, _FAR if hastily else _BESIDE)
         for part in rounds:
             place = self._step(place, noise, _STEPS * part, beside)
         seen = resampled(*beside, place, self.tools.side)

@@ -1,7 +1,7 @@
 """Look for W1 in a picture as it lies, in quarter turns and mirrored.
 
 D1 sees most marks at a glance. What it cannot read is looked at through R2, upright and in the
-likeliest of the other poses, and read in the other ways of :mod:`reading`. Which pose is likeliest
+likeliest of the other poses, and read in the other ways of :mod:`closely`. Which pose is likeliest
 is told by the upright picture as a network whitened it.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from dicom_node.inference.base import Float32, RobustEngine
 from dicom_node.inference.reader import WeakReader, open_reader
-from dicom_node.watermark import reading, words
+from dicom_node.watermark import closely, partial, reading, words
 from dicom_node.watermark.covers import resample, unfolded
 from dicom_node.watermark.fourier import evidence
 from dicom_node.watermark.reading import (
@@ -55,7 +55,7 @@ class RobustDetector:
         dihedral
             The seven other flips and quarter turns are tried when the upright one does not decode.
         weak
-            What does not decode is looked for in the other ways of :mod:`reading`: 60 to 90 ms
+            What does not decode is looked for in the other ways of :mod:`closely`: 60 to 90 ms
             a picture without a mark, and as much again for each of its other poses.
         known
             Hashes of frames remembered as marked, ``(n, 8)``, for pictures that have changed too
@@ -173,7 +173,7 @@ class RobustDetector:
         in_full = folds == 1 or max(display.shape) <= TURNED_PX
 
         def read(soft: Float32, pose: Pose, *, decoded: bool = False) -> Detection:
-            return reading.read_weak(
+            return closely.read_weak(
                 soft, pose.upright(picture), keys, pose, known,
                 toned=in_full and pose is UPRIGHT, ways=ways, decoded=decoded,
             )  # fmt: skip
@@ -191,7 +191,11 @@ class RobustDetector:
             looked.append((self.look_closely(display, folds, [pose])[0], pose))
             yield read(*looked[-1])
         soft, pose = max(looked, key=lambda each: _evenness(each[0]))
-        yield reading.read_deepest(soft, pose.upright(picture), keys, pose, ways=ways)
+        yield closely.read_deepest(soft, pose.upright(picture), keys, pose, ways=ways)
+        shown = partial.shown(picture) if folds == 1 else None
+        told = partial.told(picture, shown) if shown is not None else None
+        if told is not None:
+            yield closely.read_in_part(looked[0][0], told, keys, UPRIGHT, known)
 
     def _ranked(self, whitened: Float32, poses: Sequence[Pose], folds: int) -> Sequence[Pose]:
         """Return `poses` by what the picture, whitened in the first of them, shows in each.

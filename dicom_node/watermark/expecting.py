@@ -66,6 +66,21 @@ class Expected(NamedTuple):
     way: int = 0
 
 
+class Told(NamedTuple):
+    """What a picture tells of the bits of its frame's hash.
+
+    Attributes
+    ----------
+    above
+        ``(64,)``: set where it is positive, and the size is what turning the bit over costs.
+    belief
+        The same as log-likelihood ratios, ``(64,)``.
+    """
+
+    above: Float64
+    belief: Float32
+
+
 def recognised(
     soft: Float32, word: Float32, rank: int, spare: float = 0.0, ways: int = 1
 ) -> bool:
@@ -157,29 +172,21 @@ def exchanged(above: Float64, most: int) -> Bytes:
     return np.ascontiguousarray(found.astype(">u8").view(np.uint8).reshape(-1, 8))
 
 
-def belief(display: Float32) -> Float32:
-    """Return what the picture itself says of the bits of its hash, as log-likelihood ratios.
+def told(display: Float32) -> Told:
+    """Return what a picture that shows all of its frame tells of the bits of its hash.
 
     Bits far from the median keep their value through nearly anything; those near it say nothing.
+    None is believed by more than `_SUREST`.
 
     Parameters
     ----------
     display
         Display values 0..1, ``(rows, columns)``.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(64,)``, positive where the bit is believed to be set, `_SUREST` at most.
     """
-    return believed(margins(display))
-
-
-def believed(above: Float64) -> Float32:
-    """Return `belief` from what `margins` returned, ``(64,)``."""
+    above = margins(display)
     typical = float(np.median(np.abs(above))) or 1.0
     ratios: Float32 = np.clip(_TYPICAL * above / typical, -_SUREST, _SUREST).astype(np.float32)
-    return ratios
+    return Told(above, ratios)
 
 
 def without_floor(display: Float32) -> Float32 | None:

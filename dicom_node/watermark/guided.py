@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.watermark import chance, expecting
-from dicom_node.watermark.expecting import Expected
+from dicom_node.watermark.expecting import Expected, Told
 from dicom_node.watermark.keyed_tags import scores
 
 Float32 = NDArray[np.float32]
@@ -28,7 +28,8 @@ Float64 = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 
 GUESSES = 32_768
-_BELIEVED, _PICTURE = 2.25, 0.6  # what a soft bit of rms size says, and how much of `belief` counts
+# What a soft bit of rms size says, and how much of what a picture believes counts.
+_BELIEVED, _PICTURE = 2.25, 0.6
 # Cosine between the first soft bits and a picture's own hash from which that is worth while, in the
 # likeliest two: one picture without a mark in twenty has it.
 _AGREES, _PICTURES = 0.2, 2
@@ -37,7 +38,7 @@ _HARMONIC = 1 + math.log(math.comb(64, 32))  # sum of 1 / rank over all balanced
 
 
 def likeliest(
-    soft: Float32, earlier: Sequence[Float32], whitening: Float32, key: bytes, owner: str
+    soft: Float32, earlier: Sequence[Told], whitening: Float32, key: bytes, owner: str
 ) -> Expected | None:
     """Return the message that soft bits point to; None where chance explains it.
 
@@ -46,8 +47,8 @@ def likeliest(
     soft
         ``(160,)``.
     earlier
-        What the picture may have been, itself first, display values 0..1, ``(rows, columns)``. The
-        few whose hash agrees most with the soft bits are looked at; each is an attempt.
+        What the picture tells of its hash, taken for one or another, itself first. The few whose
+        hash agrees most with the soft bits are looked at; each is an attempt.
     whitening
         Signs that hide code words of this key, ``(160,)``.
     key, owner
@@ -56,10 +57,9 @@ def likeliest(
     plain = soft * whitening
     pointed = plain[: expecting.HASH_BITS]
     size = float(np.linalg.norm(pointed)) * math.sqrt(len(pointed)) or 1.0
-    margins = [expecting.margins(each) for each in earlier]
-    told = [(float(_own(each) @ pointed) / size, n) for n, each in enumerate(margins)]
-    for agreed, number in sorted(told, reverse=True)[:_PICTURES]:
-        found = _pointed_to(soft, plain, margins[number], key, owner) if agreed > _AGREES else None
+    agreeing = [(float(_own(each.above) @ pointed) / size, n) for n, each in enumerate(earlier)]
+    for agreed, number in sorted(agreeing, reverse=True)[:_PICTURES]:
+        found = _pointed_to(soft, plain, earlier[number], key, owner) if agreed > _AGREES else None
         if found is not None:
             return found
     return None
@@ -72,18 +72,18 @@ def _own(above: Float64) -> Float64:
 
 
 def _pointed_to(
-    soft: Float32, plain: Float32, above: Float64, key: bytes, owner: str
+    soft: Float32, plain: Float32, told: Told, key: bytes, owner: str
 ) -> Expected | None:
-    """Return the likeliest message of a picture with these margins.
+    """Return the likeliest message of a picture that tells so much of its hash.
 
     `plain` are the soft bits of the code word.
     """
     rms = float(np.sqrt(np.mean(plain**2)))
-    both = plain[: expecting.HASH_BITS] * (_BELIEVED / rms) + _PICTURE * expecting.believed(above)
+    both = plain[: expecting.HASH_BITS] * (_BELIEVED / rms) + _PICTURE * told.belief
     guesses = expecting.exchanged(both.astype(np.float64) - np.median(both), GUESSES)
     guessed = expecting.messages(guesses, key, owner)
     agreed, keyed = scores(guessed, plain)
-    rank_bits = rarity(above, guesses)
+    rank_bits = rarity(told.above, guesses)
     asked = (expecting.FALSE_ACCEPT_BITS + math.log2(_HARMONIC) + rank_bits) * math.log(2)
     over = chance.over(soft, agreed, asked)
     passing = np.flatnonzero(over >= 0)

@@ -60,11 +60,14 @@ class Hypotheses:
     def __init__(self, view: View, tools: Tools, late: Callable[[], bool]) -> None:
         self._view, self._tools, self._late = view, tools, late
 
-    def stages(self) -> Iterator[Iterator[Candidate]]:
-        """Yield stages, each the candidates of one kind of geometry as it finds them."""
+    def likely(self) -> Iterator[Iterator[Candidate]]:
+        """Yield stages, each the candidates of one kind of geometry as it finds them.
+
+        Frames that are shifted, cropped or framed, and turned by any angle, are among them, the
+        same mirrored, and what is cropped by less than a third in the other poses.
+        """
         whole = Placement.whole(self._view.shape)
         crops = _sizes(0.0, _HALF_LEFT, _FINE_STEP)
-        coarse = _sizes(0.0, _HALF_LEFT, _COARSE_STEP)
         yield self._turned(whole, [0.0])
         yield self._shifted([whole], _ALL, _SHIFTED)
         for rectangle in outlined(self._view.picture):
@@ -78,9 +81,15 @@ class Hypotheses:
         yield self._shifted([_resized(whole, size) for size in crops[half:]])
         yield self._shifted(list(held(self._view.shape)), centred=True)
         yield self._turned(whole, expanded + cropped, [True])
-        poses = [Placement.whole(self._view.shape, n % 4, flip=n > 3) for n in range(1, 8)]
-        small_crops, large_crops = coarse[: len(coarse) // 2], coarse[len(coarse) // 2 :]
+        small_crops, _ = _coarse_crops()
+        poses = _poses(self._view.shape)
         yield self._shifted([_resized(pose, size) for size in small_crops for pose in poses])
+
+    def unlikely(self) -> Iterator[Iterator[Candidate]]:
+        """Yield the stages of all else: stretched, in a wide border, mirrored and half cut off."""
+        whole, poses = Placement.whole(self._view.shape), _poses(self._view.shape)
+        small_crops, large_crops = _coarse_crops()
+        coarse = small_crops + large_crops
         slightly, more = _STRETCHES[:2], _STRETCHES[2:]
         yield self._shifted([_resized(whole, size, s) for size in coarse for s in slightly])
         smaller = _sizes(_BORDERED, -_COARSE_STEP, _COARSE_STEP)
@@ -172,6 +181,17 @@ def _sizes(low: float, high: float, step: float) -> list[float]:
     """Return logs of sizes from `low` to `high`, nearest to none first."""
     numbers = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1)
     return sorted((float(n) * step for n in numbers), key=abs)
+
+
+def _coarse_crops() -> tuple[list[float], list[float]]:
+    """Return logs of sizes of crops, few, the smaller half and the larger."""
+    coarse = _sizes(0.0, _HALF_LEFT, _COARSE_STEP)
+    return coarse[: len(coarse) // 2], coarse[len(coarse) // 2 :]
+
+
+def _poses(shape: tuple[int, ...]) -> list[Placement]:
+    """Return the seven other poses of a frame that fills a picture."""
+    return [Placement.whole(shape, n % 4, flip=n > 3) for n in range(1, 8)]
 
 
 def _slack(frame: float, picture: float, side: int) -> float:

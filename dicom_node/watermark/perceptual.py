@@ -12,6 +12,7 @@ from PIL import Image
 
 BITS = 64
 _SIDE, _FACTOR = 8, 4  # of imagehash.phash
+SMALL_SIDE = _SIDE * _FACTOR
 # Nearer the median than this, how a transform rounds decides a bit, so imagehash's own has to. It
 # is not used for every frame because it loads scipy: 0.15 s of every process.
 _ROUNDING = 1e-3
@@ -38,12 +39,28 @@ def coefficients(display: NDArray[np.float32]) -> NDArray[np.float64]:
     return _low_frequencies(_picture(display))
 
 
+def small(display: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the grey levels 0..255 that the hash is made of, ``(SMALL_SIDE, SMALL_SIDE)``."""
+    return _small(_picture(display))
+
+
+@cache
+def waves() -> NDArray[np.float64]:
+    """Return what makes coefficients of these grey levels, ``(64, SMALL_SIDE**2)``."""
+    basis = _cosines(SMALL_SIDE)[:_SIDE]
+    both: NDArray[np.float64] = np.einsum("ai,bj->abij", basis, basis).reshape(BITS, -1)
+    return both
+
+
 def _low_frequencies(picture: Image.Image) -> NDArray[np.float64]:
-    side = _SIDE * _FACTOR
-    small = np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS), np.float64)
-    basis = _cosines(side)[:_SIDE]
-    low: NDArray[np.float64] = basis @ small @ basis.T
+    basis = _cosines(SMALL_SIDE)[:_SIDE]
+    low: NDArray[np.float64] = basis @ _small(picture) @ basis.T
     return low
+
+
+def _small(picture: Image.Image) -> NDArray[np.float64]:
+    sides = (SMALL_SIDE, SMALL_SIDE)
+    return np.asarray(picture.resize(sides, Image.Resampling.LANCZOS), np.float64)
 
 
 def _picture(display: NDArray[np.float32]) -> Image.Image:

@@ -16,12 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.inference.base import Float32
+from dicom_node.watermark.borders import BORDER_STEP, LEAST_INSIDE, borderless
 from dicom_node.watermark.robust import Pose
 
 LONGEST_PX = 384  # side to which a picture is shrunk before it is searched: thrice the networks'
-_BORDER_STEP = 12 / 255  # a border differs by no more from its level (what JPEG does to it)
-_BORDER_ASTRAY = 0.03  # but for this part of a line
-_LEAST_INSIDE = 0.3  # of each side; less is no picture in a border but a spot on a background
 _ENDS = (slice(None, 2), slice(-2, None))
 _LEAST_TURN = 1.0  # degrees
 _RECTANGULAR = 0.95  # of the turned rectangle is inside what is seen; the rest is dark at its edges
@@ -186,15 +184,15 @@ def tilted(picture: Float32) -> Placement | None:
     """Return the turned rectangle that lies on a canvas of one grey level, None without one."""
     corners = np.stack([picture[at][:, to] for at in _ENDS for to in _ENDS])
     level = float(np.median(corners))
-    if np.abs(corners.mean(axis=(1, 2)) - level).max() > _BORDER_STEP:
+    if np.abs(corners.mean(axis=(1, 2)) - level).max() > BORDER_STEP:
         return None
-    seen = (np.abs(picture - level) > _BORDER_STEP).astype(np.uint8)
+    seen = (np.abs(picture - level) > BORDER_STEP).astype(np.uint8)
     seen = np.asarray(cv2.morphologyEx(seen, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)))
     if not seen.any():
         return None
     hull = cv2.convexHull(cv2.findNonZero(seen))
     (x, y), (across, down), clockwise = cv2.minAreaRect(hull)
-    if across * down < _LEAST_INSIDE**2 * picture.size:
+    if across * down < LEAST_INSIDE**2 * picture.size:
         return None
     askew = min(clockwise % 90, 90 - clockwise % 90) >= _LEAST_TURN
     if not askew or cv2.contourArea(hull) < _RECTANGULAR * across * down:
@@ -216,27 +214,6 @@ def _filling(seen: Placement, shape: tuple[int, ...]) -> Placement | None:
     columns = (across * cosine - down * sine) / apart
     rows = (down * cosine - across * sine) / apart
     longer = max(columns / seen.columns, rows / seen.rows)
-    if min(columns, rows) < _LEAST_INSIDE * min(across, down) or longer < _LONGER:
+    if min(columns, rows) < LEAST_INSIDE * min(across, down) or longer < _LONGER:
         return None
     return replace(seen, columns=columns, rows=rows, centre=(across / 2, down / 2))
-
-
-def borderless(picture: Float32) -> tuple[slice, slice] | None:
-    """Return the part inside a border of one grey level (a screenshot's), None without one."""
-    spans = []
-    for lines in (picture, picture.T):
-        first = _border(lines)
-        last = len(lines) - _border(lines[::-1])
-        if last - first < _LEAST_INSIDE * len(lines):
-            return None
-        spans.append(slice(first, last))
-    rows, columns = spans
-    whole = (rows.stop - rows.start, columns.stop - columns.start) == picture.shape
-    return None if whole else (rows, columns)
-
-
-def _border(lines: Float32) -> int:
-    """Return how many of the first lines are of one level, but for what JPEG does to them."""
-    level = float(np.median(lines[0]))
-    astray = np.mean(np.abs(lines - level) > _BORDER_STEP, axis=1) > _BORDER_ASTRAY
-    return int(astray.argmax()) if astray.any() else len(lines)

@@ -1,18 +1,7 @@
 """What soft bits say: the message with its tag, and in which pose the picture was read.
 
-Six ways, each dearer than the one before. *Read*: the soft bits are decoded, and the tag decides
-whether the message is ours. *Recognised*: the message that this picture would have is looked for in
-them (:mod:`expecting`). *In any word*: it is looked for in all its code words (:mod:`informed`).
-*With belief*: they are decoded together with what the picture says of its own hash. *Known*:
-messages that somebody remembers are looked for. *Deep*: soft bits are decoded among more words,
-then more guesses are looked for, then those that soft bits point to (:mod:`guided`).
-
-A wrong word passes as ours once in 2**32 attempts: four each time that soft bits are read, with
-belief or not; one for all guesses when they are recognised, in their code words or in any word, or
-compared; eleven more of the deepest. Eight poses, read by D1 and by the second reader, the upright
-one also taken for a picture whose tones were changed in one of five ways, come to 172 attempts at
-most: 4.0e-8 a picture and key. A small picture is read folded as well, upright in all `WAYS`, which
-comes to 676 together: less than 1.6e-7.
+They are decoded, and the tag decides whether the message is ours; or messages that the picture may
+have are looked for in them. In which order, and how often that can go wrong: :mod:`closely`.
 """
 
 from __future__ import annotations
@@ -30,7 +19,6 @@ from dicom_node.watermark.words import RobustKey, code_word, tag, whitening
 
 MIN_AGREEMENT = 0.35  # cosine between soft bits and code word below which no tag is believed
 _BELIEVED = 2.25  # log-likelihood ratio of a soft bit of the size of their rms
-DEEP = 3  # surest bits that may be wrong together; read at sight: 2
 
 Hashes = NDArray[np.uint8]  # (n, 8)
 
@@ -100,16 +88,17 @@ def read(
 
 
 def read_with_belief(
-    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1
+    soft: Float32, belief: Float32, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1
 ) -> Detection:
-    """Return what soft bits say together with the hash that the picture itself has.
+    """Return what soft bits say together with what the picture tells of its own hash.
 
     Parameters
     ----------
-    soft, frame, ways
-        As `read_weak` takes them.
+    soft, ways
+        As `read` takes them.
+    belief
+        Of `expecting.Told`, ``(64,)``.
     """
-    belief = expecting.belief(frame)
     rms = float(np.sqrt(np.mean(soft**2))) or 1.0
     for key, way in product(keys, range(ways)):
         ratios = soft * whitening(key, way) * np.float32(_BELIEVED / rms)
@@ -158,101 +147,13 @@ def recognise_any(
     return Detection(False, pose=pose)
 
 
-def read_weak(
-    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose,
-    known: Hashes | None = None, *, toned: bool = True, ways: int = 1, decoded: bool = False,
-) -> Detection:  # fmt: skip
-    """Return what soft bits say when they are read in every way but the deepest.
-
-    Parameters
-    ----------
-    soft
-        Of a second look (R2's), ``(160,)``.
-    frame
-        Display values of the picture in this pose, whose own message is tried.
-    known
-        Hashes of frames that are remembered as marked, ``(n, 8)``.
-    toned
-        The picture is also taken for one whose tones were changed, and more is guessed: as it lies,
-        it mostly was marked.
-    ways
-        In how many ways the code word may have been whitened; as it lies it is decoded in all.
-    decoded
-        `read` was asked already.
-    """
-    sought = ways if toned else 1
-    if not decoded:
-        found = read(soft, keys, pose, ways=sought)
-        if found.decoded:
-            return found
-    guesses = expecting.hashes(frame)
-    found = recognise(soft, guesses, keys, pose, ways=ways)
-    if not found.decoded:
-        found = recognise_any(soft, guesses if toned else guesses[: informed.FEW], keys, pose)
-    if not found.decoded:
-        found = read_with_belief(soft, frame, keys, pose, ways=sought)
-    lowered = expecting.without_floor(frame) if not found.decoded else None
-    if lowered is not None:
-        found = recognise(soft, expecting.hashes(lowered), keys, pose, ways=ways)
-    if toned and not found.decoded:
-        found = read_toned(soft, frame, keys, pose, ways=ways)
-    if not found.decoded and known is not None and len(known):
-        nearest = expecting.nearest_first(known, guesses[0])
-        found = recognise(soft, nearest, keys, pose, ways=ways)
-        if not found.decoded:
-            found = recognise_any(soft, nearest[: expecting.MESSAGES], keys, pose)
-    return found
-
-
-def read_toned(
-    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1
-) -> Detection:
-    """Return what soft bits say of a picture whose tones were changed (`expecting.other_tones`).
-
-    Parameters
-    ----------
-    soft, frame, ways
-        As `read_weak` takes them.
-    """
-    for earlier in expecting.other_tones(frame):
-        found = recognise(soft, expecting.hashes(earlier), keys, pose, ways=ways)
-        if not found.decoded:
-            found = read_with_belief(soft, earlier, keys, pose)
-        if found.decoded:
-            return found
-    return Detection(False, pose=pose)
-
-
-def read_deepest(
-    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1
-) -> Detection:
-    """Return what soft bits say among more words, and more guesses, than anything before asked.
-
-    Parameters
-    ----------
-    soft, frame, ways
-        As `read_weak` takes them.
-    """
-    found = read(soft, keys, pose, order=DEEP)
-    if not found.decoded:
-        guesses = expecting.hashes(frame, expecting.MANY)
-        found = recognise(soft, guesses, keys, pose, ways=ways)
-    if not found.decoded and ways == 1:
-        found = recognise_guided(soft, frame, keys, pose)
-    return found
-
-
 def recognise_guided(
-    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose
+    soft: Float32, earlier: Sequence[expecting.Told], keys: Sequence[RobustKey], pose: Pose
 ) -> Detection:
-    """Return the message that soft bits point to themselves (:mod:`guided`), if any.
+    """Return the message that soft bits point to themselves, if any.
 
-    Parameters
-    ----------
-    soft, frame
-        As `read_weak` takes them; the picture is also taken for one whose tones were changed.
+    `soft` and `earlier` as `guided.likeliest` takes them.
     """
-    earlier = (frame, *expecting.other_tones(frame))
     for key in keys:
         found = guided.likeliest(soft, earlier, whitening(key), key.robust_key, key.owner)
         if found is not None:

@@ -14,24 +14,18 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dicom_node.inference.base import Float32, RobustEngine
+from dicom_node.watermark import closely, partial, reading
 from dicom_node.watermark.alignment import Tools, View, tools_of
 from dicom_node.watermark.detecting import RobustDetector
 from dicom_node.watermark.hypotheses import Candidate, Hypotheses
-from dicom_node.watermark.placement import Placement
-from dicom_node.watermark.reading import (
-    Detection,
-    Hashes,
-    Pose,
-    read_deepest,
-    read_toned,
-    read_weak,
-)
+from dicom_node.watermark.placement import Placement, inside
+from dicom_node.watermark.reading import Detection, Hashes
 from dicom_node.watermark.words import RobustKey
 
 MOST_DECODES = 32  # places whose soft bits are decoded, each against every key
@@ -44,6 +38,10 @@ _LIKELY = 2.0  # surprise below which a hasty move comes first
 _TONED = 2  # places whose tones are guessed back, after all else: three times as dear
 _ROUNDS = (1.0, 1.0, 0.7, 0.5)  # of small moves, see `View.moved_in`
 _SAME = 0.01  # of the frame's side: places nearer than that lead to the same one
+_NEARLY = 9.0  # evidence from which a place that was not read is moved once more
+# Places that were passed and are read all the same when the likely ones are through; evidence
+# below which none is.
+_ONCE_MORE, _LEAST = 8, 4.0
 
 
 def find(
@@ -94,7 +92,15 @@ class _Missed(NamedTuple):
     evidence: float
     soft: Float32
     picture: Float32
-    told: Pose
+    place: Placement
+
+
+class _Passed(NamedTuple):
+    """A place that did not look enough like a mark to be read."""
+
+    evidence: float
+    place: Placement
+    noise: float
 
 
 class _Search:
@@ -105,15 +111,26 @@ class _Search:
         self._tools, self._keys, self._known = tools, keys, known
         self._view = View(display, tools)
         self._tried: list[Placement] = []
-        self._passed: list[Placement] = []
+        self._hasty: list[Placement] = []
+        self._passed: list[_Passed] = []
         self._missed: list[_Missed] = []
         self._hypotheses = Hypotheses(self._view, tools, self._late)
         self.decodes = 0
         self._until = until
 
     def run(self) -> Detection:
-        """Look for the mark, stage after stage; in each, the best of the doubtful come last."""
-        for stage in self._hypotheses.stages():
+        """Look for the mark in likely places, then in all others."""
+        for stages in (self._hypotheses.likely(), self._hypotheses.unlikely()):
+            found = self._among(stages)
+            if not found.decoded:
+                found = self._once_more()
+            if found.decoded:
+                return found
+        return self._toned()
+
+    def _among(self, stages: Iterator[Iterator[Candidate]]) -> Detection:
+        """Look stage after stage; in each, the best of the doubtful come last."""
+        for stage in stages:
             doubtful = []
             for candidate in stage:
                 if candidate.surprise >= _CLEAR:
@@ -129,13 +146,31 @@ class _Search:
                     return found
             if self._late():
                 break
-        return self._toned()
+        return Detection(False)
+
+    def _once_more(self) -> Detection:
+        """Read the best of the places that were passed: a weak mark looks little like one."""
+        passed, self._passed = self._passed, []
+        read = [each.place for each in self._missed]
+        for _, place, noise in heapq.nlargest(_ONCE_MORE, passed, key=lambda each: each.evidence):
+            if self._late():
+                break
+            if any(_same_place(place, other) for other in read):
+                continue
+            read.append(place)
+            place, _ = self._view.moved_in(place, noise, _ROUNDS[1:])
+            soft, there = self._view.judged(place, noise)
+            found = self._read(place, soft, there) if there >= _LEAST else Detection(False)
+            if found.decoded:
+                return found
+        return Detection(False)
 
     def _toned(self) -> Detection:
         """Read the best places as those of a picture whose tones were changed, too."""
         best = heapq.nlargest(_TONED, self._missed, key=lambda each: each.evidence)
-        for _, soft, picture, told in best:
-            found = read_toned(soft, picture, self._keys, told)
+        for _, soft, picture, place in best:
+            told = place.told(self._view.shape)
+            found = closely.read_toned(soft, picture, self._keys, told)
             if found.decoded:
                 return found
         return Detection(False)
@@ -149,33 +184,55 @@ class _Search:
         doubtful = candidate.surprise < _LIKELY
         asked = _OF_FEW if candidate.few else _OF_MANY
         # What was only looked at in haste may be met again where more speaks for it.
-        tried = self._tried + self._passed if doubtful and not candidate.few else self._tried
+        tried = self._tried + self._hasty if doubtful and not candidate.few else self._tried
         if self._late() or any(_same_place(place, other) for other in tried):
             return Detection(False)
         if doubtful:
             # Small moves add to chance, too; to a mark that was met a little off its place, more.
             place, there = self._view.moved_in(place, noise, _ROUNDS[:2], hastily=True)
             if there < asked.striking:
-                self._passed.append(candidate.placement)
-                return Detection(False)
+                self._hasty.append(candidate.placement)
+                return self._pass(_Passed(there, place, noise))
         self._tried.append(candidate.placement)
         place, there = self._view.moved_in(place, noise, _ROUNDS[:2])
         if there >= asked.promising:
             place, there = self._view.moved_in(place, noise, _ROUNDS[2:])
         if there < asked.promising:
-            return Detection(False)
+            return self._pass(_Passed(there, place, noise))
         soft, there = self._view.judged(place, noise)
         if there < asked.believed:
-            return Detection(False)
+            return self._pass(_Passed(there, place, noise))
         self._tried.append(place)
+        found = self._read(place, soft, there)
+        if found.decoded or there < _NEARLY:
+            return found
+        place, _ = self._view.moved_in(place, noise, _ROUNDS[1:], latest=True)
+        soft, moved = self._view.judged(place, noise)
+        return self._read(place, soft, moved) if moved > there else found
+
+    def _pass(self, place: _Passed) -> Detection:
+        self._passed.append(place)
+        return Detection(False)
+
+    def _read(self, place: Placement, soft: Float32, evidence: float) -> Detection:
+        """Read soft bits of a place in all ways but those of a picture of other tones."""
         self.decodes += 1
-        told = place.told(self._view.shape)
+        pose, keys = place.told(self._view.shape), self._keys
         picture = self._view.frame(place, self._tools.seen_side)
-        found = read_weak(soft, picture, self._keys, told, self._known, toned=False)
+        seen = inside(place, self._view.shape, self._tools.seen_side)
+        told = partial.told(picture, seen)
+        if told is None:
+            found = closely.read_weak(soft, picture, keys, pose, self._known, toned=False)
+            if not found.decoded:
+                found = closely.read_deepest(soft, picture, keys, pose)
+        else:
+            found = reading.read(soft, keys, pose)
+            if not found.decoded:
+                found = closely.read_in_part(soft, told, keys, pose, self._known)
+            if not found.decoded:
+                found = reading.read(soft, keys, pose, order=closely.DEEP)
         if not found.decoded:
-            found = read_deepest(soft, picture, self._keys, told)
-        if not found.decoded:
-            self._missed.append(_Missed(there, soft, picture, told))
+            self._missed.append(_Missed(evidence, soft, picture, place))
         return found
 
 

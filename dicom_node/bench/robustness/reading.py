@@ -15,7 +15,8 @@ from dicom_node.bench.attacks.base import Attack, Picture
 from dicom_node.bench.pictures import display_values
 from dicom_node.inference import RobustEngine
 from dicom_node.keys import KeySet
-from dicom_node.watermark import detecting, quality, reading, robust, synchronise
+from dicom_node.watermark import closely, detecting, partial, quality, reading, robust, synchronise
+from dicom_node.watermark.expecting import Told
 
 Float32 = NDArray[np.float32]
 Found = Literal["", "upright", "pose", "search"]
@@ -113,19 +114,23 @@ class Strangers:
 class _Look:
     """Soft bits of D1 and R2, ``(code_bits,)``, and the picture, ``(side, side)``.
 
-    `ways`: in how many the code word may be whitened.
+    `ways`: in how many the code word may be whitened. `told`: by a picture in part.
     """
 
     soft: Float32
     again: Float32
     frame: Float32
     ways: int
+    told: Told | None
 
     def read(self, key: KeySet) -> robust.Detection:
         found = reading.read(self.soft, [key], _UPRIGHT, ways=self.ways)
         if found.decoded:
             return found
-        return reading.read_weak(self.again, self.frame, [key], _UPRIGHT, ways=self.ways)
+        found = closely.read_weak(self.again, self.frame, [key], _UPRIGHT, ways=self.ways)
+        if found.decoded or self.told is None:
+            return found
+        return closely.read_in_part(self.again, self.told, [key], _UPRIGHT)
 
 
 class Reader:
@@ -243,9 +248,10 @@ class Reader:
         """Return what both networks see in a picture of any size."""
         shown = display_values(picture)
         frame = self.robust.resample(shown, self.robust.second_side)
+        seen = partial.shown(frame) if folds == 1 else None
         return _Look(
             self.robust.look(shown, folds)[0], self.robust.look_closely(shown, folds)[0], frame,
-            detecting.ways_of(folds),
+            detecting.ways_of(folds), None if seen is None else partial.told(frame, seen),
         )
 
     def _ours(self, look: _Look) -> str | None:

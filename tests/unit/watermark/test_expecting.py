@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from robust_key import Key
 
-from dicom_node.watermark import ecc, expecting, perceptual, reading, words
+from dicom_node.watermark import closely, ecc, expecting, perceptual, reading, words
 
 KEY = Key(b"k")
 
@@ -177,7 +177,7 @@ def test_a_remembered_hash_is_found_where_the_picture_no_longer_tells_it(
         soft = (_word(hashed) + rng.normal(0, 0.9, ecc.CODE_BITS)).astype(np.float32)
         black = np.zeros_like(frame)
         black[40:90, 40:90] = frame[40:90, 40:90]
-        seen = reading.read_weak(soft, black, [KEY], reading.UPRIGHT, known)
+        seen = closely.read_weak(soft, black, [KEY], reading.UPRIGHT, known)
         found += seen.message[:8] == hashed
     assert found >= len(frames) - 1
 

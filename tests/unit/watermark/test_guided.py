@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from robust_key import Key
 
-from dicom_node.watermark import ecc, expecting, guided, perceptual, reading, words
+from dicom_node.watermark import closely, ecc, expecting, guided, perceptual, reading, words
 
 KEY = Key(b"k")
 
@@ -41,13 +41,19 @@ def _moved(frame: np.ndarray, pairs: int, rng: np.random.Generator) -> bytes:
     return np.packbits(bits).tobytes()
 
 
+def _guided(soft: np.ndarray, frame: np.ndarray, keys: list[Key]) -> reading.Detection:
+    """Ask it of a picture as it lies, and of what it may have been before its tones changed."""
+    earlier = [expecting.told(each) for each in (frame, *expecting.other_tones(frame))]
+    return reading.recognise_guided(soft, earlier, keys, reading.UPRIGHT)
+
+
 def test_a_hash_ten_bits_away_is_found_where_the_soft_bits_point(frames: list[np.ndarray]) -> None:
     """A cosine of 0.75: too many wrong bits to decode, and among no 16,384 likeliest guesses."""
     rng, found, guessed = np.random.default_rng(1), 0, 0
     for frame in frames:
         hashed = _moved(frame, 5, rng)
         soft = (_word(hashed) + rng.normal(0, 0.9, ecc.CODE_BITS)).astype(np.float32)
-        read = reading.recognise_guided(soft, frame, [Key(b"x"), KEY], reading.UPRIGHT)
+        read = _guided(soft, frame, [Key(b"x"), KEY])
         assert read.message[:8] in (b"", hashed)
         found += read.decoded and read.recognised
         every = expecting.hashes(frame, expecting.MANY)
@@ -60,7 +66,7 @@ def test_the_deepest_reading_asks_the_soft_bits_last(frames: list[np.ndarray]) -
     rng, found = np.random.default_rng(1), 0
     for frame in frames[:8]:
         soft = (_word(_moved(frame, 5, rng)) + rng.normal(0, 0.9, ecc.CODE_BITS)).astype(np.float32)
-        found += reading.read_deepest(soft, frame, [KEY], reading.UPRIGHT).decoded
+        found += closely.read_deepest(soft, frame, [KEY], reading.UPRIGHT).decoded
     assert found >= 4
 
 
@@ -73,7 +79,7 @@ def test_soft_bits_that_know_the_hash_and_not_the_key_are_not_recognised(
         word = _word(perceptual.perceptual_hash(frame))
         for _ in range(3):
             soft = np.concatenate([word[:64], rng.choice([-1, 1], 96)]).astype(np.float32)
-            assert not reading.recognise_guided(soft, frame, [KEY], reading.UPRIGHT).decoded
+            assert not _guided(soft, frame, [KEY]).decoded
 
 
 def test_neither_noise_nor_another_key_or_owner_is_recognised(frames: list[np.ndarray]) -> None:
@@ -82,8 +88,8 @@ def test_neither_noise_nor_another_key_or_owner_is_recognised(frames: list[np.nd
         word = _word(perceptual.perceptual_hash(frame))
         noise = rng.normal(size=ecc.CODE_BITS).astype(np.float32)
         others = [Key(b"x"), Key(b"k", "OTHER")]
-        assert not reading.recognise_guided(noise, frame, [KEY], reading.UPRIGHT).decoded
-        assert not reading.recognise_guided(word, frame, others, reading.UPRIGHT).decoded
+        assert not _guided(noise, frame, [KEY]).decoded
+        assert not _guided(word, frame, others).decoded
 
 
 def test_where_the_right_hash_cannot_be_guessed_no_other_is_taken_for_it(
@@ -95,9 +101,7 @@ def test_where_the_right_hash_cannot_be_guessed_no_other_is_taken_for_it(
         bits = np.unpackbits(np.frombuffer(_moved(frame, 3, rng), np.uint8))
         bits[rng.choice(np.flatnonzero(bits == 0))] = 1
         soft = _word(np.packbits(bits).tobytes()) + rng.normal(0, 0.6, ecc.CODE_BITS)
-        found = reading.recognise_guided(
-            soft.astype(np.float32), frame, [KEY], reading.UPRIGHT
-        )
+        found = _guided(soft.astype(np.float32), frame, [KEY])
         taken += found.decoded
     assert taken == 0
 
@@ -105,7 +109,7 @@ def test_where_the_right_hash_cannot_be_guessed_no_other_is_taken_for_it(
 def test_a_picture_that_shows_nothing_points_nowhere() -> None:
     soft = np.ones(ecc.CODE_BITS, np.float32)
     black = np.zeros((64, 64), np.float32)
-    assert not reading.recognise_guided(soft, black, [KEY], reading.UPRIGHT).decoded
+    assert not _guided(soft, black, [KEY]).decoded
 
 
 def test_a_hash_is_as_rare_as_all_that_would_have_cost_less_are_many() -> None:

@@ -15,12 +15,12 @@ from robust_key import Key
 from dicom_node.inference import open_engine
 from dicom_node.watermark import synchronise
 from dicom_node.watermark.alignment import Tools, View, tools_of
+from dicom_node.watermark.borders import borderless
 from dicom_node.watermark.fourier import ANGLES, TurnBank, chance, enlarged, evidence
 from dicom_node.watermark.hypotheses import Hypotheses, held
 from dicom_node.watermark.placement import (
     Placement,
     as_seen,
-    borderless,
     cut,
     inside,
     outlined,
@@ -113,6 +113,7 @@ def test_half_of_a_frame_is_found_and_whitened_a_few_times_only(
     watermark: RobustWatermark, marked: list[tuple[Picture, bytes]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(synchronise, "_ONCE_MORE", 0)
     whitened: list[int] = []
     whiten = Tools.whiten
     monkeypatch.setattr(Tools, "whiten", lambda *them: whitened.append(1) or whiten(*them))
@@ -127,6 +128,21 @@ def test_half_of_a_frame_is_found_and_whitened_a_few_times_only(
             times.append(len(whitened))
     assert len(times) >= max(readable - 1, 3)
     assert max(times) <= MOST_WHITENED, times
+
+
+def test_places_that_were_passed_are_read_when_the_likely_ones_are_through(
+    watermark: RobustWatermark, marked: list[tuple[Picture, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """So much is asked that every place is passed; the mark is read all the same."""
+    never = synchronise._Asked(1000.0, 1000.0, 1000.0)
+    monkeypatch.setattr(synchronise, "_OF_FEW", never)
+    monkeypatch.setattr(synchronise, "_OF_MANY", never)
+    picture, message = marked[0]
+    turned_by_20 = _display(turned(picture, 20))
+    assert find(turned_by_20, watermark.engine, [KEY], budget_s=10.0).message == message
+    monkeypatch.setattr(synchronise, "_ONCE_MORE", 0)
+    assert not find(turned_by_20, watermark.engine, [KEY], budget_s=10.0).decoded
 
 
 def test_the_pose_says_how_the_picture_was_turned_and_cropped(
@@ -321,6 +337,7 @@ def test_far_shifts_tell_the_noise_of_a_marked_and_of_a_turned_picture_alike(
 def test_a_hasty_move_makes_do_with_what_was_whitened_elsewhere(
     tools: Tools, marked: list[tuple[Picture, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(synchronise, "_ONCE_MORE", 0)
     whitened: list[int] = []
     whiten = Tools.whiten
     monkeypatch.setattr(Tools, "whiten", lambda *them: whitened.append(1) or whiten(*them))
