@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from dicom_node.watermark import synchronise
 from dicom_node.watermark.alignment import Tools, View, tools_of
 from dicom_node.watermark.borders import borderless
 from dicom_node.watermark.fourier import ANGLES, TurnBank, chance, enlarged, evidence
-from dicom_node.watermark.hypotheses import Hypotheses, held
+from dicom_node.watermark.hypotheses import Candidate, Hypotheses, held
 from dicom_node.watermark.placement import (
     Placement,
     as_seen,
@@ -337,7 +338,6 @@ def test_far_shifts_tell_the_noise_of_a_marked_and_of_a_turned_picture_alike(
 def test_a_hasty_move_makes_do_with_what_was_whitened_elsewhere(
     tools: Tools, marked: list[tuple[Picture, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synchronise, "_ONCE_MORE", 0)
     whitened: list[int] = []
     whiten = Tools.whiten
     monkeypatch.setattr(Tools, "whiten", lambda *them: whitened.append(1) or whiten(*them))
@@ -350,6 +350,47 @@ def test_a_hasty_move_makes_do_with_what_was_whitened_elsewhere(
     assert not whitened
     view.moved_in(beside, 1.0, (1.0,))
     assert whitened
+
+
+def test_what_was_judged_just_now_is_moved_in_what_was_whitened_for_it(
+    tools: Tools, marked: list[tuple[Picture, bytes]]
+) -> None:
+    picture = _display(cropped(marked[0][0], 0.25, corner=True))
+    view, alone = View(picture, tools), View(picture, tools)
+    place = Placement.whole(view.shape).changed(0.0, 0.14, 0.0)
+    view.judged(place.changed(0.0, 0.03, 0.0), 1.0)  # near enough to be borrowed from
+    for each in (view, alone):
+        each.judged(place, 1.0)
+    there = view.moved_in(place, 1.0, (1.0,), latest=True)
+    assert there == alone.moved_in(place, 1.0, (1.0,))
+    assert there != view.moved_in(place, 1.0, (1.0,))
+
+
+def test_a_place_that_was_nearly_read_is_moved_once_more(
+    tools: Tools, marked: list[tuple[Picture, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was met half a sample off, and left there."""
+    moved_in = View.moved_in
+    monkeypatch.setattr(
+        View, "moved_in",
+        lambda self, place, noise, rounds, *, hastily=False, latest=False:
+            moved_in(self, place, noise, rounds if latest else (), hastily=hastily, latest=latest),
+    )  # fmt: skip
+    read: list[tuple[Placement, float]] = []
+    monkeypatch.setattr(
+        synchronise._Search, "_read",
+        lambda self, place, soft, there: read.append((place, there)) or Detection(False),
+    )  # fmt: skip
+    whole = Placement.whole((256, 256))
+    for picture, _ in marked:
+        search = synchronise._Search(_display(picture), tools, [KEY], time.thread_time() + 10)
+        noise = tools.shifts.noise(search._view.whitened(whole))
+        search._closely(Candidate(10.0, whole.moved(0.45, 0.0, tools.side), noise))
+    pairs = [pair for pair in pairwise(read) if pair[0][0].centre == (128 + 0.9, 128)]
+    assert len(pairs) >= 3
+    for (_, first), (place, then) in pairs:
+        assert synchronise._NEARLY <= first < then
+        assert place.centre == pytest.approx((128, 128), abs=0.5)
 
 
 def test_a_frame_that_its_canvas_holds_is_looked_for_in_the_middle_only(
