@@ -11,8 +11,8 @@ A wrong word passes as ours once in 2**32 attempts: four each time that soft bit
 belief or not; one for all guesses when they are recognised, in their code words or in any word, or
 compared; eleven more of the deepest, nine of a picture in part. Eight poses, read by D1 and by the
 second reader, the upright one also taken for a picture whose tones were changed in one of five ways
-and for one in part, come to 181 attempts at most: 4.3e-8 a picture and key. A small picture is read
-folded as well, upright in all `WAYS`, which comes to 685 together: less than 1.6e-7.
+and for one in part in two, come to 190 attempts at most: 4.5e-8 a picture and key. A small picture
+is read folded as well, upright in all `WAYS`, which comes to 694 together: less than 1.7e-7.
 """
 
 from __future__ import annotations

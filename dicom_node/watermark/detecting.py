@@ -192,9 +192,7 @@ class RobustDetector:
             yield read(*looked[-1])
         soft, pose = max(looked, key=lambda each: _evenness(each[0]))
         yield closely.read_deepest(soft, pose.upright(picture), keys, pose, ways=ways)
-        shown = partial.shown(picture) if folds == 1 else None
-        told = partial.told(picture, shown) if shown is not None else None
-        if told is not None:
+        for told in partial.parts(picture) if folds == 1 else ():
             yield closely.read_in_part(looked[0][0], told, keys, UPRIGHT, known)
 
     def _ranked(self, whitened: Float32, poses: Sequence[Pose], folds: int) -> Sequence[Pose]:

@@ -8,6 +8,7 @@ decides a bit of the hash.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import cv2
@@ -68,22 +69,34 @@ def told(picture: Float32, shown: Float32) -> Told | None:
     return Told(above, np.clip(_BELIEVED * above, -_SUREST, _SUREST).astype(np.float32))
 
 
-def shown(picture: Float32) -> Float32 | None:
-    """Return 1 where a picture shows its frame, 0 in a border or under a cover of one grey level.
+def parts(picture: Float32) -> Iterator[Told]:
+    """Yield what a picture tells if it shows its frame inside a border, and beside a cover.
 
-    None where it has neither. Black is no cover: most frames have it around what they show.
+    Either is of one grey level. Black is no cover: most frames have it around what they show.
 
     Parameters
     ----------
     picture
-        Display values 0..1, ``(rows, columns)``.
+        Display values 0..1, ``(side, side)``.
     """
+    for seen in (inside_border(picture), beside_cover(picture)):
+        part = told(picture, seen) if seen is not None else None
+        if part is not None:
+            yield part
+
+
+def inside_border(picture: Float32) -> Float32 | None:
+    """Return 1 inside a picture's border, 0 in it; None where it has none."""
     inside = borderless(picture)
-    if inside is not None:
-        seen = np.zeros(picture.shape, np.float32)
-        seen[inside] = 1
-        if seen.mean() < WHOLE:
-            return seen
+    if inside is None:
+        return None
+    seen = np.zeros(picture.shape, np.float32)
+    seen[inside] = 1
+    return seen
+
+
+def beside_cover(picture: Float32) -> Float32 | None:
+    """Return 0 where a picture is covered, 1 elsewhere; None where it is not."""
     counts = np.bincount(np.rint(picture.reshape(-1) * 255).astype(np.int64), minlength=256)
     level = (1 + int(np.argmax(counts[1:]))) / 255
     of_it = (np.abs(picture - level) < _COVER_STEP).astype(np.uint8)

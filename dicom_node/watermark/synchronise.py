@@ -7,7 +7,7 @@ like a mark is moved into place by small steps, and decoded if it then looks eve
 Only a valid tag, or the message the frame would have, counts as found. A search decodes at most
 `MOST_DECODES` places beside the eight plain poses, each in up to 24 ways that a wrong word
 passes once in 2**32, and the best `_TONED` of them also as a picture whose tones were changed, in
-25 ways: less than 3.5e-7 false accepts a picture and key at worst, the plain poses included.
+25 ways: less than 3.6e-7 false accepts a picture and key at worst, the plain poses included.
 """
 
 from __future__ import annotations

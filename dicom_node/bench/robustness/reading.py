@@ -114,23 +114,24 @@ class Strangers:
 class _Look:
     """Soft bits of D1 and R2, ``(code_bits,)``, and the picture, ``(side, side)``.
 
-    `ways`: in how many the code word may be whitened. `told`: by a picture in part.
+    `ways`: in how many the code word may be whitened. `told`: by it in part.
     """
 
     soft: Float32
     again: Float32
     frame: Float32
     ways: int
-    told: Told | None
+    told: tuple[Told, ...]
 
     def read(self, key: KeySet) -> robust.Detection:
         found = reading.read(self.soft, [key], _UPRIGHT, ways=self.ways)
         if found.decoded:
             return found
         found = closely.read_weak(self.again, self.frame, [key], _UPRIGHT, ways=self.ways)
-        if found.decoded or self.told is None:
-            return found
-        return closely.read_in_part(self.again, self.told, [key], _UPRIGHT)
+        for told in self.told:
+            if not found.decoded:
+                found = closely.read_in_part(self.again, told, [key], _UPRIGHT)
+        return found
 
 
 class Reader:
@@ -248,10 +249,9 @@ class Reader:
         """Return what both networks see in a picture of any size."""
         shown = display_values(picture)
         frame = self.robust.resample(shown, self.robust.second_side)
-        seen = partial.shown(frame) if folds == 1 else None
         return _Look(
             self.robust.look(shown, folds)[0], self.robust.look_closely(shown, folds)[0], frame,
-            detecting.ways_of(folds), None if seen is None else partial.told(frame, seen),
+            detecting.ways_of(folds), tuple(partial.parts(frame)) if folds == 1 else (),
         )
 
     def _ours(self, look: _Look) -> str | None:

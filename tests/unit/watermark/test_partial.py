@@ -128,20 +128,35 @@ def test_a_known_hash_is_found_though_the_part_does_not_tell_it(frames: list[np.
     assert found >= 9
 
 
-def test_a_black_border_and_a_grey_box_are_seen_and_black_content_is_not_taken_for_one() -> None:
-    rng = np.random.default_rng(3)
-    whole = cv2.GaussianBlur(rng.uniform(0.1, 1, (SIDE, SIDE)), (0, 0), 1).astype(np.float32)
-    assert partial.shown(whole) is None
-    framed = np.zeros_like(whole)
-    framed[40:220, 30:200] = whole[40:220, 30:200]
-    seen = partial.shown(framed)
-    assert seen[60:200, 50:180].all()
-    assert not seen[:38].any()
-    covered = whole.copy()
+def _noise() -> np.ndarray:
+    noise = np.random.default_rng(3).uniform(0.1, 1, (SIDE, SIDE))
+    return cv2.GaussianBlur(noise, (0, 0), 1).astype(np.float32)
+
+
+def test_a_black_border_is_seen_and_a_whole_frame_has_none() -> None:
+    framed = np.zeros((SIDE, SIDE), np.float32)
+    framed[40:220, 30:200] = _noise()[40:220, 30:200]
+    seen = partial.inside_border(framed)
+    assert seen[40:220, 30:200].all()
+    assert seen.sum() == 180 * 170
+    assert partial.inside_border(_noise()) is None
+    assert list(partial.parts(_noise())) == []
+
+
+def test_a_grey_box_is_seen_and_black_content_is_not_taken_for_one() -> None:
+    covered, hole = _noise(), _noise()
     covered[80:170, 90:180] = 128 / 255
-    seen = partial.shown(covered)
-    assert not seen[90:160, 100:170].any()
-    assert seen[:70].all()
-    hole = whole.copy()
+    seen = partial.beside_cover(covered)
+    assert not seen[80:170, 90:180].any()
+    assert seen.sum() > SIDE**2 - 90 * 90 - 300
     hole[80:170, 90:180] = 0
-    assert partial.shown(hole) is None
+    assert partial.beside_cover(hole) is None
+
+
+def test_a_cover_inside_a_border_is_told_both_ways() -> None:
+    framed = np.zeros((SIDE, SIDE), np.float32)
+    framed[40:220, 30:200] = _noise()[40:220, 30:200]
+    assert len(list(partial.parts(framed))) == 1
+    framed[80:170, 90:180] = 128 / 255
+    one, other = (each.above for each in partial.parts(framed))
+    assert not np.allclose(one, other)
