@@ -218,19 +218,22 @@ class _Search:
         """Read soft bits of a place in all ways but those of a picture of other tones."""
         self.decodes += 1
         pose, keys = place.told(self._view.shape), self._keys
+        found = reading.read(soft, keys, pose)
+        if found.decoded:
+            return found
         picture = self._view.frame(place, self._tools.seen_side)
         seen = inside(place, self._view.shape, self._tools.seen_side)
         told = partial.told(picture, seen)
-        if told is None:
-            found = closely.read_weak(soft, picture, keys, pose, self._known, toned=False)
-            if not found.decoded:
-                found = closely.read_deepest(soft, picture, keys, pose)
-        else:
-            found = reading.read(soft, keys, pose)
-            if not found.decoded:
-                found = closely.read_in_part(soft, told, keys, pose, self._known)
+        if told is not None:
+            found = closely.read_in_part(soft, told, keys, pose, self._known)
             if not found.decoded:
                 found = reading.read(soft, keys, pose, order=closely.DEEP)
+        else:
+            found = closely.read_weak(
+                soft, picture, keys, pose, self._known, toned=False, decoded=True
+            )
+            if not found.decoded:
+                found = closely.read_deepest(soft, picture, keys, pose)
         if not found.decoded:
             self._missed.append(_Missed(evidence, soft, picture, place))
         return found
