@@ -64,13 +64,13 @@ def read_weak(
         found = read(soft, keys, pose, ways=sought)
         if found.decoded:
             return found
-    guesses = expecting.hashes(frame)
+    told = expecting.told(frame)
+    guesses = expecting.exchanged(told.above, expecting.MESSAGES)
     found = recognise(soft, guesses, keys, pose, ways=ways)
     if not found.decoded:
         found = recognise_any(soft, guesses if toned else guesses[: informed.FEW], keys, pose)
     if not found.decoded:
-        belief = expecting.told(frame).belief
-        found = read_with_belief(soft, belief, keys, pose, ways=sought)
+        found = read_with_belief(soft, told.belief, keys, pose, ways=sought)
     lowered = expecting.without_floor(frame) if not found.decoded else None
     if lowered is not None:
         found = recognise(soft, expecting.hashes(lowered), keys, pose, ways=ways)
@@ -92,9 +92,11 @@ def read_toned(
         As `read_weak` takes them.
     """
     for earlier in expecting.other_tones(frame):
-        found = recognise(soft, expecting.hashes(earlier), keys, pose, ways=ways)
+        told = expecting.told(earlier)
+        guesses = expecting.exchanged(told.above, expecting.MESSAGES)
+        found = recognise(soft, guesses, keys, pose, ways=ways)
         if not found.decoded:
-            found = read_with_belief(soft, expecting.told(earlier).belief, keys, pose)
+            found = read_with_belief(soft, told.belief, keys, pose)
         if found.decoded:
             return found
     return Detection(False, pose=pose)

@@ -204,7 +204,7 @@ class _Search:
             return self._pass(_Passed(there, place, noise))
         self._tried.append(place)
         found = self._read(place, soft, there)
-        if found.decoded or there < _NEARLY:
+        if found.decoded or there < _NEARLY or self._late():
             return found
         place, _ = self._view.moved_in(place, noise, _ROUNDS[1:], latest=True)
         soft, moved = self._view.judged(place, noise)

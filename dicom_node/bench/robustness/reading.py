@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -114,24 +115,28 @@ class Strangers:
 class _Look:
     """Soft bits of D1 and R2, ``(code_bits,)``, and the picture, ``(side, side)``.
 
-    `ways`: in how many the code word may be whitened. `told`: by it in part.
+    `ways`: in how many the code word may be whitened. 1 where it is not folded.
     """
 
     soft: Float32
     again: Float32
     frame: Float32
     ways: int
-    told: tuple[Told, ...]
 
     def read(self, key: KeySet) -> robust.Detection:
         found = reading.read(self.soft, [key], _UPRIGHT, ways=self.ways)
         if found.decoded:
             return found
         found = closely.read_weak(self.again, self.frame, [key], _UPRIGHT, ways=self.ways)
-        for told in self.told:
+        for told in self._parts:
             if not found.decoded:
                 found = closely.read_in_part(self.again, told, [key], _UPRIGHT)
         return found
+
+    @cached_property
+    def _parts(self) -> tuple[Told, ...]:
+        """What a border or a cover leaves of the frame tells: the same for every key."""
+        return tuple(partial.parts(self.frame)) if self.ways == 1 else ()
 
 
 class Reader:
@@ -251,7 +256,7 @@ class Reader:
         frame = self.robust.resample(shown, self.robust.second_side)
         return _Look(
             self.robust.look(shown, folds)[0], self.robust.look_closely(shown, folds)[0], frame,
-            detecting.ways_of(folds), tuple(partial.parts(frame)) if folds == 1 else (),
+            detecting.ways_of(folds),
         )
 
     def _ours(self, look: _Look) -> str | None:
