@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from itertools import chain
 from math import hypot
 
 import numpy as np
@@ -78,13 +79,16 @@ class View:
     ----------
     display
         Display values 0..1, ``(rows, columns)``.
+    beside
+        Another view of the same picture, from which this one borrows too.
     """
 
-    def __init__(self, display: Float32, tools: Tools) -> None:
+    def __init__(self, display: Float32, tools: Tools, *, beside: View | None = None) -> None:
         self.tools = tools
         self.picture = shrunk(display)
         self.shape = self.picture.shape
         self._kept: deque[tuple[Placement, Float32]] = deque(maxlen=_KEPT)
+        self._others = beside._kept if beside is not None else ()
 
     def frame(self, place: Placement, side: int | None = None) -> Float32:
         """Return the frame at `place` as the networks see it, ``(side, side)``; D1's if none."""
@@ -131,7 +135,7 @@ class View:
 
     def _beside(self, place: Placement, away: float = _BESIDE) -> tuple[Float32, int, Placement]:
         """Return a whitened picture enlarged, how much, and at which place, `place` or near it."""
-        for kept, fine in self._kept:
+        for kept, fine in chain(self._kept, self._others):
             if _is_beside(kept, place, away):
                 return fine, _FINE, kept
         self._whitened_anew(place)

@@ -147,6 +147,35 @@ def read_in_part(
     return found
 
 
+def read_favoured(
+    soft: Float32, picture: Float32, told: Told | None, keys: Sequence[RobustKey], pose: Pose,
+    among: int,
+) -> Detection:  # fmt: skip
+    """Return what soft bits say of a place that was chosen with the key's help.
+
+    Parameters
+    ----------
+    soft, told
+        As `read_in_part` takes them; None for a picture that shows all of its frame.
+    among
+        Of so many places. Words that decode prove as much as anywhere: nothing of their tags was
+        known. Of messages that are recognised as much more is asked.
+    """
+    found = read(soft, keys, pose)
+    if found.decoded:
+        return found
+    shown = told or expecting.told(picture)
+    guesses = expecting.exchanged(shown.above, expecting.MESSAGES)
+    found = recognise(soft, guesses, keys, pose, among=among)
+    if not found.decoded:
+        found = read_with_belief(soft, shown.belief, keys, pose)
+    if not found.decoded:
+        found = recognise_guided(soft, [shown], keys, pose, among=among)
+    if not found.decoded:
+        found = read(soft, keys, pose, order=DEEP)
+    return found
+
+
 def _read_known(
     soft: Float32, known: Hashes, own: Hashes, keys: Sequence[RobustKey], pose: Pose, ways: int = 1
 ) -> Detection:

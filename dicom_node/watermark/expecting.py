@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.watermark import chance, perceptual
-from dicom_node.watermark.keyed_tags import KeyedTags, scores
+from dicom_node.watermark.keyed_tags import KeyedTags, hash_scores, scores
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -44,6 +44,9 @@ _STEEPER = 1.5  # contrast
 _BLACK, _FALLS_OFF_PX = 1 / 256, 3.0
 _POWERS = 2, 6  # the sixth: most pictures are dark, so that equalising them raises nearly all
 # Of each side of the median, the bits nearest to it that are exchanged: so many, so many at once.
+# Cosine between the first soft bits and a hash below which its tag is not asked: a message that is
+# recognised agrees by 0.5 or more, and a part of its bits hardly ever by so little.
+_OWN_AGREEMENT = 0.25
 _EXCHANGED = ((1, 32), (2, 14), (3, 9), (4, 7))
 _EXCHANGED_OF_MANY = ((1, 32), (2, 22), (3, 13), (4, 9))
 
@@ -93,7 +96,9 @@ def recognised(
     ways
         As many code words of it are looked for.
     """
-    keyed = slice(HASH_BITS, None)
+    first, keyed = slice(HASH_BITS), slice(HASH_BITS, None)
+    if soft[first] @ word[first] - spare * whole(soft[first]) < _OWN_AGREEMENT * whole(soft[first]):
+        return False
     return all(
         chance.nats(some, np.array([some @ wanted - spare * whole(some)]))[0]
         >= chance.asked(MESSAGES, bits + math.log2(ways))[rank]
@@ -224,8 +229,9 @@ def nearest_first(known: Bytes, own: Bytes) -> Bytes:
 
 
 def likeliest(
-    candidates: Bytes, soft: Float32, whitenings: Float32, key: bytes, owner: str
-) -> Expected | None:
+    candidates: Bytes, soft: Float32, whitenings: Float32, key: bytes, owner: str, *,
+    among: int = 1,
+) -> Expected | None:  # fmt: skip
     """Return the message that soft bits agree with, None where chance explains the best.
 
     Parameters
@@ -238,35 +244,47 @@ def likeliest(
         Signs that may hide code words of this key, ``(ways, 160)``: the more, the more is asked.
     key, owner
         Of the tag.
+    among
+        Of so many places this one was chosen with the key's help: as much more is asked.
     """
     ways = math.log2(len(whitenings))
-    asked = chance.asked(len(candidates), FALSE_ACCEPT_BITS + ways)
+    asked = chance.asked(len(candidates), FALSE_ACCEPT_BITS + ways + math.ceil(math.log2(among)))
+    # The choice of a place says nothing of tag and parity.
+    asked_of_keyed = chance.asked(len(candidates), NEAR_MISS_BITS + ways)
     # Most pictures have hardly changed: their message is among the first guesses, beyond doubt.
-    for count, rarity in ((FIRST, FALSE_ACCEPT_BITS), (len(candidates), NEAR_MISS_BITS)):
-        guessed = messages(candidates[:count], key, owner)
-        asked_of_keyed = chance.asked(len(candidates), rarity + ways)[:count]
-        found = _likeliest(guessed, soft, whitenings, asked[:count], asked_of_keyed)
-        if found is not None:
-            return found
+    for count, beyond in ((FIRST, True), (len(candidates), False)):
+        for way, whitening in enumerate(whitenings):
+            plain = soft * whitening
+            some = _agreeing(candidates[:count], plain)
+            if not len(some):
+                continue
+            of_keyed = (asked if beyond else asked_of_keyed)[some]
+            guessed = messages(candidates[some], key, owner)
+            found = _likeliest(guessed, plain, asked[some], of_keyed)
+            if found is not None:
+                return found._replace(way=way)
     return None
+
+
+def _agreeing(hashes: Bytes, plain: Float32) -> NDArray[np.int64]:
+    """Return which hashes the first bits agree with: others are not worth their tags."""
+    first = plain[:HASH_BITS]
+    return np.flatnonzero(hash_scores(hashes, first) >= _OWN_AGREEMENT * whole(first))
 
 
 def _likeliest(
-    guessed: Bytes, soft: Float32, whitenings: Float32, asked: Float64, asked_of_keyed: Float64
+    guessed: Bytes, plain: Float32, asked: Float64, asked_of_keyed: Float64
 ) -> Expected | None:
     """Return that of the messages ``(n, 12)`` which soft bits agree with by most above `asked`."""
-    for way, whitening in enumerate(whitenings):
-        agreed, keyed = scores(guessed, soft * whitening)
-        over = chance.over(soft, agreed, asked)
-        passing = np.flatnonzero(over >= 0)
-        if not passing.size:
-            continue
-        near_miss = chance.over(soft[HASH_BITS:], keyed[passing], asked_of_keyed[passing]) < 0
-        over[passing[near_miss]] = -np.inf
-        best = int(np.argmax(over))
-        if over[best] >= 0:
-            return Expected(guessed[best].tobytes(), float(agreed[best]) / whole(soft), way)
-    return None
+    agreed, keyed = scores(guessed, plain)
+    over = chance.over(plain, agreed, asked)
+    passing = np.flatnonzero(over >= 0)
+    near_miss = chance.over(plain[HASH_BITS:], keyed[passing], asked_of_keyed[passing]) < 0
+    over[passing[near_miss]] = -np.inf
+    best = int(np.argmax(over))
+    if over[best] < 0:
+        return None
+    return Expected(guessed[best].tobytes(), float(agreed[best]) / whole(plain))
 
 
 def messages(hashes: Bytes, key: bytes, owner: str) -> Bytes:

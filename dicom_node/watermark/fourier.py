@@ -10,6 +10,7 @@ E1 gave each what it needed and no more, of nearly equal size.
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -66,6 +67,24 @@ def enlarged(plane: Float32, times: int) -> Float32:
     return (np.fft.irfft2(wide, s=(times * n, times * n)) * times**2).astype(np.float32)
 
 
+class Turns(NamedTuple):
+    """What speaks for every angle of a whitened picture.
+
+    Attributes
+    ----------
+    soft
+        Soft bits, ``(ANGLES, K)``.
+    there
+        Evidence, ``(ANGLES,)``.
+    noise
+        Mean square of a soft bit at most angles.
+    """
+
+    soft: Float32
+    there: Float32
+    noise: float
+
+
 class TurnBank:
     """Soft bits of every angle of whitened pictures, around their middle.
 
@@ -117,12 +136,12 @@ class TurnBank:
         soft = np.fft.irfft(both.conj(), n=ANGLES, axis=0) * (ANGLES / _SAMPLED)
         return soft.astype(np.float32)
 
-    def evidence(self, planes: list[tuple[Float32, float]]) -> list[Float32]:
-        """Return for each plane the evidence by angle, ``(ANGLES,)``."""
+    def ask(self, planes: list[tuple[Float32, float]]) -> list[Turns]:
+        """Return what speaks for every angle of each plane, as `soft_bits` takes them."""
         soft = self.soft_bits(planes)
         energy, size = np.square(soft).sum(1).T, np.abs(soft).sum(1).T
         noises = [float(np.median(each)) / self.bits for each in energy]
         return [
-            evidence(e, s, self.bits, noise)
-            for e, s, noise in zip(energy, size, noises, strict=True)
+            Turns(soft[:, :, n], evidence(energy[n], size[n], self.bits, noise), noise)
+            for n, noise in enumerate(noises)
         ]

@@ -38,8 +38,9 @@ _HARMONIC = 1 + math.log(math.comb(64, 32))  # sum of 1 / rank over all balanced
 
 
 def likeliest(
-    soft: Float32, earlier: Sequence[Told], whitening: Float32, key: bytes, owner: str
-) -> Expected | None:
+    soft: Float32, earlier: Sequence[Told], whitening: Float32, key: bytes, owner: str,
+    *, among: int = 1,
+) -> Expected | None:  # fmt: skip
     """Return the message that soft bits point to; None where chance explains it.
 
     Parameters
@@ -53,13 +54,17 @@ def likeliest(
         Signs that hide code words of this key, ``(160,)``.
     key, owner
         Of the tag.
+    among
+        As `expecting.likeliest` takes it.
     """
     plain = soft * whitening
     pointed = plain[: expecting.HASH_BITS]
     size = float(np.linalg.norm(pointed)) * math.sqrt(len(pointed)) or 1.0
     agreeing = [(float(_own(each.above) @ pointed) / size, n) for n, each in enumerate(earlier)]
     for agreed, number in sorted(agreeing, reverse=True)[:_PICTURES]:
-        found = _pointed_to(soft, plain, earlier[number], key, owner) if agreed > _AGREES else None
+        if agreed <= _AGREES:
+            break
+        found = _pointed_to(soft, plain, earlier[number], key, owner, among)
         if found is not None:
             return found
     return None
@@ -72,7 +77,7 @@ def _own(above: Float64) -> Float64:
 
 
 def _pointed_to(
-    soft: Float32, plain: Float32, told: Told, key: bytes, owner: str
+    soft: Float32, plain: Float32, told: Told, key: bytes, owner: str, among: int
 ) -> Expected | None:
     """Return the likeliest message of a picture that tells so much of its hash.
 
@@ -84,7 +89,8 @@ def _pointed_to(
     guessed = expecting.messages(guesses, key, owner)
     agreed, keyed = scores(guessed, plain)
     rank_bits = rarity(told.above, guesses)
-    asked = (expecting.FALSE_ACCEPT_BITS + math.log2(_HARMONIC) + rank_bits) * math.log(2)
+    more = math.log2(_HARMONIC) + math.log2(among)
+    asked = (expecting.FALSE_ACCEPT_BITS + more + rank_bits) * math.log(2)
     over = chance.over(soft, agreed, asked)
     passing = np.flatnonzero(over >= 0)
     asked_of_keyed = (expecting.NEAR_MISS_BITS + math.log2(len(guesses))) * math.log(2)

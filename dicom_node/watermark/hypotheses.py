@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dicom_node.watermark.alignment import Tools, View
+from dicom_node.watermark.favoured import Favoured
 from dicom_node.watermark.fourier import ANGLES, chance, enlarged
 from dicom_node.watermark.placement import Placement, outlined
 
@@ -57,8 +58,10 @@ class Hypotheses:
         Whether no further place should be asked.
     """
 
-    def __init__(self, view: View, tools: Tools, late: Callable[[], bool]) -> None:
-        self._view, self._tools, self._late = view, tools, late
+    def __init__(
+        self, view: View, tools: Tools, late: Callable[[], bool], favoured: Favoured
+    ) -> None:
+        self._view, self._tools, self._late, self.favoured = view, tools, late, favoured
 
     def likely(self) -> Iterator[Iterator[Candidate]]:
         """Yield stages, each the candidates of one kind of geometry as it finds them.
@@ -103,9 +106,10 @@ class Hypotheses:
     def _framed(self, rectangle: Placement) -> Iterator[Iterator[Candidate]]:
         """Look in a rectangle whose edges are seen, and so known to about a sample."""
         poses = [rectangle.posed(n % 4, flip=n > 3) for n in range(8)]
-        yield self._shifted(poses[:4], _ALL)
+        yield self._shifted(poses[:4], _ALL, centred=True)
         near = _sizes(-0.03, 0.03, _FINE_STEP)
-        yield self._shifted([*poses[4:], *(_resized(poses[0], size) for size in near)])
+        resized = [_resized(poses[0], size) for size in near]
+        yield self._shifted([*poses[4:], *resized], centred=True)
         yield self._turned(poses[0], [0.0])
 
     def _shifted(
@@ -121,7 +125,7 @@ class Hypotheses:
         beyond
             Samples farther, where the picture or the frame was cut off.
         centred
-            Whether the frames' middle is known to be the picture's.
+            Whether the frames' middle is known to be that of `places`.
         """
         side = self._tools.side
         rows, columns = self._view.shape
@@ -133,7 +137,9 @@ class Hypotheses:
             if centred:
                 reach = (_SLIGHTLY, _SLIGHTLY)
             seen = self._view.whitened(place)
-            for peak in self._tools.shifts.peaks(seen, reach, beyond, first):
+            asked = self._tools.shifts.ask(seen, reach, beyond, first)
+            self.favoured.shifted(place, asked)
+            for peak in self._tools.shifts.peaks(asked):
                 there = place.moved(peak.right, peak.down, side)
                 yield Candidate(peak.surprise, there, peak.noise, few=len(places) == 1)
 
@@ -153,11 +159,13 @@ class Hypotheses:
                 seen = self._view.whitened(square)
                 noise, plane = self._tools.shifts.noise(seen), enlarged(seen, 2)
                 planes = [(plane, length * float(np.exp(size)) / shared) for size in some]
-                for size, there in zip(some, bank.evidence(planes), strict=True):
-                    for at in np.argsort(-there)[:2]:
-                        place = replace(_resized(whole, size), flip=flip)
-                        place = replace(place, rotation_deg=float(at) * 360 / ANGLES)
-                        surprise = float(there[at]) - chance(ANGLES)
+                turned = bank.ask(planes)
+                resized = [replace(_resized(whole, size), flip=flip) for size in some]
+                self.favoured.turned(resized, turned, noise)
+                for unturned, asked in zip(resized, turned, strict=True):
+                    for at in np.argsort(-asked.there)[:2]:
+                        place = replace(unturned, rotation_deg=float(at) * 360 / ANGLES)
+                        surprise = float(asked.there[at]) - chance(ANGLES)
                         yield Candidate(surprise, place, noise, few=len(sizes) == 1)
 
 

@@ -117,6 +117,18 @@ def _scores(messages: Bytes, parity: UInt64, sums: Float32) -> Float32:
     return scores
 
 
+@compiled
+def _hash_scores(hashes: Bytes, sums: Float32) -> Float32:
+    """Return what each hash sums of the soft bits; `sums` as `_scores` takes them."""
+    found = np.empty(len(hashes), np.float32)
+    for i in range(len(hashes)):
+        total = np.float32(0)
+        for place in range(hashes.shape[1]):
+            total += sums[place, hashes[i, place]]
+        found[i] = total
+    return found
+
+
 class KeyedTags:
     """The tags of one key and owner.
 
@@ -178,6 +190,13 @@ def scores(messages: Bytes, soft: Float32) -> Float32:
     by_byte = soft.reshape(-1, 8).astype(np.float32)
     sums = np.ascontiguousarray(by_byte @ (2 * _byte_bits().T.astype(np.float32) - 1))
     return _scores(messages, _parity_table(), sums)
+
+
+def hash_scores(hashes: Bytes, soft: Float32) -> Float32:
+    """Return the inner products of soft bits ``(64,)`` with hashes ``(n, 8)``, ``(n,)``."""
+    by_byte = soft.reshape(-1, 8).astype(np.float32)
+    sums = np.ascontiguousarray(by_byte @ (2 * _byte_bits().T.astype(np.float32) - 1))
+    return _hash_scores(hashes, sums)
 
 
 @cache

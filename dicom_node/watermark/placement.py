@@ -20,6 +20,7 @@ from dicom_node.watermark.borders import BORDER_STEP, LEAST_INSIDE, borderless
 from dicom_node.watermark.robust import Pose
 
 LONGEST_PX = 384  # side to which a picture is shrunk before it is searched: thrice the networks'
+_SAME = 0.01  # of a frame's side: places nearer than that are as good as the same
 _ENDS = (slice(None, 2), slice(-2, None))
 _LEAST_TURN = 1.0  # degrees
 _RECTANGULAR = 0.95  # of the turned rectangle is inside what is seen; the rest is dark at its edges
@@ -58,6 +59,11 @@ class Placement(Pose):
     def map_of(self, other: Placement) -> NDArray[np.float64]:
         """Return the map from the unit square of `other` to this one's, ``(3, 3)``."""
         return np.asarray(self._inverse @ other.matrix())
+
+    def is_near(self, other: Placement) -> bool:
+        """Whether small moves from both lead to the same place."""
+        apart = self.map_of(other) - np.eye(3)
+        return bool(np.abs(apart).max() < _SAME)
 
     @cached_property
     def _matrix(self) -> NDArray[np.float64]:

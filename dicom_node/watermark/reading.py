@@ -112,8 +112,9 @@ def read_with_belief(
 
 
 def recognise(
-    soft: Float32, guesses: Hashes, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1
-) -> Detection:
+    soft: Float32, guesses: Hashes, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1,
+    among: int = 1,
+) -> Detection:  # fmt: skip
     """Return the message of one of `guesses` that soft bits ``(160,)`` agree with, if any.
 
     Parameters
@@ -123,10 +124,14 @@ def recognise(
         depend on the soft bits or the keys.
     ways
         In how many ways the code word may have been whitened: more is asked then.
+    among
+        As `expecting.likeliest` takes it.
     """
     for key in keys:
         whitenings = np.stack([whitening(key, way) for way in range(ways)])
-        found = expecting.likeliest(guesses, soft, whitenings, key.robust_key, key.owner)
+        found = expecting.likeliest(
+            guesses, soft, whitenings, key.robust_key, key.owner, among=among
+        )
         if found is not None:
             word = code_word(found.message, key, found.way)
             return _found(soft, found.message, key, pose, word, recognised=True)
@@ -148,14 +153,17 @@ def recognise_any(
 
 
 def recognise_guided(
-    soft: Float32, earlier: Sequence[expecting.Told], keys: Sequence[RobustKey], pose: Pose
-) -> Detection:
+    soft: Float32, earlier: Sequence[expecting.Told], keys: Sequence[RobustKey], pose: Pose, *,
+    among: int = 1,
+) -> Detection:  # fmt: skip
     """Return the message that soft bits point to themselves, if any.
 
-    `soft` and `earlier` as `guided.likeliest` takes them.
+    `soft`, `earlier` and `among` as `guided.likeliest` takes them.
     """
     for key in keys:
-        found = guided.likeliest(soft, earlier, whitening(key), key.robust_key, key.owner)
+        found = guided.likeliest(
+            soft, earlier, whitening(key), key.robust_key, key.owner, among=among
+        )
         if found is not None:
             word = code_word(found.message, key)
             return _found(soft, found.message, key, pose, word, recognised=True)

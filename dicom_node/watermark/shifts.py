@@ -20,7 +20,7 @@ from dicom_node.watermark.fourier import chance, evidence
 
 Complex64 = NDArray[np.complex64]
 
-_LIKELIEST = 24  # shifts at which all patterns are asked
+_LIKELIEST = 12  # shifts at which all patterns are asked
 _FAR = 7  # parts of the side by which a plane is shifted to look beside every mark
 _TOLD = 4  # of these, among the likely and among all
 _AT_ONCE = 32  # patterns asked together: what they take stays in the cache
@@ -47,6 +47,29 @@ class Peak(NamedTuple):
     noise: float
 
 
+class Shifts(NamedTuple):
+    """Every shift of a whitened picture that was asked.
+
+    Attributes
+    ----------
+    down, right
+        The shifts, samples: of the rows and of the columns of what follows.
+    likely
+        Whether a shift is within reach.
+    roughly
+        Evidence of the patterns that were asked.
+    noise
+        Mean square of a soft bit at all other shifts.
+    """
+
+    whitened: Float32
+    down: Float32
+    right: Float32
+    likely: NDArray[np.bool_]
+    roughly: Float32
+    noise: float
+
+
 class _Run(NamedTuple):
     """Frequencies in the patterns' band: some columns of the half spectrum, and rows of these.
 
@@ -66,6 +89,11 @@ class _Run(NamedTuple):
         product = some * spectrum[self.rows, None, self.columns]
         shifted = rows[:, self.rows] @ product.reshape(len(self.rows), -1)
         return shifted.reshape(len(rows), *some.shape[1:])
+
+    def weighed(self, weights: Float32) -> _Run:
+        """Return the run of weighed sums of the first patterns; `weights` ``(n, some)``."""
+        some = self.spectra.view(np.float32)[:, : weights.shape[1]]
+        return self._replace(spectra=np.matmul(weights, some).view(np.complex64))
 
 
 class ShiftBank:
@@ -103,15 +131,7 @@ class ShiftBank:
         Only these shifts are computed, each way by a matrix product: less than a whole transform,
         as most are few.
         """
-        half = self._side // 2
-        per_sample = 2j * np.pi / self._side
-        whole = np.fft.fftfreq(self._side, 1 / self._side)
-        rows = np.exp(per_sample * np.outer(down, whole)).astype(np.complex64)
-        columns = np.exp(per_sample * np.outer(np.arange(half + 1), right)) / self._side**2
-        columns[1:half] *= 2  # each stands for its conjugate, too
-        # The real part of a complex product is a product of real and imaginary parts.
-        parts = np.stack([columns.real, -columns.imag], 1).astype(np.float32)
-        parts = np.concatenate([parts[run.columns] for run in self._runs]).reshape(-1, len(right))
+        rows, parts = self._waves(down, right)
         spectrum = np.fft.rfft2(whitened).astype(np.complex64)
         energy = np.zeros((len(down), len(right)), np.float32)
         size = np.zeros_like(energy)
@@ -148,13 +168,13 @@ class ShiftBank:
         energy, _ = self.sums(whitened, far, far, _AT_ONCE)
         return float(np.median(energy)) / _AT_ONCE / self._share_in_band(whitened)
 
-    def peaks(
+    def ask(
         self, whitened: Float32, reach: tuple[float, float], beyond: float, first: int
-    ) -> Iterator[Peak]:
-        """Yield the likeliest shifts of a whitened picture: within `reach`, and up to `beyond` it.
+    ) -> Shifts:
+        """Return what speaks for every shift of a whitened picture within `reach` and `beyond` it.
 
         Shifts by half samples are asked: the farthest from any is a quarter both ways, where three
-        quarters of the evidence are left. The `_LIKELIEST` of them are asked all patterns.
+        quarters of the evidence are left.
 
         Parameters
         ----------
@@ -167,18 +187,53 @@ class ShiftBank:
         first = min(first, self.bits)
         energy, size = self.sums(whitened, down, right, first)
         noise = float(np.median(energy)) / first
-        roughly = evidence(energy, size, first, noise)
         likely = (np.abs(down) <= reach[0])[:, None] & (np.abs(right) <= reach[1])
-        y, x = _likeliest(roughly)
-        soft = self.soft_bits(whitened, down[y], right[x])
+        roughly = evidence(energy, size, first, noise)
         noise /= self._share_in_band(whitened)
-        there = evidence(np.square(soft).sum(1), np.abs(soft).sum(1), self.bits, noise)
-        for among in (likely, np.ones_like(likely)):
+        return Shifts(whitened, down, right, likely, roughly, noise)
+
+    def peaks(self, asked: Shifts) -> Iterator[Peak]:
+        """Yield the likeliest shifts: within reach, and of all; `_LIKELIEST` see all patterns."""
+        y, x = _likeliest(asked.roughly)
+        down, right = asked.down[y], asked.right[x]
+        soft = self.soft_bits(asked.whitened, down, right)
+        energy, size = np.square(soft).sum(1), np.abs(soft).sum(1)
+        there = evidence(energy, size, self.bits, asked.noise)
+        for among in (asked.likely, np.ones_like(asked.likely)):
             expected = chance(int(among.sum()) // 4)
             some = np.flatnonzero(among[y, x])
             for one in some[np.argsort(-there[some])][:_TOLD]:
                 surprise = float(there[one]) - expected
-                yield Peak(surprise, float(down[y[one]]), float(right[x[one]]), noise)
+                yield Peak(surprise, float(down[one]), float(right[one]), asked.noise)
+
+    def weighed(self, asked: Shifts, weights: Float32) -> Float32:
+        """Return weighed sums of the soft bits of every shift, ``(len(down), n, len(right))``.
+
+        Parameters
+        ----------
+        weights
+            Of the first patterns, ``(n, some)``.
+        """
+        rows, columns = self._waves(asked.down, asked.right)
+        spectrum = np.fft.rfft2(asked.whitened).astype(np.complex64)
+        along_rows = [run.weighed(weights).along_rows(0, len(weights), rows, spectrum)
+                      for run in self._runs]  # fmt: skip
+        partial = np.concatenate(along_rows, axis=2)
+        soft: Float32 = partial.view(np.float32).reshape(-1, len(columns)) @ columns
+        return soft.reshape(len(asked.down), -1, len(asked.right))
+
+    def _waves(self, down: Float32, right: Float32) -> tuple[Complex64, Float32]:
+        """Return what makes shifts of spectra in band: down ``(n, side)``, and right as reals."""
+        half = self._side // 2
+        per_sample = 2j * np.pi / self._side
+        whole = np.fft.fftfreq(self._side, 1 / self._side)
+        rows = np.exp(per_sample * np.outer(down, whole)).astype(np.complex64)
+        columns = np.exp(per_sample * np.outer(np.arange(half + 1), right)) / self._side**2
+        columns[1:half] *= 2  # each stands for its conjugate, too
+        # The real part of a complex product is a product of real and imaginary parts.
+        parts = np.stack([columns.real, -columns.imag], 1).astype(np.float32)
+        in_band = np.concatenate([parts[run.columns] for run in self._runs])
+        return rows, in_band.reshape(-1, len(right))
 
 
 def _as_reals(spectra: Complex64) -> Float32:

@@ -3,11 +3,13 @@
 Nothing is embedded to synchronise with, and the message is unknown: the carrier patterns
 themselves are looked for (see :mod:`hypotheses`). Cheap and likely geometry comes first. What looks
 like a mark is moved into place by small steps, and decoded if it then looks even more like one.
+Weak marks look no more like one than chance does: for them the key is asked (:mod:`favoured`).
 
 Only a valid tag, or the message the frame would have, counts as found. A search decodes at most
 `MOST_DECODES` places beside the eight plain poses, each in up to 24 ways that a wrong word
 passes once in 2**32, and the best `_TONED` of them also as a picture whose tones were changed, in
-25 ways: less than 3.6e-7 false accepts a picture and key at worst, the plain poses included.
+25 ways (counted for all, as any may be the best): less than 5.3e-7 false accepts a picture and
+key at worst, the plain poses included.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from dicom_node.inference.base import Float32, RobustEngine
 from dicom_node.watermark import closely, partial, reading
 from dicom_node.watermark.alignment import Tools, View, tools_of
 from dicom_node.watermark.detecting import RobustDetector
+from dicom_node.watermark.expecting import Told
+from dicom_node.watermark.favoured import Favoured
 from dicom_node.watermark.hypotheses import Candidate, Hypotheses
 from dicom_node.watermark.placement import Placement, inside
 from dicom_node.watermark.reading import Detection, Hashes
@@ -31,18 +33,18 @@ from dicom_node.watermark.words import RobustKey
 MOST_DECODES = 32  # places whose soft bits are decoded, each against every key
 _TURNED = 2  # poses beside the upright one that are looked at closely at first
 _ENDS_S = 0.2  # kept of the budget: what was begun is ended
-_CLEAR = 3.0  # surprise from which a place is looked at closely at once
-_NOTICED = 0.0  # surprise from which it is if it is among the `_CLOSELY` best of its stage
-_CLOSELY, _CLOSELY_OF_FEW = 4, 2
+_CLEAR = 3.0  # surprise from which a place is looked at closely
+_NOTICED = 0.0  # surprise from which it is where few places were asked, the best `_CLOSELY`
+_CLOSELY = 2
 _LIKELY = 2.0  # surprise below which a hasty move comes first
 _TONED = 2  # places whose tones are guessed back, after all else: three times as dear
 _ROUNDS = (1.0, 1.0, 0.7, 0.5)  # of small moves, see `View.moved_in`
-_SAME = 0.01  # of the frame's side: places nearer than that lead to the same one
 _NEARLY = 9.0  # evidence from which a place that was not read is moved once more
-# Places that were passed and are read all the same when the likely ones are through; evidence
-# below which none is.
-_ONCE_MORE, _LEAST = 8, 4.0
-
+# Of the places that the key favours: how many of a stage are looked at, how many when the likely
+# stages are through, and the score asked of each before and after it was moved into place.
+_FAVOURED, _FAVOURED_OF_ALL = 2, 8
+_SCORED, _SCORED_OF_ALL, _SCORED_THERE = 9.6, 9.0, 10.0
+_AGREES = 0.5  # standard deviations: below, soft bits are not recognised in a place's own hash
 
 def find(
     display: Float32, engine: RobustEngine, keys: Sequence[RobustKey], *, budget_s: float = 3.0,
@@ -95,14 +97,6 @@ class _Missed(NamedTuple):
     place: Placement
 
 
-class _Passed(NamedTuple):
-    """A place that did not look enough like a mark to be read."""
-
-    evidence: float
-    place: Placement
-    noise: float
-
-
 class _Search:
     def __init__(
         self, display: Float32, tools: Tools, keys: Sequence[RobustKey], until: float,
@@ -110,11 +104,10 @@ class _Search:
     ) -> None:  # fmt: skip
         self._tools, self._keys, self._known = tools, keys, known
         self._view = View(display, tools)
+        self._favoured = Favoured(self._view.picture, tools.shifts, tools.side, keys)
+        self._hypotheses = Hypotheses(self._view, tools, self._late, self._favoured)
         self._tried: list[Placement] = []
-        self._hasty: list[Placement] = []
-        self._passed: list[_Passed] = []
         self._missed: list[_Missed] = []
-        self._hypotheses = Hypotheses(self._view, tools, self._late)
         self.decodes = 0
         self._until = until
 
@@ -123,13 +116,13 @@ class _Search:
         for stages in (self._hypotheses.likely(), self._hypotheses.unlikely()):
             found = self._among(stages)
             if not found.decoded:
-                found = self._once_more()
+                found = self._read_favoured(_FAVOURED_OF_ALL, _SCORED_OF_ALL)
             if found.decoded:
                 return found
         return self._toned()
 
     def _among(self, stages: Iterator[Iterator[Candidate]]) -> Detection:
-        """Look stage after stage; in each, the best of the doubtful come last."""
+        """Look stage after stage: at what looks like a mark, then at what the key favours."""
         for stage in stages:
             doubtful = []
             for candidate in stage:
@@ -137,30 +130,34 @@ class _Search:
                     found = self._closely(candidate)
                     if found.decoded:
                         return found
-                elif candidate.surprise >= _NOTICED:
+                elif candidate.few and candidate.surprise >= _NOTICED:
                     doubtful.append(candidate)
-            most = _CLOSELY if not all(each.few for each in doubtful) else _CLOSELY_OF_FEW
-            for candidate in heapq.nlargest(most, doubtful, key=lambda each: each.surprise):
+            for candidate in heapq.nlargest(_CLOSELY, doubtful, key=lambda each: each.surprise):
                 found = self._closely(candidate)
                 if found.decoded:
                     return found
-            if self._late():
-                break
+            found = self._read_favoured(_FAVOURED, _SCORED)
+            if found.decoded or self._late():
+                return found
         return Detection(False)
 
-    def _once_more(self) -> Detection:
-        """Read the best of the places that were passed: a weak mark looks little like one."""
-        passed, self._passed = self._passed, []
-        read = [each.place for each in self._missed]
-        for _, place, noise in heapq.nlargest(_ONCE_MORE, passed, key=lambda each: each.evidence):
+    def _read_favoured(self, most: int, least: float) -> Detection:
+        """Move the places that the key favours into place, and read those it favours still."""
+        for place, noise in self._favoured.best(most, least):
             if self._late():
                 break
-            if any(_same_place(place, other) for other in read):
+            # What was found without the key is all that may be borrowed: see `favoured`.
+            view = View(self._view.picture, self._tools, beside=self._view)
+            place, _ = view.moved_in(place, noise, _ROUNDS)
+            soft, there = view.judged(place, noise)
+            if self._favoured.score(soft, there, place, noise) < _SCORED_THERE:
                 continue
-            read.append(place)
-            place, _ = self._view.moved_in(place, noise, _ROUNDS[1:])
-            soft, there = self._view.judged(place, noise)
-            found = self._read(place, soft, there) if there >= _LEAST else Detection(False)
+            self.decodes += 1
+            picture, told = self._picture_at(place)
+            pose = place.told(self._view.shape)
+            found = closely.read_favoured(
+                soft, picture, told, self._keys, pose, self._favoured.among
+            )
             if found.decoded:
                 return found
         return Detection(False)
@@ -169,6 +166,8 @@ class _Search:
         """Read the best places as those of a picture whose tones were changed, too."""
         best = heapq.nlargest(_TONED, self._missed, key=lambda each: each.evidence)
         for _, soft, picture, place in best:
+            if time.thread_time() > self._until + _ENDS_S / 2:
+                break
             told = place.told(self._view.shape)
             found = closely.read_toned(soft, picture, self._keys, told)
             if found.decoded:
@@ -183,63 +182,58 @@ class _Search:
         place, noise = candidate.placement, candidate.noise
         doubtful = candidate.surprise < _LIKELY
         asked = _OF_FEW if candidate.few else _OF_MANY
-        # What was only looked at in haste may be met again where more speaks for it.
-        tried = self._tried + self._hasty if doubtful and not candidate.few else self._tried
-        if self._late() or any(_same_place(place, other) for other in tried):
+        if self._late() or any(place.is_near(other) for other in self._tried):
             return Detection(False)
         if doubtful:
             # Small moves add to chance, too; to a mark that was met a little off its place, more.
             place, there = self._view.moved_in(place, noise, _ROUNDS[:2], hastily=True)
             if there < asked.striking:
-                self._hasty.append(candidate.placement)
-                return self._pass(_Passed(there, place, noise))
+                return Detection(False)
         self._tried.append(candidate.placement)
         place, there = self._view.moved_in(place, noise, _ROUNDS[:2])
         if there >= asked.promising:
             place, there = self._view.moved_in(place, noise, _ROUNDS[2:])
         if there < asked.promising:
-            return self._pass(_Passed(there, place, noise))
+            return Detection(False)
         soft, there = self._view.judged(place, noise)
         if there < asked.believed:
-            return self._pass(_Passed(there, place, noise))
+            return Detection(False)
         self._tried.append(place)
-        found = self._read(place, soft, there)
+        found = self._read(place, soft, there, noise)
         if found.decoded or there < _NEARLY or self._late():
             return found
         place, _ = self._view.moved_in(place, noise, _ROUNDS[1:], latest=True)
         soft, moved = self._view.judged(place, noise)
-        return self._read(place, soft, moved) if moved > there else found
+        return self._read(place, soft, moved, noise) if moved > there else found
 
-    def _pass(self, place: _Passed) -> Detection:
-        self._passed.append(place)
-        return Detection(False)
-
-    def _read(self, place: Placement, soft: Float32, evidence: float) -> Detection:
+    def _read(
+        self, place: Placement, soft: Float32, evidence: float, noise: float
+    ) -> Detection:
         """Read soft bits of a place in all ways but those of a picture of other tones."""
         self.decodes += 1
         pose, keys = place.told(self._view.shape), self._keys
         found = reading.read(soft, keys, pose)
         if found.decoded:
             return found
-        picture = self._view.frame(place, self._tools.seen_side)
-        seen = inside(place, self._view.shape, self._tools.seen_side)
-        told = partial.told(picture, seen)
-        if told is not None:
-            found = closely.read_in_part(soft, told, keys, pose, self._known)
-            if not found.decoded:
-                found = reading.read(soft, keys, pose, order=closely.DEEP)
-        else:
-            found = closely.read_weak(
-                soft, picture, keys, pose, self._known, toned=False, decoded=True
-            )
-            if not found.decoded:
-                found = closely.read_deepest(soft, picture, keys, pose)
+        picture, told = self._picture_at(place)
+        # Not to read what would hardly be read makes nothing more likely to be read wrong.
+        agreed = self._favoured.agreement(soft, place, noise)
+        if agreed >= _AGREES or (self._known is not None and len(self._known)):
+            if told is not None:
+                found = closely.read_in_part(soft, told, keys, pose, self._known)
+                if not found.decoded:
+                    found = reading.read(soft, keys, pose, order=closely.DEEP)
+            else:
+                found = closely.read_weak(
+                    soft, picture, keys, pose, self._known, toned=False, decoded=True
+                )
+                if not found.decoded:
+                    found = closely.read_deepest(soft, picture, keys, pose)
         if not found.decoded:
             self._missed.append(_Missed(evidence, soft, picture, place))
         return found
 
-
-def _same_place(one: Placement, other: Placement) -> bool:
-    """Whether small moves from both would lead to the same place."""
-    apart = one.map_of(other) - np.eye(3)
-    return bool(np.abs(apart).max() < _SAME)
+    def _picture_at(self, place: Placement) -> tuple[Float32, Told | None]:
+        """Return the frame at a place, and what is told of it if the picture shows a part of it."""
+        picture = self._view.frame(place, self._tools.seen_side)
+        return picture, partial.told(picture, inside(place, self._view.shape, len(picture)))

@@ -14,7 +14,7 @@ from networks import N, ste_round
 from torch import Tensor, nn
 
 SIDE = 2 * N  # of the picture R2 sees
-_CELL = 8  # samples of D1 in one cell of the gates
+CELL = 8  # samples of D1 in one cell of the gates
 
 
 def smoothed(x: Tensor, window: int) -> Tensor:
@@ -41,9 +41,9 @@ class Places(nn.Module):
         nn.init.zeros_(self.gates.bias)
 
     def forward(self, four: Tensor, mean: Tensor, variance: Tensor, detail: Tensor) -> Tensor:
-        """Return gates 0..2, ``(batch, 1 + 2 features, n, n)``."""
+        """Return gates 0..2 of each cell, ``(batch, 1 + 2 features, n / 8, n / 8)``."""
         within = (four - four.mean(1, keepdim=True)).pow(2).mean(1, keepdim=True)
-        pool = lambda t: F.avg_pool2d(t, _CELL)  # noqa: E731
+        pool = lambda t: F.avg_pool2d(t, CELL)  # noqa: E731
         seen = torch.cat([
             pool(mean),
             torch.log(pool(variance) + 1e-5) * 0.25 + 1.5,
@@ -54,8 +54,7 @@ class Places(nn.Module):
         whole = self.whole(torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1))
         h = F.relu(self.around(h) + whole[:, :, None, None])
         h = F.relu(self.wider(h)) + h
-        gates = 2 * torch.sigmoid(self.gates(h))
-        return F.interpolate(gates, scale_factor=_CELL, mode="bilinear", align_corners=False)
+        return 2 * torch.sigmoid(self.gates(h))
 
 
 class Reader(nn.Module):
@@ -83,13 +82,22 @@ class Reader(nn.Module):
         variance = (power - mean * mean).clamp_min(0.0)
         local = (four - mean) / ((variance + 1e-7).sqrt() + 0.008)
         detail = (four - smoothed(one, 3)) * 40
-        gates = self.places(four, one, variance, detail)
+        gates = self.spread(self.places(four, one, variance, detail))
         weight, inner, outer = gates.split([1, self.width, self.width], 1)
         h = F.relu(self.first(torch.cat([local, detail.clamp(-3, 3), one], 1))) * inner
         h = h + F.relu(self.second(h))
         h = h + F.relu(self.third(h))
         h = h + F.relu(self.fourth(h)) * outer
-        return torch.tanh(self.last(h).float() + 0.5 * local.mean(1, keepdim=True)) * weight.float()
+        whitened = self.one_of(h).float() + 0.5 * local.mean(1, keepdim=True)
+        return torch.tanh(whitened) * weight.float()
+
+    def spread(self, gates: Tensor) -> Tensor:
+        """Return the gates of cells at each sample. (The exporter brings the same sums, faster.)"""
+        return F.interpolate(gates, scale_factor=CELL, mode="bilinear", align_corners=False)
+
+    def one_of(self, features: Tensor) -> Tensor:
+        """Return the sample that features make, ``(batch, 1, n, n)``; as `spread`."""
+        return self.last(features)
 
     def normalised(self, x: Tensor) -> Tensor:
         """Return the whitened picture ``(batch, n * n)``, scaled to unit power times a gain."""

@@ -20,6 +20,7 @@ import torch
 from former import digest
 from networks import N
 from onnx import numpy_helper
+from readers import Reader
 from torch import Tensor
 
 STANDARD_DEVIATION = 1.0  # of a pattern as a parameter: its scale is free, its rate is not
@@ -30,6 +31,10 @@ def initialisers(path: Path) -> dict[str, Tensor]:
         each.name: torch.from_numpy(numpy_helper.to_array(each).copy())
         for each in onnx.load(str(path)).graph.initializer
     }
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    return tomllib.loads((folder / "card.toml").read_text("utf-8"))
 
 
 def unfolded(d1: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -53,7 +58,7 @@ def unfolded(d1: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def checkpoint(folder: Path) -> dict[str, Any]:
     """Return the model of a folder with card.toml as a checkpoint of train_w1.py would hold it."""
-    card = tomllib.loads((folder / "card.toml").read_text("utf-8"))
+    card = _card(folder)
     for name in ("patterns.npy", "d1.onnx", "strength.onnx"):
         if digest(folder / name) != card["files"][name]:
             raise SystemExit(f"{folder / name}: not what the card says")
@@ -65,6 +70,20 @@ def checkpoint(folder: Path) -> dict[str, Any]:
     encoder = initialisers(folder / "strength.onnx")
     loop = {name: torch.tensor(card["model"][name]) for name in ("step", "softness")}
     return {"decoder": decoder, "encoder": {**encoder, **loop}, "step": 0, "recipe": {}}
+
+
+def reader(folder: Path) -> Reader:
+    """Return R2 of a folder with card.toml; `export_r2.Whitener` folds its last layer."""
+    if digest(folder / "r2.onnx") != _card(folder)["files"]["r2.onnx"]:
+        raise SystemExit(f"{folder / 'r2.onnx'}: not what the card says")
+    own = initialisers(folder / "r2.onnx")
+    width, _, taps, _ = own["first.weight"].shape
+    patterns = torch.from_numpy(np.load(folder / "patterns.npy")).flatten(1)
+    shipped_one = Reader(patterns, width, own["places.look.weight"].shape[0])
+    own["last.weight"] = own.pop("folded")[:1, :, :taps, :taps]
+    state = shipped_one.state_dict()
+    shipped_one.load_state_dict({**state, **{k: v for k, v in own.items() if k in state}})
+    return shipped_one
 
 
 def start_from(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tomllib
 from collections.abc import Callable
@@ -162,3 +163,17 @@ def test_a_reader_is_exported_for_its_own_patterns_only_and_the_node_opens_it(
     with pytest.raises(SystemExit, match="other patterns"):
         export_r2.main()
     assert (exported / "r2.onnx").read_bytes() == before
+
+
+def test_the_shipped_reader_written_again_says_the_same(
+    real_frames: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last layer is folded in the file, and taken apart before it is folded again."""
+    for name in ("card.toml", "patterns.npy"):
+        shutil.copy(ENGINES / name, tmp_path / name)
+    monkeypatch.setattr(sys, "argv", ["export_r2.py", str(ENGINES), "--out", str(tmp_path)])
+    export_r2.main()
+    opened, before = (WeakReader(folder / "r2.onnx", 128) for folder in (tmp_path, ENGINES))
+    pictures = np.stack([seen(frame, opened.side) for frame in real_frames])[:, None]
+    want = before.whiten(pictures)
+    assert np.abs(opened.whiten(pictures) - want).max() < 1e-4 * np.abs(want).max()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -186,6 +187,38 @@ def test_a_small_frame_takes_the_way_of_whitening_that_is_nearest_to_it(
     nearest = agreement()
     monkeypatch.setattr(words, "WAYS", 1)
     assert nearest > agreement() + 0.02
+
+
+def test_a_larger_picture_is_read_folded_only_where_it_may_be_a_small_frame_enlarged(
+    watermark: RobustWatermark, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading as a small frame is read, in 16 ways, takes longer than reading it as it is."""
+    closer, looked, key = watermark._closer, list[int](), Key(b"k")
+
+    def counted(*them: Any) -> Any:
+        looked.append(them[4])
+        return closer(*them)
+
+    monkeypatch.setattr(watermark, "_closer", counted)
+    folded = RobustWatermark(watermark.engine, "robust", second=True, folds=2)
+    foreign = enlarged = 0
+    for frame in frames[::2]:
+        small = cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA)
+        mark = _embed(folded, small, key)
+        larger = cv2.resize(_display(mark.marked), (160, 160), interpolation=cv2.INTER_LINEAR)
+        found = watermark.detect(larger, [key], dihedral=True, weak=True)
+        enlarged += found.message == mark.message
+        looked.clear()
+        crop = np.ascontiguousarray(_display(frame)[:181, :181])
+        assert not watermark.detect(crop, [key], dihedral=True, weak=True).decoded
+        assert 1 in looked
+        foreign += 2 in looked
+    assert enlarged >= 4
+    assert foreign <= 1
+    looked.clear()
+    remembered = np.zeros((1, 8), np.uint8)
+    assert not watermark.detect(crop, [key], dihedral=True, weak=True, known=remembered).decoded
+    assert 2 in looked, "its own hash need not be that of what is remembered"
 
 
 def test_the_frame_comes_back_bit_for_bit_without_any_network(

@@ -17,6 +17,7 @@ from turned_pictures import Picture, display, turned
 from dicom_node.inference import open_engine
 from dicom_node.watermark import synchronise
 from dicom_node.watermark.alignment import Tools, View, tools_of
+from dicom_node.watermark.favoured import Favoured
 from dicom_node.watermark.fourier import ANGLES, TurnBank, chance, enlarged, evidence
 from dicom_node.watermark.hypotheses import Candidate, Hypotheses, held
 from dicom_node.watermark.placement import Placement, as_seen, cut, inside
@@ -99,7 +100,6 @@ def test_half_of_a_frame_is_found_and_whitened_a_few_times_only(
     watermark: RobustWatermark, marked: list[tuple[Picture, bytes]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(synchronise, "_ONCE_MORE", 0)
     whitened: list[int] = []
     whiten = Tools.whiten
     monkeypatch.setattr(Tools, "whiten", lambda *them: whitened.append(1) or whiten(*them))
@@ -116,19 +116,19 @@ def test_half_of_a_frame_is_found_and_whitened_a_few_times_only(
     assert max(times) <= MOST_WHITENED, times
 
 
-def test_places_that_were_passed_are_read_when_the_likely_ones_are_through(
+def test_a_place_that_does_not_look_like_a_mark_is_read_where_the_key_favours_it(
     watermark: RobustWatermark, marked: list[tuple[Picture, bytes]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """So much is asked that every place is passed; the mark is read all the same."""
+    """So much is asked that nothing looks like a mark; it is read all the same."""
     never = synchronise._Asked(1000.0, 1000.0, 1000.0)
     monkeypatch.setattr(synchronise, "_OF_FEW", never)
     monkeypatch.setattr(synchronise, "_OF_MANY", never)
     picture, message = marked[0]
     turned_by_20 = display(turned(picture, 20))
     assert find(turned_by_20, watermark.engine, [KEY], budget_s=10.0).message == message
-    monkeypatch.setattr(synchronise, "_ONCE_MORE", 0)
-    assert not find(turned_by_20, watermark.engine, [KEY], budget_s=10.0).decoded
+    monkeypatch.setattr(Favoured, "best", lambda *_: iter(()))
+    assert not find(turned_by_20, watermark.engine, [KEY], budget_s=2.0).decoded
 
 
 def test_the_pose_says_how_the_picture_was_turned_and_cropped(
@@ -243,7 +243,7 @@ def _carrier(tools: Tools, seed: int = 3) -> np.ndarray:
 
 def test_the_shift_bank_finds_a_shifted_carrier_where_it_is(tools: Tools) -> None:
     shifted = np.roll(_carrier(tools), (5, -9), (0, 1))
-    peaks = list(tools.shifts.peaks(shifted, (12.0, 12.0), 6.0, 32))
+    peaks = list(tools.shifts.peaks(tools.shifts.ask(shifted, (12.0, 12.0), 6.0, 32)))
     best = max(peaks, key=lambda peak: peak.surprise)
     assert (best.down, best.right) == (5, -9)
 
@@ -279,8 +279,9 @@ def test_one_entry_of_four_neighbours_is_told(tools: Tools) -> None:
 def test_the_turn_bank_finds_a_turned_carrier_at_its_angle(tools: Tools, degrees: float) -> None:
     bank = TurnBank(tools.patterns.reshape(-1, tools.side, tools.side), 1.0)
     plane = enlarged(turned(enlarged(_carrier(tools), 4), degrees)[::4, ::4], 2)
-    [there] = bank.evidence([(plane, 1.0)])
-    assert int(there.argmax()) * 360 / ANGLES == pytest.approx(degrees, abs=1.0)
+    [asked] = bank.ask([(plane, 1.0)])
+    assert asked.soft.shape == (ANGLES, 160)
+    assert int(asked.there.argmax()) * 360 / ANGLES == pytest.approx(degrees, abs=1.0)
 
 
 def test_chance_alone_hardly_exceeds_what_is_expected_of_it() -> None:
@@ -367,7 +368,7 @@ def test_a_place_that_was_nearly_read_is_moved_once_more(
     read: list[tuple[Placement, float]] = []
     monkeypatch.setattr(
         synchronise._Search, "_read",
-        lambda self, place, soft, there: read.append((place, there)) or Detection(False),
+        lambda self, place, soft, there, noise: read.append((place, there)) or Detection(False),
     )  # fmt: skip
     whole = Placement.whole((256, 256))
     for picture, _ in marked:
@@ -385,7 +386,8 @@ def test_a_frame_that_its_canvas_holds_is_looked_for_in_the_middle_only(
     tools: Tools, marked: list[tuple[Picture, bytes]]
 ) -> None:
     view = View(display(turned(marked[0][0][:192], 20, whole=True)), tools)
-    hypotheses = Hypotheses(view, tools, lambda: False)
+    favoured = Favoured(view.picture, tools.shifts, tools.side, [KEY])
+    hypotheses = Hypotheses(view, tools, lambda: False, favoured)
     found = list(hypotheses._shifted(list(held(view.shape)), centred=True))
     assert found
     for candidate in found:
