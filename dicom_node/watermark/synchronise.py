@@ -77,15 +77,15 @@ def find(
 
 
 class _Asked(NamedTuple):
-    """Evidence asked of a place: after a hasty move, after a small one, before it is decoded."""
+    """Evidence asked of a place: after a small move, and before it is decoded."""
 
-    striking: float
     promising: float
     believed: float
 
 
 # Nine of ten places without a mark have 7 at most. Where few are asked there is time for more.
-_OF_FEW, _OF_MANY = _Asked(5.5, 5.5, 6.0), _Asked(8.0, 6.5, 7.0)
+_OF_FEW, _OF_MANY = _Asked(5.5, 6.0), _Asked(6.5, 7.0)
+_STRIKING = 5.5  # asked after a hasty move
 
 
 class _Missed(NamedTuple):
@@ -153,8 +153,8 @@ class _Search:
             if self._favoured.score(soft, there, place, noise) < _SCORED_THERE:
                 continue
             self.decodes += 1
-            picture, told = self._picture_at(place)
-            pose = place.told(self._view.shape)
+            picture = self._view.frame(place, self._tools.seen_side)
+            told, pose = self._part_at(place, picture), place.told(self._view.shape)
             found = closely.read_favoured(
                 soft, picture, told, self._keys, pose, self._favoured.among
             )
@@ -187,7 +187,7 @@ class _Search:
         if doubtful:
             # Small moves add to chance, too; to a mark that was met a little off its place, more.
             place, there = self._view.moved_in(place, noise, _ROUNDS[:2], hastily=True)
-            if there < asked.striking:
+            if there < _STRIKING:
                 return Detection(False)
         self._tried.append(candidate.placement)
         place, there = self._view.moved_in(place, noise, _ROUNDS[:2])
@@ -215,10 +215,11 @@ class _Search:
         found = reading.read(soft, keys, pose)
         if found.decoded:
             return found
-        picture, told = self._picture_at(place)
+        picture = self._view.frame(place, self._tools.seen_side)
         # Not to read what would hardly be read makes nothing more likely to be read wrong.
         agreed = self._favoured.agreement(soft, place, noise)
         if agreed >= _AGREES or (self._known is not None and len(self._known)):
+            told = self._part_at(place, picture)
             if told is not None:
                 found = closely.read_in_part(soft, told, keys, pose, self._known)
                 if not found.decoded:
@@ -233,7 +234,6 @@ class _Search:
             self._missed.append(_Missed(evidence, soft, picture, place))
         return found
 
-    def _picture_at(self, place: Placement) -> tuple[Float32, Told | None]:
-        """Return the frame at a place, and what is told of it if the picture shows a part of it."""
-        picture = self._view.frame(place, self._tools.seen_side)
-        return picture, partial.told(picture, inside(place, self._view.shape, len(picture)))
+    def _part_at(self, place: Placement, picture: Float32) -> Told | None:
+        """Return what the picture tells of the frame at a place if it shows a part of it."""
+        return partial.told(picture, inside(place, self._view.shape, len(picture)))

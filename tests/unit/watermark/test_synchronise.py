@@ -121,7 +121,7 @@ def test_a_place_that_does_not_look_like_a_mark_is_read_where_the_key_favours_it
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """So much is asked that nothing looks like a mark; it is read all the same."""
-    never = synchronise._Asked(1000.0, 1000.0, 1000.0)
+    never = synchronise._Asked(1000.0, 1000.0)
     monkeypatch.setattr(synchronise, "_OF_FEW", never)
     monkeypatch.setattr(synchronise, "_OF_MANY", never)
     picture, message = marked[0]
@@ -191,9 +191,10 @@ def test_a_search_decodes_no_more_places_than_it_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(synchronise, "MOST_DECODES", 2)
-    anything = synchronise._Asked(-100.0, -100.0, -100.0)
+    anything = synchronise._Asked(-100.0, -100.0)
     monkeypatch.setattr(synchronise, "_OF_FEW", anything)
     monkeypatch.setattr(synchronise, "_OF_MANY", anything)
+    monkeypatch.setattr(synchronise, "_STRIKING", -100.0)
     monkeypatch.setattr(synchronise, "_CLEAR", -100.0)
     picture = display(turned(marked[0][0], 10))
     until = time.thread_time() + 30.0
