@@ -14,7 +14,7 @@ import numpy as np
 from dicom_node.watermark.alignment import Tools, View
 from dicom_node.watermark.favoured import Favoured
 from dicom_node.watermark.fourier import ANGLES, chance, enlarged
-from dicom_node.watermark.placement import Placement, outlined
+from dicom_node.watermark.placement import Placement, canvas, outlined
 
 # Logs of sizes, a frame's against the picture's.
 _FINE_STEP, _TURN_STEP, _COARSE_STEP = 0.01, 0.012, 0.02  # 0.01 amiss, half the evidence is left
@@ -62,12 +62,14 @@ class Hypotheses:
         self, view: View, tools: Tools, late: Callable[[], bool], favoured: Favoured
     ) -> None:
         self._view, self._tools, self._late, self.favoured = view, tools, late, favoured
+        self._on_canvas = canvas(view.picture) is not None
 
     def likely(self) -> Iterator[Iterator[Candidate]]:
         """Yield stages, each the candidates of one kind of geometry as it finds them.
 
         Frames that are shifted, cropped or framed, and turned by any angle, are among them, the
-        same mirrored, and what is cropped by less than a third in the other poses.
+        same mirrored, and what is cropped by less than a third in the other poses. A larger canvas
+        has corners of one grey level; where they differ, none is looked for before `unlikely`.
         """
         whole = Placement.whole(self._view.shape)
         crops = _sizes(0.0, _HALF_LEFT, _FINE_STEP)
@@ -77,12 +79,13 @@ class Hypotheses:
             yield from self._framed(rectangle)
         half = len(crops) // 2
         yield self._shifted([_resized(whole, size) for size in crops[1:half]])
-        expanded = _sizes(_EXPANDED, -_TURN_STEP, _TURN_STEP)
+        expanded = _expanded() if self._on_canvas else []
         cropped = _sizes(_TURN_STEP, _HALF_LEFT, _TURN_STEP)
         yield self._turned(whole, expanded, [False])
         yield self._turned(whole, cropped, [False])
         yield self._shifted([_resized(whole, size) for size in crops[half:]])
-        yield self._shifted(list(held(self._view.shape)), centred=True)
+        if self._on_canvas:
+            yield self._shifted(list(held(self._view.shape)), centred=True)
         yield self._turned(whole, expanded + cropped, [True])
         small_crops, _ = _coarse_crops()
         poses = _poses(self._view.shape)
@@ -94,6 +97,9 @@ class Hypotheses:
         small_crops, large_crops = _coarse_crops()
         coarse = small_crops + large_crops
         slightly, more = _STRETCHES[:2], _STRETCHES[2:]
+        if not self._on_canvas:
+            yield self._turned(whole, _expanded())
+            yield self._shifted(list(held(self._view.shape)), centred=True)
         yield self._shifted([_resized(whole, size, s) for size in coarse for s in slightly])
         smaller = _sizes(_BORDERED, -_COARSE_STEP, _COARSE_STEP)
         yield self._shifted([_resized(whole, size) for size in smaller])
@@ -189,6 +195,11 @@ def _sizes(low: float, high: float, step: float) -> list[float]:
     """Return logs of sizes from `low` to `high`, nearest to none first."""
     numbers = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1)
     return sorted((float(n) * step for n in numbers), key=abs)
+
+
+def _expanded() -> list[float]:
+    """Return logs of sizes of frames that were turned on a larger canvas."""
+    return _sizes(_EXPANDED, -_TURN_STEP, _TURN_STEP)
 
 
 def _coarse_crops() -> tuple[list[float], list[float]]:

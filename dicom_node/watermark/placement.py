@@ -186,11 +186,17 @@ def outlined(picture: Float32) -> Iterator[Placement]:
         yield Placement(0.0, False, 1.0, *sides, middle)
 
 
-def tilted(picture: Float32) -> Placement | None:
-    """Return the turned rectangle that lies on a canvas of one grey level, None without one."""
+def canvas(picture: Float32) -> float | None:
+    """Return the grey level that all four corners have, None if they differ."""
     corners = np.stack([picture[at][:, to] for at in _ENDS for to in _ENDS])
     level = float(np.median(corners))
-    if np.abs(corners.mean(axis=(1, 2)) - level).max() > BORDER_STEP:
+    return level if np.abs(corners.mean(axis=(1, 2)) - level).max() <= BORDER_STEP else None
+
+
+def tilted(picture: Float32) -> Placement | None:
+    """Return the turned rectangle that lies on a canvas of one grey level, None without one."""
+    level = canvas(picture)
+    if level is None:
         return None
     seen = (np.abs(picture - level) > BORDER_STEP).astype(np.uint8)
     seen = np.asarray(cv2.morphologyEx(seen, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)))

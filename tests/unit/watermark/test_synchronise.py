@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -395,6 +395,32 @@ def test_a_frame_that_its_canvas_holds_is_looked_for_in_the_middle_only(
         place = candidate.placement
         away = np.hypot(*(np.array(place.centre) - np.array(view.shape[::-1]) / 2))
         assert away <= 7 * 2**0.5 * max(place.columns, place.rows) / tools.side
+
+
+@pytest.mark.parametrize(("border", "first"), [(0, True), (40, True), (None, False)])
+def test_a_larger_canvas_is_looked_for_first_where_the_corners_are_of_one_grey_level(
+    tools: Tools, border: int | None, first: bool
+) -> None:
+    picture = cv2.GaussianBlur(np.random.default_rng(3).random((96, 96), np.float32), (0, 0), 3)
+    picture[:48, :48] *= 0.5
+    if border is not None:
+        picture = cv2.copyMakeBorder(picture, *4 * [12], cv2.BORDER_CONSTANT, value=border / 255)
+    view = View(picture, tools)
+    favoured = Favoured(view.picture, tools.shifts, tools.side, [KEY])
+    hypotheses = Hypotheses(view, tools, lambda: False, favoured)
+    sizes: list[list[float]] = []
+
+    def counted(_: Placement, asked: Sequence[float], *__: object) -> Iterator[Candidate]:
+        sizes.append(list(asked))
+        return iter(())
+
+    hypotheses._turned = counted
+    hypotheses._shifted = lambda *_, **__: iter(())
+    for stages, expected in ((hypotheses.likely(), first), (hypotheses.unlikely(), not first)):
+        sizes.clear()
+        for stage in stages:
+            assert not list(stage)
+        assert any(size < 0 for asked in sizes for size in asked) == expected
 
 
 @pytest.mark.parametrize(
