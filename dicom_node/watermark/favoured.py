@@ -48,6 +48,8 @@ class Favoured:
         Display values 0..1, ``(rows, columns)``.
     bank
         Asks all shifts of whitened pictures, ``(side, side)``.
+    keys
+        Whose marks are looked for: what every one of them favours is noted.
 
     Attributes
     ----------
