@@ -173,14 +173,13 @@ class RobustDetector:
         Few pictures are small frames enlarged, and to read all of them so would take longer than
         to read them as they are. Not to read what would not be read makes no false accept likelier.
         """
-        small = self.resample(display)
+        small, ways = self.resample(display), product(keys, range(ways_of(folds)))
+        signs = np.stack([words.whitening(key, way)[: expecting.HASH_BITS] for key, way in ways])
         for soft, pose in zip(_normed(self.look(display, folds, poses)), poses, strict=True):
             belief = expecting.told(pose.upright(small)).belief
             least = _AGREES * float(np.linalg.norm(belief)) / np.sqrt(soft.size)
-            said = belief * soft[: len(belief)]
-            for key, way in product(keys, range(ways_of(folds))):
-                if said @ words.whitening(key, way)[: len(belief)] > least:
-                    return True
+            if np.max(signs @ (belief * soft[: len(belief)]), initial=0.0) > least:
+                return True
         return False
 
     def _closer(

@@ -187,16 +187,18 @@ def scores(messages: Bytes, soft: Float32) -> Float32:
     soft
         ``(160,)``, positive for 1.
     """
-    by_byte = soft.reshape(-1, 8).astype(np.float32)
-    sums = np.ascontiguousarray(by_byte @ (2 * _byte_bits().T.astype(np.float32) - 1))
-    return _scores(messages, _parity_table(), sums)
+    return _scores(messages, _parity_table(), _sums_by_byte(soft))
 
 
 def hash_scores(hashes: Bytes, soft: Float32) -> Float32:
     """Return the inner products of soft bits ``(64,)`` with hashes ``(n, 8)``, ``(n,)``."""
+    return _hash_scores(hashes, _sums_by_byte(soft))
+
+
+def _sums_by_byte(soft: Float32) -> Float32:
+    """Return what each value of each byte of a word sums of the soft bits, ``(bytes, 256)``."""
     by_byte = soft.reshape(-1, 8).astype(np.float32)
-    sums = np.ascontiguousarray(by_byte @ (2 * _byte_bits().T.astype(np.float32) - 1))
-    return _hash_scores(hashes, sums)
+    return np.ascontiguousarray(by_byte @ (2 * _byte_bits().T.astype(np.float32) - 1))
 
 
 @cache

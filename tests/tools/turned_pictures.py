@@ -1,11 +1,36 @@
-"""8-bit pictures for tests of the geometric search: turned, and in display values."""
+"""8-bit pictures for tests of the geometric search: marked, turned, and in display values."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import NamedTuple
+
 import cv2
 import numpy as np
+from robust_key import Key
+
+from dicom_node.watermark.robust import RobustWatermark
 
 Picture = np.ndarray
+
+
+class Marked(NamedTuple):
+    """A marked frame, its cover and its message."""
+
+    picture: Picture
+    cover: Picture
+    message: bytes
+
+
+def marked_frames(watermark: RobustWatermark, shared: Path, count: int, key: Key) -> list[Marked]:
+    """Mark frames from all over the validation split."""
+    names, frames = sorted((shared / "whole" / "val").rglob("*.webp")), []
+    for name in names[:: len(names) // count][:count]:
+        frame = cv2.imread(str(name), cv2.IMREAD_GRAYSCALE)
+        mark = watermark.embed(frame.astype(np.int32), display(frame), step=1.0, low=0, high=255,
+                               padding=None, key=key)  # fmt: skip
+        frames.append(Marked(mark.marked.astype(np.uint8), frame, mark.message))
+    return frames
 
 
 def display(picture: Picture) -> np.ndarray:

@@ -12,17 +12,15 @@ import cv2
 import numpy as np
 import pytest
 from robust_key import Key
-from turned_pictures import Picture, display, turned
+from turned_pictures import Picture, display, marked_frames, turned
 
 from dicom_node.inference import open_engine
 from dicom_node.watermark import synchronise
 from dicom_node.watermark.alignment import Tools, View, tools_of
 from dicom_node.watermark.favoured import Favoured
-from dicom_node.watermark.fourier import ANGLES, TurnBank, chance, enlarged, evidence
 from dicom_node.watermark.hypotheses import Candidate, Hypotheses, held
 from dicom_node.watermark.placement import Placement, as_seen, cut, inside
 from dicom_node.watermark.robust import Detection, RobustWatermark
-from dicom_node.watermark.shifts import _likeliest
 from dicom_node.watermark.synchronise import find
 
 KEY = Key(b"k")
@@ -37,14 +35,8 @@ def watermark() -> RobustWatermark:
 @pytest.fixture(scope="module")
 def marked(watermark: RobustWatermark, shared: Path) -> list[tuple[Picture, bytes]]:
     """Five frames of the validation split with W1 in them, and their messages."""
-    names = sorted((shared / "whole" / "val").rglob("*.webp"))
-    pairs = []
-    for name in names[:: len(names) // 5][:5]:
-        frame = cv2.imread(str(name), cv2.IMREAD_GRAYSCALE)
-        mark = watermark.embed(frame.astype(np.int32), display(frame), step=1.0, low=0, high=255,
-                               padding=None, key=KEY)  # fmt: skip
-        pairs.append((mark.marked.astype(np.uint8), mark.message))
-    return pairs
+    frames = marked_frames(watermark, shared, 5, KEY)
+    return [(frame.picture, frame.message) for frame in frames]
 
 
 _moved_in = View.moved_in
@@ -234,69 +226,6 @@ def test_a_tiny_picture_reads_as_nothing(
 @pytest.fixture(scope="module")
 def tools(watermark: RobustWatermark) -> Tools:
     return tools_of(watermark.engine)
-
-
-def _carrier(tools: Tools, seed: int = 3) -> np.ndarray:
-    """Soft bits of one size and any signs, as a whitened picture."""
-    signs = np.random.default_rng(seed).choice([-1, 1], len(tools.patterns)).astype(np.float32)
-    return (signs @ tools.patterns).reshape(tools.side, tools.side)
-
-
-def test_the_shift_bank_finds_a_shifted_carrier_where_it_is(tools: Tools) -> None:
-    shifted = np.roll(_carrier(tools), (5, -9), (0, 1))
-    peaks = list(tools.shifts.peaks(tools.shifts.ask(shifted, (12.0, 12.0), 6.0, 32)))
-    best = max(peaks, key=lambda peak: peak.surprise)
-    assert (best.down, best.right) == (5, -9)
-
-
-def test_soft_bits_of_a_shift_are_those_of_the_plain_product(tools: Tools) -> None:
-    plane = np.random.default_rng(1).normal(size=(tools.side, tools.side)).astype(np.float32)
-    down, right = np.array([-7.5, 3.0], np.float32), np.array([0.5, 4.0], np.float32)
-    soft = tools.shifts.soft_bits(plane, down, right)
-    assert soft.shape == (2, 160)
-    expected = tools.patterns @ np.roll(plane, (-3, -4), (0, 1)).ravel()
-    np.testing.assert_allclose(soft[1], expected, rtol=1e-3, atol=1e-4)
-
-
-def test_the_band_of_the_patterns_holds_what_tells_a_shift(tools: Tools) -> None:
-    plane = _carrier(tools) + np.random.default_rng(1).normal(size=(tools.side, tools.side)) / 50
-    down, right = np.array([-7.5, 0.0], np.float32), np.array([4.0, 0.0, 9.0], np.float32)
-    energy, size = tools.shifts.sums(plane.astype(np.float32), down, right, 160)
-    assert energy.shape == size.shape == (2, 3)
-    soft = tools.shifts.soft_bits(plane.astype(np.float32), down[1:], right[1:2])
-    assert 0.85 < energy[1, 1] / float(np.square(soft).sum()) < 1.0
-    assert 0.92 < size[1, 1] / float(np.abs(soft).sum()) < 1.0
-
-
-def test_one_entry_of_four_neighbours_is_told(tools: Tools) -> None:
-    there = np.zeros((9, 9), np.float32)
-    there[2, 2], there[3, 3], there[8, 8] = 3, 2, 1
-    chosen = set(zip(*_likeliest(there), strict=True))
-    assert {(2, 2), (8, 8)} <= chosen
-    assert (3, 3) not in chosen
-
-
-@pytest.mark.parametrize("degrees", [12.0, 200.0])
-def test_the_turn_bank_finds_a_turned_carrier_at_its_angle(tools: Tools, degrees: float) -> None:
-    bank = TurnBank(tools.patterns.reshape(-1, tools.side, tools.side), 1.0)
-    plane = enlarged(turned(enlarged(_carrier(tools), 4), degrees)[::4, ::4], 2)
-    [asked] = bank.ask([(plane, 1.0)])
-    assert asked.soft.shape == (ANGLES, 160)
-    assert int(asked.there.argmax()) * 360 / ANGLES == pytest.approx(degrees, abs=1.0)
-
-
-def test_chance_alone_hardly_exceeds_what_is_expected_of_it() -> None:
-    rng = np.random.default_rng(4)
-    soft = rng.normal(size=(20_000, 160)).astype(np.float32)
-    there = evidence(np.square(soft).sum(1), np.abs(soft).sum(1), 160, 1.0)
-    assert abs(float(there.mean())) < 0.2
-    assert float(there.std()) == pytest.approx(2**0.5, abs=0.3)
-    assert abs(float(there.max()) - chance(len(there))) < 1.5
-
-
-def test_enlarging_keeps_every_sample(tools: Tools) -> None:
-    plane = _carrier(tools)
-    np.testing.assert_allclose(enlarged(plane, 2)[::2, ::2], plane, atol=1e-3)
 
 
 def test_a_whole_frame_is_seen_as_the_plain_path_sees_it(watermark: RobustWatermark) -> None:
