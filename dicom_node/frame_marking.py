@@ -43,8 +43,8 @@ WORST_DB = 41.0  # PSNR in the display window that both marks together leave eve
 # Kept free for what W2 takes more the next time: its bits are others then.
 _SPARES_DB = (0.1, 0.3, 0.6)
 # Where soft bits agree with the word by no more than this above what reading asks, another way to
-# put W1 in is tried first.
-_SPARE = 0.06
+# put W1 in is tried first: that the likeliest guess is asked for little makes no mark weaker.
+_SPARE = 0.1
 # Or where they agree by less than this through a blur: hardly any strength was to be had.
 _WELL = 0.7
 # A weaker W1 is asked for only where its soft bits will agree by so much with the code word.

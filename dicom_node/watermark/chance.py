@@ -36,7 +36,7 @@ _TRIED = np.geomspace(0.15, 6.0, 40)  # x, where the mean square of the soft bit
 # off by no more than this share of its standard deviation.
 _SHORT, _OFF = 3.0, 0.02
 _SINGLE = 1e-5  # error of a sum of single precision, as a share of the sum of all sizes
-_EVEN = 16  # guesses that are nearly equally likely
+_FIRST, _FALLS = 0.5, 1.3  # how likely guesses are to be right, by their rank, see `asked`
 
 
 def nats(soft: Float32, sums: Float32) -> Float64:
@@ -125,10 +125,11 @@ def _chernoff(soft: Float32, t: Float64) -> Float64:
 def asked(guesses: int, rarity_bits: float) -> Float64:
     """Return the nats asked of each of so many guesses, the likeliest first, ``(guesses,)``.
 
-    The chance of all false accepts, ``2**-rarity_bits``, is shared out as ``1 / (rank + 16)``: two
-    thirds of the right ones are among the first hundred.
+    The chance of all false accepts, ``2**-rarity_bits``, is shared out as guesses are likely to be
+    right, ``(rank + 0.5)**-1.3``. Of marks that were just so recognised or just not, 54 % have the
+    first, 22 % one of the next nine, 8 % of the next ninety, 6 % one of the rest.
     """
-    shares = 1 / (np.arange(guesses) + _EVEN)
+    shares = (np.arange(guesses) + _FIRST) ** -_FALLS
     least: Float64 = rarity_bits * math.log(2) - np.log(shares / shares.sum())
     least.setflags(write=False)
     return least

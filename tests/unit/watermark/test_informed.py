@@ -10,7 +10,7 @@ import pytest
 from Crypto.Hash import KMAC256
 from robust_key import Key
 
-from dicom_node.watermark import expecting, informed, reading, trellis, words
+from dicom_node.watermark import closely, expecting, informed, reading, trellis, words
 from dicom_node.watermark.reading import UPRIGHT
 
 KEY = Key(b"k")
@@ -135,3 +135,14 @@ def test_words_are_the_same_for_ever() -> None:
     word = _nearest(message, ramp)
     path = (word * keyed > 0).astype(np.uint8)
     assert hashlib.sha256(np.packbits(path).tobytes()).hexdigest()[:16] == "e11d5579dc6c12b7"
+
+
+@pytest.mark.parametrize("tone", range(5))
+def test_a_word_is_found_in_a_picture_whose_tones_were_changed(tone: int) -> None:
+    """Frames of narrow windows carry such words, and contrast moves their hash farthest."""
+    earlier = expecting.other_tones(PICTURE)[tone]
+    message = _message(expecting.hashes(earlier)[0].tobytes())
+    soft = _turned(_soft(tone), _nearest(message, _soft(tone)), 0.8)
+    found = closely.read_toned(soft, PICTURE, [KEY], UPRIGHT)
+    assert (found.message, found.recognised) == (message, True)
+    assert not closely.read_toned(soft, PICTURE, [Key(b"o")], UPRIGHT).decoded
