@@ -44,7 +44,7 @@ _STEEPER = 1.5  # contrast
 _BLACK, _FALLS_OFF_PX = 1 / 256, 3.0
 _POWERS = 2, 8  # the eighth: most pictures are dark, so that equalising them raises nearly all
 # Cosine between the first soft bits and a hash below which its tag is not asked: a message that is
-# recognised agrees by 0.5 or more, and a part of its bits hardly ever by so little.
+# recognised agrees by 0.48 or more, and a part of its bits hardly ever by so little.
 _OWN_AGREEMENT = 0.25
 # Of each side of the median, the bits nearest to it that are exchanged: so many, so many at once.
 _EXCHANGED = ((1, 32), (2, 14), (3, 9), (4, 7))
