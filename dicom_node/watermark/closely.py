@@ -3,9 +3,10 @@
 *Recognised*: the message that this picture would have is looked for in the soft bits
 (:mod:`expecting`). *In any word*: it is looked for in all its code words (:mod:`informed`). *With
 belief*: they are decoded together with what the picture tells of its own hash. *Known*: messages
-that somebody remembers are looked for. *Deep*: soft bits are decoded among more words, then more
-guesses are looked for, then those that soft bits point to (:mod:`guided`). *In part*: all that for
-a picture that shows a part of its frame (:mod:`partial`).
+that somebody remembers are looked for. *By both*: in the soft bits of D1 and R2 together. *Deep*:
+soft bits are decoded among more words, then more guesses are looked for, then those that soft bits
+point to (:mod:`guided`). *In part*: all that for a picture that shows a part of its frame
+(:mod:`partial`).
 
 A wrong word passes as ours once in 2**32 attempts: four each time that soft bits are read, with
 belief or not; one for all guesses when they are recognised, in their code words or in any word, or
