@@ -42,6 +42,7 @@ DEEP = 3  # surest bits that may be wrong together; read at sight: 2
 def read_weak(
     soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose,
     known: Hashes | None = None, *, toned: bool = True, ways: int = 1, decoded: bool = False,
+    both: Float32 | None = None,
 ) -> Detection:  # fmt: skip
     """Return what soft bits say when they are read in every way but the deepest.
 
@@ -60,6 +61,9 @@ def read_weak(
         In how many ways the code word may have been whitened; as it lies it is decoded in all.
     decoded
         `read` was asked already.
+    both
+        Sum of D1's and R2's, each of norm 1, in which the guesses are looked for as well: they err
+        differently where tones were changed; through noise R2 alone sees more.
     """
     sought = ways if toned else 1
     if not decoded:
@@ -76,21 +80,24 @@ def read_weak(
     lowered = expecting.without_floor(frame) if not found.decoded else None
     if lowered is not None:
         found = recognise(soft, expecting.hashes(lowered), keys, pose, ways=ways)
+    if both is not None and not found.decoded:
+        found = recognise(both, guesses, keys, pose)
     if toned and not found.decoded:
-        found = read_toned(soft, frame, keys, pose, ways=ways)
+        found = read_toned(soft, frame, keys, pose, ways=ways, both=both)
     if not found.decoded and known is not None and len(known):
         found = _read_known(soft, known, guesses[0], keys, pose, ways)
     return found
 
 
 def read_toned(
-    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1
-) -> Detection:
+    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1,
+    both: Float32 | None = None,
+) -> Detection:  # fmt: skip
     """Return what soft bits say of a picture whose tones were changed (`expecting.other_tones`).
 
     Parameters
     ----------
-    soft, frame, ways
+    soft, frame, ways, both
         As `read_weak` takes them.
     """
     for earlier in expecting.other_tones(frame):
@@ -101,27 +108,8 @@ def read_toned(
             found = recognise_any(soft, guesses[: informed.FEWEST], keys, pose)
         if not found.decoded:
             found = read_with_belief(soft, told.belief, keys, pose)
-        if found.decoded:
-            return found
-    return Detection(False, pose=pose)
-
-
-def read_by_both(
-    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose
-) -> Detection:
-    """Return what the soft bits of both readers together say, whatever the picture's tones.
-
-    D1 and R2 err differently where tones were changed; through noise R2 alone sees more.
-
-    Parameters
-    ----------
-    soft
-        Sum of D1's and R2's, each of norm 1, ``(160,)``.
-    frame
-        As `read_weak` takes it.
-    """
-    for earlier in (frame, *expecting.other_tones(frame)):
-        found = recognise(soft, expecting.hashes(earlier), keys, pose)
+        if not found.decoded and both is not None:
+            found = recognise(both, guesses, keys, pose)
         if found.decoded:
             return found
     return Detection(False, pose=pose)

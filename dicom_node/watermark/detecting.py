@@ -195,10 +195,12 @@ class RobustDetector:
         # A small frame that was enlarged beyond that has mostly kept its tones.
         in_full = folds == 1 or max(display.shape) <= TURNED_PX
 
-        def read(soft: Float32, pose: Pose, *, decoded: bool = False) -> Detection:
+        def read(
+            soft: Float32, pose: Pose, *, decoded: bool = False, both: Float32 | None = None
+        ) -> Detection:
             return closely.read_weak(
                 soft, pose.upright(picture), keys, pose, known,
-                toned=in_full and pose is UPRIGHT, ways=ways, decoded=decoded,
+                toned=in_full and pose is UPRIGHT, ways=ways, decoded=decoded, both=both,
             )  # fmt: skip
 
         if folds > 1:  # chosen through D1, which sees all of a small picture
@@ -208,14 +210,11 @@ class RobustDetector:
         if ranked[0] is not UPRIGHT:
             yield from glances
         looked = [(self._soft_bits(whitened, display, folds, poses[:1])[0], UPRIGHT)]
-        yield read(*looked[0])
+        yield read(*looked[0], both=_together(soft, looked[0][0]) if folds == 1 else None)
         yield from glances
         for pose in [each for each in ranked if each is not UPRIGHT][:turned]:
             looked.append((self.look_closely(display, folds, [pose])[0], pose))
             yield read(*looked[-1])
-        if folds == 1:
-            both = _normed(soft[None])[0] + _normed(looked[0][0][None])[0]
-            yield closely.read_by_both(both, picture, keys, UPRIGHT)
         most, pose = max(looked, key=lambda each: _evenness(each[0]))
         yield closely.read_deepest(most, pose.upright(picture), keys, pose, ways=ways)
         for told in partial.parts(picture) if folds == 1 else ():
@@ -264,6 +263,12 @@ def _first(found: Iterable[Detection]) -> Detection:
 def _normed(soft: Float32) -> Float32:
     normed: Float32 = soft / (np.linalg.norm(soft, axis=1, keepdims=True) + 1e-9)
     return normed
+
+
+def _together(one: Float32, other: Float32) -> Float32:
+    """Return the sum of two readers' soft bits, each of norm 1, ``(code_bits,)``."""
+    both: Float32 = _normed(np.stack([one, other])).sum(axis=0)
+    return both
 
 
 def _evenness(soft: Float32) -> float:

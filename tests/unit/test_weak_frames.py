@@ -191,7 +191,7 @@ def test_what_neither_reader_sees_alone_both_see_together(
         ]
 
     together = read()
-    monkeypatch.setattr("dicom_node.watermark.closely.read_by_both", lambda *_: Detection(False))
+    monkeypatch.setattr("dicom_node.watermark.detecting._together", lambda _, of_r2: of_r2)
     assert sum(together) > sum(read())
     assert sum(together) >= len(every) - 1
 
