@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from dicom_node.inference.base import AMPLITUDE, Float32, RobustEngine
 from dicom_node.inference.correlator import superpose
+from dicom_node.watermark import small as small_frame
 from dicom_node.watermark import synthesis
-from dicom_node.watermark.covers import Choice, Cover, Look, budget_rms
+from dicom_node.watermark.covers import Choice, Chosen, Cover, Look, budget_rms
 from dicom_node.watermark.residual import visible
 from dicom_node.watermark.synthesis import Int32
 
@@ -41,9 +42,7 @@ CREST, FLAT, FLATTEST = 1.6, 0.8, 0.6
 SAFE, UNSAFE = (0.2, 0.78), 0.3
 SECOND_SOFTNESS = 2.2
 ALONG = 1.25  # how far along the word, in standard deviations of what the cover adds across it
-# Of folded carriers: along the word, crest, and how far their patterns are taken apart.
-ALONG_FOLDED, CREST_FOLDED, APART = 2.0, 2.2, 0.6
-SMALL_JPEG = 70  # what a small frame is marked for beside an export as it is
+ALONG_FOLDED, CREST_FOLDED = 2.0, 2.2  # of folded carriers
 BARELY, LEAST_SHARE = (0.02, 0.98), 0.5
 GREY, LEAST_GREY_PX = (0.1, 0.92), 200  # neither black nor white: it tells how smooth a frame is
 
@@ -67,11 +66,11 @@ class Chooser:
         self._engine, self._second, self._look, self._any_word = engine, second, look, any_word
         self._folds = look.folds
 
-    def cover(
+    def covers(
         self, host: Int32, display: Float32, small: Float32, step: float, low: int, high: int,
         word: Float32, nearest: Callable[[Float32], Float32] | None = None,
-    ) -> Cover:  # fmt: skip
-        """Return a frame about to be marked; the rest as `robust.embed` takes it.
+    ) -> list[Cover]:  # fmt: skip
+        """Return a frame about to be marked, in each way to do so; the rest as `robust.embed`.
 
         Parameters
         ----------
@@ -88,30 +87,20 @@ class Chooser:
         cover = Cover(small, seen, display, stored, step, low + room, high - room, word, word, word,
                       (columns, rows))  # fmt: skip
         if self._folds > 1:
-            cover = self._small(cover)
-        else:
-            cover = replace(cover, soft=self._soft(seen, cover))
+            return small_frame.covers(self.as_it_is(cover), self._look, nearest)
+        cover = replace(cover, soft=self._soft(seen, cover))
         if nearest is None:
-            return cover
-        aim = cover.aim * word if self._folds > 1 else self._aim(cover)
+            return [cover]
+        aim = self._aim(cover)
         better = nearest(aim)
-        return replace(cover, word=better, soft=cover.soft * word * better, aim=aim * better)
+        soft = cover.soft * word * better
+        return [replace(cover, word=better, soft=soft, aim=aim * better)]
 
     def _aim(self, cover: Cover) -> Float32:
         """Return the soft bits of a frame, on average with and without a blur."""
         sharp = self._soft(cover.seen, replace(cover, blur=None))
         both = (each / (np.linalg.norm(each) + 1e-9) for each in (cover.soft, sharp))
         return np.asarray(sum(both) * cover.word, np.float32)
-
-    def _small(self, cover: Cover) -> Cover:
-        """Return the cover of a small frame, which is looked at as it is and after JPEG."""
-        sharp = self.as_it_is(cover)
-        grey = np.rint(cover.display * 255).astype(np.uint8)
-        code = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, SMALL_JPEG])[1]
-        coded = np.asarray(cv2.imdecode(code, cv2.IMREAD_GRAYSCALE), np.float32)
-        both = sharp.soft, self._soft(self._look.at(coded * np.float32(1 / 255)), sharp)
-        aim = sum(each / (np.linalg.norm(each) + 1e-9) for each in both)
-        return replace(sharp, aim=np.asarray(aim, np.float32))
 
     def as_it_is(self, cover: Cover) -> Cover:
         """Return a cover that is looked at without a blur."""
@@ -176,10 +165,14 @@ class Chooser:
         along = ALONG if self._folds == 1 else ALONG_FOLDED
         amplitudes = cover.word * (along * np.sqrt(np.mean(aim**2)) - aim)
         if self._folds > 1:
-            amplitudes = _apart(self._engine.patterns, self._folds) @ amplitudes
+            amplitudes = small_frame.apart(self._engine.patterns, self._folds) @ amplitudes
         levels = np.rint(amplitudes * (AMPLITUDE / np.abs(amplitudes).max()))
         grid = self._engine.strengths(cover.small[None, None])[0]
         return levels.astype(np.int8), np.clip(grid, 0, 7).astype(np.uint8)
+
+    def survives(self, chosen: Chosen) -> float:
+        """Return what JPEG leaves of a choice for a small frame: the more, the better."""
+        return small_frame.survives(chosen, self._look)
 
     def limits(self, *, bound: bool) -> tuple[float, int]:
         """Return where the carrier is cut, in its standard deviations, and the largest strength."""
@@ -204,7 +197,8 @@ class Chooser:
         reads = _agreement(cover.soft + rms[:, None] * choice.gain)
         enough = reads >= READS
         noise_db = NOISE_SMOOTH_DB if is_smooth(cover.small) else NOISE_DB
-        enough &= (budgets <= noise_db) | (self._noisy(cover, choice, rms) >= NOISY)
+        if self._folds == 1:  # small frames take all there is
+            enough &= (budgets <= noise_db) | (self._noisy(cover, choice, rms) >= NOISY)
         best = int(np.argmax(enough)) if enough.any() else int(np.argmax(reads))
         return float(rms[best]), float(reads[best])
 
@@ -227,24 +221,6 @@ def _agreement(soft: Float32) -> Float32:
     """Return the cosine between soft bits times the code word, ``(..., 160)``, and all ones."""
     agreement: Float32 = soft.mean(axis=-1) / np.sqrt(np.mean(soft**2, axis=-1) + 1e-9)
     return agreement
-
-
-@lru_cache(maxsize=4)
-def _apart_of(patterns: bytes, count: int, folds: int) -> Float32:
-    each = np.frombuffer(patterns, np.int8).reshape(count, -1).astype(np.int32)
-    small = np.stack([synthesis.folded(pattern, folds) for pattern in each]).astype(np.float64)
-    alike = small @ small.T
-    alike /= np.mean(np.diag(alike))
-    inverse: Float32 = np.linalg.inv(alike + APART * np.eye(count)).astype(np.float32)
-    return inverse
-
-
-def _apart(patterns: NDArray[np.int8], folds: int) -> Float32:
-    """Return what makes amplitudes of folded patterns of the bits wanted, ``(K, K)``.
-
-    Least squares, with as much restraint as a frame's own texture asks for.
-    """
-    return _apart_of(patterns.tobytes(), len(patterns), folds)
 
 
 def midtones(grid: NDArray[np.uint8], small: Float32) -> NDArray[np.uint8]:

@@ -114,6 +114,15 @@ class Choice:
     tried: float
 
 
+class Chosen(NamedTuple):
+    """A choice for a frame, the least rms that is enough, and how well it reads (cosine)."""
+
+    cover: Cover
+    choice: Choice
+    rms: float
+    reads: float
+
+
 class Look(NamedTuple):
     """What a mark is looked at through: side of the pictures, soft bits of ``(n, side, side)``.
 

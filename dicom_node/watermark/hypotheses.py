@@ -14,7 +14,7 @@ import numpy as np
 from dicom_node.watermark.alignment import Tools, View
 from dicom_node.watermark.favoured import Favoured
 from dicom_node.watermark.fourier import ANGLES, chance, enlarged
-from dicom_node.watermark.placement import Placement, canvas, outlined
+from dicom_node.watermark.placement import Placement, canvas, enclosed, outlined
 
 # Logs of sizes, a frame's against the picture's.
 _FINE_STEP, _TURN_STEP, _COARSE_STEP = 0.01, 0.012, 0.02  # 0.01 amiss, half the evidence is left
@@ -62,7 +62,7 @@ class Hypotheses:
         self, view: View, tools: Tools, late: Callable[[], bool], favoured: Favoured
     ) -> None:
         self._view, self._tools, self._late, self.favoured = view, tools, late, favoured
-        self._on_canvas = canvas(view.picture) is not None
+        self._on_canvas, self._enclosed = canvas(view.picture) is not None, enclosed(view.picture)
 
     def likely(self) -> Iterator[Iterator[Candidate]]:
         """Yield stages, each the candidates of one kind of geometry as it finds them.
@@ -70,6 +70,7 @@ class Hypotheses:
         Frames that are shifted, cropped or framed, and turned by any angle, are among them, the
         same mirrored, and what is cropped by less than a third in the other poses. A larger canvas
         has corners of one grey level; where they differ, none is looked for before `unlikely`.
+        Where its edges show it, too, it comes before what is cut off by more than a sixth.
         """
         whole = Placement.whole(self._view.shape)
         crops = _sizes(0.0, _HALF_LEFT, _FINE_STEP)
@@ -79,14 +80,14 @@ class Hypotheses:
             yield from self._framed(rectangle)
         half = len(crops) // 2
         yield self._shifted([_resized(whole, size) for size in crops[1:half]])
-        expanded = _expanded() if self._on_canvas else []
+        if self._enclosed:
+            yield from self._on_a_canvas(whole)
         cropped = _sizes(_TURN_STEP, _HALF_LEFT, _TURN_STEP)
-        yield self._turned(whole, expanded, [False])
         yield self._turned(whole, cropped, [False])
         yield self._shifted([_resized(whole, size) for size in crops[half:]])
-        if self._on_canvas:
-            yield self._shifted(list(held(self._view.shape)), centred=True)
-        yield self._turned(whole, expanded + cropped, [True])
+        if self._on_canvas and not self._enclosed:
+            yield from self._on_a_canvas(whole)
+        yield self._turned(whole, (_expanded() if self._on_canvas else []) + cropped, [True])
         small_crops, _ = _coarse_crops()
         poses = _poses(self._view.shape)
         yield self._shifted([_resized(pose, size) for size in small_crops for pose in poses])
@@ -98,8 +99,8 @@ class Hypotheses:
         coarse = small_crops + large_crops
         slightly, more = _STRETCHES[:2], _STRETCHES[2:]
         if not self._on_canvas:
-            yield self._turned(whole, _expanded())
-            yield self._shifted(list(held(self._view.shape)), centred=True)
+            yield from self._on_a_canvas(whole)
+            yield self._turned(whole, _expanded(), [True])
         yield self._shifted([_resized(whole, size, s) for size in coarse for s in slightly])
         smaller = _sizes(_BORDERED, -_COARSE_STEP, _COARSE_STEP)
         yield self._shifted([_resized(whole, size) for size in smaller])
@@ -108,6 +109,11 @@ class Hypotheses:
         yield self._shifted([_resized(pose, size) for pose in poses for size in large_crops])
         both = [replace(whole, rotation_deg=turn) for turn in _alternating(_TURNS)]
         yield self._shifted([_resized(pose, size) for pose in both for size in small_crops])
+
+    def _on_a_canvas(self, whole: Placement) -> Iterator[Iterator[Candidate]]:
+        """Look for frames that were turned on a larger canvas: of its aspect, then of any usual."""
+        yield self._turned(whole, _expanded(), [False])
+        yield self._shifted(list(held(self._view.shape)), centred=True)
 
     def _framed(self, rectangle: Placement) -> Iterator[Iterator[Candidate]]:
         """Look in a rectangle whose edges are seen, and so known to about a sample."""

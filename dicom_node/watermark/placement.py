@@ -24,6 +24,7 @@ _SAME = 0.01  # of a frame's side: places nearer than that are as good as the sa
 _ENDS = (slice(None, 2), slice(-2, None))
 _LEAST_TURN = 1.0  # degrees
 _RECTANGULAR = 0.95  # of the turned rectangle is inside what is seen; the rest is dark at its edges
+_ALL_CANVAS = 0.9  # of an edge
 _TELLING, _LONGER = 0.1, 1.02
 _TO_CORNER = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # sample i has its centre at i + 0.5
 
@@ -191,6 +192,15 @@ def canvas(picture: Float32) -> float | None:
     corners = np.stack([picture[at][:, to] for at in _ENDS for to in _ENDS])
     level = float(np.median(corners))
     return level if np.abs(corners.mean(axis=(1, 2)) - level).max() <= BORDER_STEP else None
+
+
+def enclosed(picture: Float32) -> bool:
+    """Whether a canvas shows along all four edges: a frame that it just holds meets each once."""
+    level = canvas(picture)
+    edges = picture[0], picture[-1], picture[:, 0], picture[:, -1]
+    return level is not None and all(
+        np.mean(np.abs(edge - level) <= BORDER_STEP) >= _ALL_CANVAS for edge in edges
+    )
 
 
 def tilted(picture: Float32) -> Placement | None:

@@ -16,7 +16,7 @@ from dicom_node.errors import WatermarkError
 from dicom_node.inference.base import Float32, Int8, RobustEngine
 from dicom_node.watermark import informed, perceptual, synthesis
 from dicom_node.watermark.choosing import HARDLY, Chooser
-from dicom_node.watermark.covers import Look
+from dicom_node.watermark.covers import Chosen, Cover, Look
 from dicom_node.watermark.detecting import RobustDetector
 from dicom_node.watermark.reading import DIHEDRAL, Detection, Pose
 from dicom_node.watermark.synthesis import Int32, RobustRecord
@@ -117,24 +117,35 @@ class RobustWatermark(RobustDetector):
         if min(display.shape) < MIN_SIDE_PX:
             return RobustMark(host, message, None, f"a side is below {MIN_SIDE_PX} px")
         chooser = self._chooser
-        cover = chooser.cover(host, display, small, step, low, high, code_word(message, key),
-                              self._nearest(message, key))  # fmt: skip
+        covers = chooser.covers(host, display, small, step, low, high, code_word(message, key),
+                                self._nearest(message, key))  # fmt: skip
         worst_db = min(max(self._least_db, least_db), self.most_db)
-        chosen = chooser.choose(cover, (self.most_db + worst_db) / 2, largest)
-        if chosen is None:
+        chosen = [each for each in (self._chosen(cover, worst_db, largest) for cover in covers)
+                  if each is not None]  # fmt: skip
+        if not chosen:
             return RobustMark(host, message, None, "the frame is flat or saturated throughout")
-        rms, reads = chooser.least_enough(cover, chosen, self.most_db, worst_db, largest)
+        best = chosen[0] if len(chosen) == 1 else max(chosen, key=chooser.survives)
+        choice, rms = best.choice, best.rms
+        scale = synthesis.fixed_point(rms * 256 * abs(step) / choice.size)
+        delta = synthesis.scale(choice.shape, *scale)
+        marked, exceptions = synthesis.apply(host, delta, low, high, padding)
+        record = RobustRecord(self.engine.model_id, choice.amplitudes, choice.strengths,
+                              choice.carrier_scale, scale, exceptions, self.folds)  # fmt: skip
+        return RobustMark(marked, message, record, mse=rms**2, reads=best.reads, delta=delta)
+
+    def _chosen(self, cover: Cover, worst_db: float, largest: int | None) -> Chosen | None:
+        """Return what is chosen for a frame seen in one way; None where it finds no room."""
+        chooser = self._chooser
+        choice = chooser.choose(cover, (self.most_db + worst_db) / 2, largest)
+        if choice is None:
+            return None
+        rms, reads = chooser.least_enough(cover, choice, self.most_db, worst_db, largest)
         if reads < HARDLY and cover.blur is not None:
             # No strength survives a blur: all there is goes into reading as it is.
             cover = chooser.as_it_is(cover)
-            chosen = chooser.choose(cover, worst_db, largest) or chosen
-            rms, reads = chooser.least_enough(cover, chosen, self.most_db, worst_db, largest)
-        scale = synthesis.fixed_point(rms * 256 * abs(step) / chosen.size)
-        delta = synthesis.scale(chosen.shape, *scale)
-        marked, exceptions = synthesis.apply(host, delta, low, high, padding)
-        record = RobustRecord(self.engine.model_id, chosen.amplitudes, chosen.strengths,
-                              chosen.carrier_scale, scale, exceptions, self.folds)  # fmt: skip
-        return RobustMark(marked, message, record, mse=rms**2, reads=reads, delta=delta)
+            choice = chooser.choose(cover, worst_db, largest) or choice
+            rms, reads = chooser.least_enough(cover, choice, self.most_db, worst_db, largest)
+        return Chosen(cover, choice, rms, reads)
 
     def _nearest(self, message: bytes, key: RobustKey) -> Callable[[Float32], Float32] | None:
         """Return what tells the word to put in from a cover's soft bits; None for the code word."""

@@ -158,9 +158,9 @@ class Real:
         self.chooser = Chooser(ENGINE, look=look, second=second)
         small = resample(self.display, ENGINE.side)
         self.word = np.sign(np.random.default_rng(7).normal(size=160)).astype(np.float32)
-        self.cover: Cover = self.chooser.cover(
+        self.cover: Cover = self.chooser.covers(
             self.host, self.display, small, step, self.bounds.low, self.bounds.high, self.word
-        )
+        )[0]
         if not blurred:
             self.cover = self.chooser.as_it_is(self.cover)
         self.psnr_db = 43.0

@@ -8,7 +8,7 @@ import pytest
 from turned_pictures import display, turned
 
 from dicom_node.watermark.borders import borderless
-from dicom_node.watermark.placement import Placement, inside, outlined, tilted
+from dicom_node.watermark.placement import Placement, canvas, enclosed, inside, outlined, tilted
 
 
 def test_a_placement_and_its_matrix_agree_on_the_corners() -> None:
@@ -50,6 +50,27 @@ def test_a_turned_frame_is_seen_on_its_canvas_whatever_its_aspect(degrees: float
     assert (posed.columns, posed.rows) == pytest.approx((250, 150), abs=2.5)
     assert sorted(sides) == sorted((posed.columns, posed.rows))
     assert posed.centre == pytest.approx((canvas.shape[1] / 2, canvas.shape[0] / 2), abs=1)
+
+
+@pytest.mark.parametrize("degrees", [5.0, 15.0, 45.0, -20.0])
+def test_a_canvas_that_just_holds_a_frame_shows_along_all_edges(degrees: float) -> None:
+    rng = np.random.default_rng(6)
+    picture = cv2.GaussianBlur(rng.integers(60, 256, (150, 250)).astype(np.uint8), (0, 0), 1)
+    assert not enclosed(display(picture))
+    for shown in (turned(picture, degrees, whole=True), 255 - turned(255 - picture, degrees)):
+        coded = display(cv2.imdecode(cv2.imencode(".jpg", shown)[1], 0))
+        assert enclosed(coded) == (shown.shape != picture.shape)
+
+
+def test_a_frame_that_is_cut_off_is_not_enclosed_though_its_corners_are_dark() -> None:
+    rng = np.random.default_rng(6)
+    picture = cv2.GaussianBlur(rng.integers(60, 256, (200, 200)).astype(np.uint8), (0, 0), 1)
+    head = np.zeros_like(picture)
+    cv2.ellipse(head, (100, 100), (70, 90), 0, 0, 360, 1, -1)
+    whole, cut = display(picture * head), display((picture * head)[:, 40:160])
+    assert canvas(cut) is not None
+    assert enclosed(whole)
+    assert not enclosed(cut)
 
 
 def test_a_frame_that_is_dark_at_one_edge_is_also_looked_for_as_its_canvas_holds_it() -> None:

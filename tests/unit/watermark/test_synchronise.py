@@ -352,6 +352,31 @@ def test_a_larger_canvas_is_looked_for_first_where_the_corners_are_of_one_grey_l
         assert any(size < 0 for asked in sizes for size in asked) == expected
 
 
+@pytest.mark.parametrize("enclosed", [True, False])
+def test_a_canvas_is_looked_for_before_large_crops_only_where_all_edges_show_it(
+    tools: Tools, enclosed: bool
+) -> None:
+    rng = np.random.default_rng(3)
+    picture = cv2.GaussianBlur(rng.integers(60, 256, (96, 128)).astype(np.uint8), (0, 0), 1)
+    shown = turned(picture, 20, whole=enclosed)
+    view = View(display(shown), tools)
+    hypotheses = Hypotheses(view, tools, lambda: False,
+                            Favoured(view.picture, tools.shifts, tools.side, [KEY]))  # fmt: skip
+    asked: list[str] = []
+
+    def turns(_: Placement, sizes: Sequence[float], *__: object) -> Iterator[Candidate]:
+        asked.append("canvas" if sizes[0] < 0 else "crops")
+        return iter(())
+
+    hypotheses._turned = turns
+    hypotheses._shifted = lambda *_, **__: iter(())
+    for stage in hypotheses.likely():
+        assert not list(stage)
+    order = [each for each in asked if each == "canvas" or asked.index("crops")]
+    assert "canvas" in asked
+    assert (asked.index("canvas") < asked.index("crops")) == enclosed, order
+
+
 @pytest.mark.parametrize(
     ("change", "alike"),
     [
