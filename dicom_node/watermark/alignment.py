@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from dicom_node.inference.base import Float32, RobustEngine
 from dicom_node.inference.reader import open_reader
+from dicom_node.watermark import synthesis
+from dicom_node.watermark.covers import unfolded
 from dicom_node.watermark.fourier import TurnBank, enlarged, evidence
 from dicom_node.watermark.placement import Placement, as_seen, inside, resampled, shrunk
 from dicom_node.watermark.shifts import ShiftBank
@@ -33,24 +35,44 @@ _KEPT = 24
 
 
 class Tools:
-    """What depends on the networks only, and is kept from picture to picture."""
+    """What depends on the networks only, and is kept from picture to picture.
 
-    def __init__(self, engine: RobustEngine) -> None:
-        self.engine, self.side = engine, engine.side
-        patterns = engine.patterns.astype(np.float32)
+    Parameters
+    ----------
+    folds
+        2: of carriers that are folded, whose frames are seen beside their mirror images.
+
+    Attributes
+    ----------
+    side
+        Of a frame as it is searched in, ``engine.side / folds``.
+    patterns
+        ``(K, side * side)``, each of norm 1.
+    seen_side
+        Of a frame as what whitens it sees it.
+    """
+
+    def __init__(self, engine: RobustEngine, folds: int = 1) -> None:
+        self.engine, self.side, self._folds = engine, engine.side // folds, folds
+        patterns: Float32 = engine.patterns.astype(np.float32)
+        if folds > 1:
+            whole = engine.patterns.astype(np.int32)
+            patterns = np.stack([synthesis.folded(each, folds) for each in whole])
+            patterns = patterns.astype(np.float32)
         patterns /= np.linalg.norm(patterns, axis=1, keepdims=True)
         self.patterns: Float32 = patterns
         self._turns = lru_cache(maxsize=2)(self._turn_bank)
         self._reader = open_reader(engine.model_id)
-        self.seen_side = self._reader.side if self._reader is not None else engine.side
+        side = self._reader.side if self._reader is not None else engine.side
+        self.seen_side = side // folds
 
     def whiten(self, picture: Float32, placement: Placement) -> Float32:
         """Return the frame at `placement` of a picture whitened, ``(side, side)``, its mean 0."""
-        if self._reader is not None:
-            flat = self._reader.whiten(as_seen(picture, placement, self._reader.side)[None, None])
-        else:
-            flat = self.engine.whiten(as_seen(picture, placement, self.side)[None, None])
-        plane = flat[0].astype(np.float32).reshape(self.side, self.side)
+        seen = as_seen(picture, placement, self.seen_side)
+        seen = unfolded(seen, self.seen_side * self._folds)
+        flat = (self._reader or self.engine).whiten(seen[None, None])
+        plane = flat[0].astype(np.float32).reshape(2 * (self.engine.side,))
+        plane = plane[: self.side, : self.side]
         return np.asarray(plane - plane.mean(), np.float32)
 
     @cached_property
@@ -66,10 +88,10 @@ class Tools:
         return TurnBank(self.patterns.reshape(-1, self.side, self.side), aspect)
 
 
-@lru_cache(maxsize=2)
-def tools_of(engine: RobustEngine) -> Tools:
+@lru_cache(maxsize=4)
+def tools_of(engine: RobustEngine, folds: int = 1) -> Tools:
     """Return the tools made for an engine's patterns, once."""
-    return Tools(engine)
+    return Tools(engine, folds)
 
 
 class View:

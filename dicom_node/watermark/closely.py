@@ -34,7 +34,7 @@ from dicom_node.watermark.reading import (
     recognise_any,
     recognise_guided,
 )
-from dicom_node.watermark.words import RobustKey
+from dicom_node.watermark.words import WAYS, RobustKey
 
 DEEP = 3  # surest bits that may be wrong together; read at sight: 2
 
@@ -186,6 +186,28 @@ def read_favoured(
         found = recognise_guided(soft, [shown], keys, pose, among=among)
     if not found.decoded:
         found = read(soft, keys, pose, order=DEEP)
+    return found
+
+
+def read_small(
+    soft: Float32, told: Told, keys: Sequence[RobustKey], pose: Pose, among: int, *,
+    decoded: bool = False,
+) -> Detection:  # fmt: skip
+    """Return what soft bits say of a small frame at a place that was chosen with the key's help.
+
+    Parameters
+    ----------
+    soft, told
+        As `read_in_part` takes them; the carrier is folded, its word whitened in any way.
+    among
+        As `read_favoured` takes it.
+    decoded
+        They are not decoded: a place so near was.
+    """
+    guesses = expecting.exchanged(told.above, expecting.MESSAGES)
+    found = recognise(soft, guesses, keys, pose, ways=WAYS, among=among)
+    if not found.decoded and not decoded:
+        found = read_with_belief(soft, told.belief, keys, pose, ways=WAYS)
     return found
 
 

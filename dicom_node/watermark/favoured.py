@@ -31,7 +31,7 @@ from dicom_node.watermark.words import RobustKey, whitening
 
 _WEIGHT = 1.6  # of agreement against evidence, both in standard deviations
 _LONGEST_PX = 96  # side to which a picture is shrunk: hashes are made of 32 x 32
-_APART = 9.0  # samples of 128 between frames whose hashes are computed
+_APART = 9.0 / 128  # of a frame's side between frames whose hashes are computed
 _TURNS = 64  # frames around a picture whose hashes are
 _TYPICAL, _SUREST = 1.5, 2.25  # half of the log-likelihood ratios of `expecting.told`
 _EACH = 2  # best places of a size and key that are kept
@@ -50,6 +50,8 @@ class Favoured:
         Asks all shifts of whitened pictures, ``(side, side)``.
     keys
         Whose marks are looked for: what every one of them favours is noted.
+    ways
+        In how many ways the code word may have been whitened.
 
     Attributes
     ----------
@@ -58,13 +60,16 @@ class Favoured:
     """
 
     def __init__(
-        self, picture: Float32, bank: ShiftBank, side: int, keys: Sequence[RobustKey]
-    ) -> None:
+        self, picture: Float32, bank: ShiftBank, side: int, keys: Sequence[RobustKey],
+        ways: int = 1,
+    ) -> None:  # fmt: skip
         self._bank, self._side = bank, side
         self._small = _thumbnail(picture)
         smaller = zip(self._small.shape[::-1], picture.shape[::-1], strict=True)
         self._scale = np.diag([pixels / before for pixels, before in smaller])
-        self._signs = [whitening(key)[: perceptual.BITS] for key in keys]
+        self._signs = [
+            whitening(key, way)[: perceptual.BITS] for key in keys for way in range(ways)
+        ]
         self.among = 1
         self._noted: list[tuple[float, Placement, float]] = []
         self._taken: list[Placement] = []
@@ -97,7 +102,8 @@ class Favoured:
     def shifted(self, place: Placement, asked: Shifts) -> None:
         """Note the best shifts of `place`."""
         self.among += asked.roughly.size
-        down, right = _grid(asked.down), _grid(asked.right)
+        apart = _APART * self._side
+        down, right = _grid(asked.down, apart), _grid(asked.right, apart)
         beliefs = self._beliefs(
             [place.moved(float(x), float(y), self._side) for y in down for x in right]
         )
@@ -166,9 +172,9 @@ def _thumbnail(picture: Float32) -> Float32:
     return np.asarray(cv2.blur(small, (3, 3)) * np.float32(255), np.float32)
 
 
-def _grid(shifts: Float32) -> Float32:
-    """Return some of the shifts, from the first to the last, `_APART` at most."""
-    count = 1 + max(1, int(np.ceil(float(shifts[-1] - shifts[0]) / _APART)))
+def _grid(shifts: Float32, apart: float) -> Float32:
+    """Return some of the shifts, from the first to the last, `apart` at most."""
+    count = 1 + max(1, int(np.ceil(float(shifts[-1] - shifts[0]) / apart)))
     return np.linspace(shifts[0], shifts[-1], count, dtype=np.float32)
 
 

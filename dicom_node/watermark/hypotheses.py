@@ -19,13 +19,13 @@ from dicom_node.watermark.placement import Placement, canvas, enclosed, outlined
 # Logs of sizes, a frame's against the picture's.
 _FINE_STEP, _TURN_STEP, _COARSE_STEP = 0.01, 0.012, 0.02  # 0.01 amiss, half the evidence is left
 _SHARING = 8  # turned frames of neighbouring sizes that share a whitened picture
-_HALF_LEFT = 0.36  # a crop that keeps half of the area
+_HALF_LEFT, _HARDLY_CUT = 0.36, 0.15  # crops that keep half of the area, and three quarters
 _EXPANDED = -0.36  # a square on the canvas that holds it turned by 45 degrees
 _BORDERED = -0.47  # a frame of 0.63 of the picture's side
 _STRETCHES = (-0.018, 0.018, -0.036, 0.036, -0.054, 0.054)  # logs of columns over rows, halved
 _ASPECTS = (4 / 3, 3 / 4, 5 / 4, 4 / 5, 3 / 2, 2 / 3)  # columns over rows
 _TURNS = [0.75 * n for n in range(1, 60)]  # degrees
-_SLIGHTLY, _BEYOND, _SHIFTED = 1.0, 6.0, 32.0  # samples of 128
+_SLIGHTLY, _BEYOND, _SHIFTED = 1.0, 6 / 128, 1 / 4  # a sample; parts of a frame's side
 _ALL, _SOME = 160, 96  # patterns asked at every shift; all are at the likeliest
 
 
@@ -92,6 +92,19 @@ class Hypotheses:
         poses = _poses(self._view.shape)
         yield self._shifted([_resized(pose, size) for size in small_crops for pose in poses])
 
+    def small(self) -> Iterator[Iterator[Candidate]]:
+        """Yield the stages of a small picture: cropped by a quarter at most, mirrored if turned."""
+        whole = Placement.whole(self._view.shape)
+        yield self._turned(whole, [0.0])
+        yield self._shifted([whole], _ALL, _SHIFTED)
+        for rectangle in outlined(self._view.picture):
+            yield from self._framed(rectangle)
+        if self._on_canvas:
+            yield self._turned(whole, _expanded())
+        cropped = _sizes(_FINE_STEP, _HARDLY_CUT, _FINE_STEP)
+        yield self._turned(whole, cropped, [False])
+        yield self._shifted([_resized(whole, size) for size in cropped])
+
     def unlikely(self) -> Iterator[Iterator[Candidate]]:
         """Yield the stages of all else: stretched, in a wide border, mirrored and half cut off."""
         whole, poses = Placement.whole(self._view.shape), _poses(self._view.shape)
@@ -135,7 +148,7 @@ class Hypotheses:
         first
             Patterns asked at every shift.
         beyond
-            Samples farther, where the picture or the frame was cut off.
+            So much of a frame's side farther, where the picture or the frame was cut off.
         centred
             Whether the frames' middle is known to be that of `places`.
         """
@@ -149,7 +162,7 @@ class Hypotheses:
             if centred:
                 reach = (_SLIGHTLY, _SLIGHTLY)
             seen = self._view.whitened(place)
-            asked = self._tools.shifts.ask(seen, reach, beyond, first)
+            asked = self._tools.shifts.ask(seen, reach, beyond * side, first)
             self.favoured.shifted(place, asked)
             for peak in self._tools.shifts.peaks(asked):
                 there = place.moved(peak.right, peak.down, side)
