@@ -27,7 +27,7 @@ from dicom_node.watermark.detecting import FOLDS, SMALL_PX
 from dicom_node.watermark.favoured import Favoured
 from dicom_node.watermark.fourier import ANGLES
 from dicom_node.watermark.hypotheses import Hypotheses
-from dicom_node.watermark.placement import Placement, inside
+from dicom_node.watermark.placement import Placement, canvas, inside
 from dicom_node.watermark.reading import Detection
 from dicom_node.watermark.words import WAYS, RobustKey
 
@@ -48,11 +48,13 @@ def find_small(
     Parameters
     ----------
     display
-        Display values 0..1, ``(rows, columns)``; none of more than `LARGEST_PX` is looked at.
+        Display values 0..1, ``(rows, columns)``. None of more than `LARGEST_PX` is looked at, of
+        more than `SMALL_PX` only what may be a larger canvas: its corners are of one grey level.
     late
         Whether no further place should be asked or read.
     """
-    if max(display.shape) > LARGEST_PX:
+    side = max(display.shape)
+    if side > LARGEST_PX or (side > SMALL_PX and canvas(display) is None):
         return Detection(False)
     return _SmallSearch(display, engine, keys, late).run()
 
