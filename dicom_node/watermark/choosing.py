@@ -19,7 +19,14 @@ from dicom_node.inference.base import AMPLITUDE, Float32, RobustEngine
 from dicom_node.inference.correlator import superpose
 from dicom_node.watermark import small as small_frame
 from dicom_node.watermark import synthesis
-from dicom_node.watermark.covers import Choice, Chosen, Cover, Look, budget_rms
+from dicom_node.watermark.covers import (
+    Choice,
+    Chosen,
+    Cover,
+    Look,
+    agreement_of,
+    budget_rms,
+)
 from dicom_node.watermark.residual import visible
 from dicom_node.watermark.synthesis import Int32
 
@@ -194,7 +201,7 @@ class Chooser:
         if largest is not None:
             most = (largest + _ROUNDS_DOWN) / (256 * abs(cover.step))
             rms = np.minimum(rms, most * choice.size / float(np.abs(choice.shape).max()))
-        reads = _agreement(cover.soft + rms[:, None] * choice.gain)
+        reads = agreement_of(cover.soft + rms[:, None] * choice.gain)
         enough = reads >= READS
         noise_db = NOISE_SMOOTH_DB if is_smooth(cover.small) else NOISE_DB
         if self._folds == 1:  # small frames take all there is
@@ -211,16 +218,10 @@ class Chooser:
         sigma = NOISE_SIGMA * min(1.0, (samples / cover.display.size) ** 0.5)
         picture = cover.seen + np.float32(choice.tried) * choice.shown
         picture = np.clip(picture + np.float32(sigma) * _noise(cover.seen.shape), 0, 1)
-        there = float(_agreement(self._look.soft_bits(picture[None])[0] * cover.word))
+        there = float(agreement_of(self._look.soft_bits(picture[None])[0] * cover.word))
         ratio = max(there, 0.0) / max(1 - there**2, 1e-6) ** 0.5 * rms / choice.tried
         agreement: Float32 = ratio / np.sqrt(1 + ratio**2)
         return agreement
-
-
-def _agreement(soft: Float32) -> Float32:
-    """Return the cosine between soft bits times the code word, ``(..., 160)``, and all ones."""
-    agreement: Float32 = soft.mean(axis=-1) / np.sqrt(np.mean(soft**2, axis=-1) + 1e-9)
-    return agreement
 
 
 def midtones(grid: NDArray[np.uint8], small: Float32) -> NDArray[np.uint8]:

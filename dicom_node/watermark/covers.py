@@ -24,6 +24,12 @@ def budget_rms(psnr_db: float, share: float) -> float:
     return float(min(10 ** (-psnr_db / 20), local / 256 * share**0.5))
 
 
+def agreement_of(soft: Float32) -> Float32:
+    """Return the cosine between soft bits times the code word, ``(..., 160)``, and all ones."""
+    agreement: Float32 = soft.mean(axis=-1) / np.sqrt(np.mean(soft**2, axis=-1) + 1e-9)
+    return agreement
+
+
 def resample(display: Float32, side: int) -> Float32:
     """Return a picture as networks of that side see it, ``(side, side)``."""
     shrinks = min(display.shape) >= side

@@ -142,8 +142,7 @@ class RobustDetector:
         again = self.engine.soft_bits(whitened)
         if folds == 1:
             return again
-        # R2 was not trained on mirror images: there D1 sees almost as much, and errs elsewhere.
-        return _normed(again) + _normed(self.look(display, folds, poses)) * np.float32(0.5)
+        return beside_half(again, self.look(display, folds, poses))
 
     def _readings(
         self, display: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey],
@@ -263,6 +262,14 @@ def _first(found: Iterable[Detection]) -> Detection:
 def _normed(soft: Float32) -> Float32:
     normed: Float32 = soft / (np.linalg.norm(soft, axis=1, keepdims=True) + 1e-9)
     return normed
+
+
+def beside_half(of_r2: Float32, of_d1: Float32) -> Float32:
+    """Return R2's soft bits with half of D1's, ``(n, code_bits)``, as a folded carrier is read.
+
+    R2 was not trained on mirror images: there D1 sees almost as much, and errs elsewhere.
+    """
+    return _normed(of_r2) + _normed(of_d1) * np.float32(0.5)
 
 
 def _together(one: Float32, other: Float32) -> Float32:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dicom_node.inference.base import Float32
 from dicom_node.watermark import synthesis
-from dicom_node.watermark.covers import Chosen, Cover, Look
+from dicom_node.watermark.covers import Chosen, Cover, Look, agreement_of
 
 # Qualities that a mark is chosen for beside the frame as it is; those it is then looked at after.
 _CHOSEN_FOR = ((70,), (70, 50), (50,))
@@ -58,9 +58,7 @@ def survives(chosen: Chosen, look: Look) -> float:
     # What would leave the range is left as it is.
     marked = np.where((marked >= 0) & (marked <= 1), marked, cover.display)
     coded = np.stack([look.at(_coded(marked, quality)) for quality in _LOOKED_AT])
-    soft = look.soft_bits(coded)
-    agreement = soft @ cover.word / (np.linalg.norm(soft, axis=1) * cover.word.size**0.5 + 1e-9)
-    return float(np.minimum(agreement, _ENOUGH).sum())
+    return float(np.minimum(agreement_of(look.soft_bits(coded) * cover.word), _ENOUGH).sum())
 
 
 def apart(patterns: NDArray[np.int8], folds: int) -> Float32:

@@ -17,13 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
-import numpy as np
-
 from dicom_node.inference.base import Float32, RobustEngine
 from dicom_node.watermark import closely, expecting, partial
 from dicom_node.watermark.alignment import View, tools_of
 from dicom_node.watermark.covers import unfolded
-from dicom_node.watermark.detecting import FOLDS, SMALL_PX
+from dicom_node.watermark.detecting import FOLDS, SMALL_PX, beside_half
 from dicom_node.watermark.favoured import Favoured
 from dicom_node.watermark.fourier import ANGLES
 from dicom_node.watermark.hypotheses import Hypotheses
@@ -37,7 +35,6 @@ MOST_READ = 16
 _OF_STAGE, _SURELY, _SCORED = 2, 8.0, 7.0
 _AGREES = 3.0  # standard deviations: one place in fifty has it by chance, in one of all ways
 _BESIDE = (2, -2, 1, -1, 3, -3)  # angles beside one that was found: evidence tells it to a degree
-_HALF = np.float32(0.5)  # of D1 beside R2, as `detecting` reads small frames
 
 
 def find_small(
@@ -104,8 +101,8 @@ class _SmallSearch:
         view, tools = self._view, self._tools
         if self._favoured.agreement(of_r2, place, noise) < _AGREES:
             return Detection(False)
-        of_d1 = tools.engine.decode(unfolded(view.frame(place), tools.engine.side)[None, None])[0]
-        soft = _normed(of_r2) + _normed(of_d1) * _HALF
+        of_d1 = tools.engine.decode(unfolded(view.frame(place), tools.engine.side)[None, None])
+        soft = beside_half(of_r2[None], of_d1)[0]
         picture, seen = (
             view.frame(place, tools.seen_side), inside(place, view.shape, tools.seen_side)
         )  # fmt: skip
@@ -113,8 +110,3 @@ class _SmallSearch:
         return closely.read_small(
             soft, told, self._keys, place.told(view.shape), self._favoured.among, decoded=decoded
         )
-
-
-def _normed(soft: Float32) -> Float32:
-    normed: Float32 = soft / (np.linalg.norm(soft) + 1e-9)
-    return normed
