@@ -21,7 +21,7 @@ from dicom_node.inference.reader import open_reader
 from dicom_node.watermark import synthesis
 from dicom_node.watermark.covers import unfolded
 from dicom_node.watermark.fourier import TurnBank, enlarged, evidence
-from dicom_node.watermark.placement import Placement, as_seen, inside, resampled, shrunk
+from dicom_node.watermark.placement import Placement, inside, resampled, sharply_seen, shrunk
 from dicom_node.watermark.shifts import ShiftBank
 
 _FINE = 4  # times a whitened picture is enlarged for small moves
@@ -68,7 +68,7 @@ class Tools:
 
     def whiten(self, picture: Float32, placement: Placement) -> Float32:
         """Return the frame at `placement` of a picture whitened, ``(side, side)``, its mean 0."""
-        seen = as_seen(picture, placement, self.seen_side)
+        seen = sharply_seen(picture, placement, self.seen_side)
         seen = unfolded(seen, self.seen_side * self._folds)
         flat = (self._reader or self.engine).whiten(seen[None, None])
         plane = flat[0].astype(np.float32).reshape(2 * (self.engine.side,))
@@ -114,7 +114,7 @@ class View:
 
     def frame(self, place: Placement, side: int | None = None) -> Float32:
         """Return the frame at `place` as the networks see it, ``(side, side)``; D1's if none."""
-        return as_seen(self.picture, place, side or self.tools.side)
+        return sharply_seen(self.picture, place, side or self.tools.side)
 
     def whitened(self, place: Placement) -> Float32:
         """Return the whitened frame at `place`, 0 outside the picture, ``(side, side)``.

@@ -20,6 +20,7 @@ from dicom_node.watermark.borders import BORDER_STEP, LEAST_INSIDE, borderless
 from dicom_node.watermark.robust import Pose
 
 LONGEST_PX = 384  # side to which a picture is shrunk before it is searched: thrice the networks'
+_FEW_PIXELS, _MANY_PIXELS = 0.4, 1.05  # a sample
 _SAME = 0.01  # of a frame's side: places nearer than that are as good as the same
 _ENDS = (slice(None, 2), slice(-2, None))
 _LEAST_TURN = 1.0  # degrees
@@ -122,8 +123,22 @@ def cut(picture: Float32, placement: Placement, shape: tuple[int, int]) -> Float
 
 def as_seen(picture: Float32, placement: Placement, side: int) -> Float32:
     """Return the frame as the networks see it, ``(side, side)``: means of areas, not samples."""
-    fine = _warp(picture, placement, 2 * side, 2 * side, cv2.BORDER_REPLICATE)
-    return np.asarray(cv2.resize(fine, (side, side), interpolation=cv2.INTER_AREA), np.float32)
+    return _by_area(picture, placement, side, cv2.INTER_LINEAR)
+
+
+def sharply_seen(picture: Float32, placement: Placement, side: int) -> Float32:
+    """Return it so that hardly any of a mark is lost between samples, ``(side, side)``.
+
+    Marks reach 0.45 cycles a sample, where a bilinear kernel leaves less than half; what was turned
+    has been through one already. Far enlarged, a picture is better off smooth.
+    """
+    pixels = max(placement.columns, placement.rows) / side
+    if _FEW_PIXELS <= pixels <= _MANY_PIXELS:
+        seen = _warp(picture, placement, side, side, cv2.BORDER_REPLICATE, cv2.INTER_LANCZOS4)
+    else:
+        how = cv2.INTER_CUBIC if pixels > _MANY_PIXELS else cv2.INTER_LINEAR
+        seen = _by_area(picture, placement, side, how)
+    return np.clip(seen, 0, 1)
 
 
 def inside(placement: Placement, shape: tuple[int, ...], side: int) -> Float32:
@@ -143,19 +158,27 @@ def resampled(
     return _sampled(plane, to_samples, side, side, cv2.BORDER_CONSTANT)
 
 
-def _warp(picture: Float32, placement: Placement, rows: int, columns: int, border: int) -> Float32:
+def _by_area(picture: Float32, placement: Placement, side: int, how: int) -> Float32:
+    fine = _warp(picture, placement, 2 * side, 2 * side, cv2.BORDER_REPLICATE, how)
+    return np.asarray(cv2.resize(fine, (side, side), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _warp(
+    picture: Float32, placement: Placement, rows: int, columns: int, border: int,
+    how: int = cv2.INTER_LINEAR,
+) -> Float32:  # fmt: skip
     to_pixels = placement.matrix() @ np.diag([1 / columns, 1 / rows, 1.0])
-    return _sampled(picture, to_pixels, rows, columns, border)
+    return _sampled(picture, to_pixels, rows, columns, border, how)
 
 
 def _sampled(
-    picture: Float32, to_pixels: NDArray[np.float64], rows: int, columns: int, border: int
-) -> Float32:
+    picture: Float32, to_pixels: NDArray[np.float64], rows: int, columns: int, border: int,
+    how: int = cv2.INTER_LINEAR,
+) -> Float32:  # fmt: skip
     """Return `picture` at ``(rows, columns)`` samples; `to_pixels` maps corners to corners."""
     centres = np.linalg.inv(_TO_CORNER) @ to_pixels @ _TO_CORNER
     warped = cv2.warpAffine(
-        picture, centres[:2], (columns, rows), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=border,
+        picture, centres[:2], (columns, rows), flags=how | cv2.WARP_INVERSE_MAP, borderMode=border,
     )  # fmt: skip
     return np.asarray(warped, np.float32)
 

@@ -8,7 +8,16 @@ import pytest
 from turned_pictures import display, turned
 
 from dicom_node.watermark.borders import borderless
-from dicom_node.watermark.placement import Placement, canvas, enclosed, inside, outlined, tilted
+from dicom_node.watermark.placement import (
+    Placement,
+    as_seen,
+    canvas,
+    enclosed,
+    inside,
+    outlined,
+    sharply_seen,
+    tilted,
+)
 
 
 def test_a_placement_and_its_matrix_agree_on_the_corners() -> None:
@@ -22,6 +31,28 @@ def test_samples_outside_the_picture_are_known() -> None:
     there = inside(place, (100, 100), 8)
     assert there[:, 2:6].all()
     assert not there[:, [0, 1, 6, 7]].any()
+
+
+def test_fine_texture_of_a_turned_frame_is_seen_sharply() -> None:
+    fine = 0.5 + 0.4 * np.sin(2 * np.pi * 0.35 * np.arange(128, dtype=np.float32))
+    picture = np.tile(fine, (128, 1)).astype(np.float32)
+    place = Placement(20.0, False, 1.0, columns=128, rows=128, centre=(64, 64))
+    middle = np.s_[32:96, 32:96]
+    sharply, smoothly = (
+        float(see(picture, place, 128)[middle].std()) for see in (sharply_seen, as_seen)
+    )
+    assert sharply > 0.9 * picture.std()
+    assert smoothly < 0.7 * picture.std()
+
+
+@pytest.mark.parametrize("side", [32, 128, 512])
+def test_a_frame_seen_sharply_keeps_to_display_values(side: int) -> None:
+    picture = np.kron(np.indices((16, 16)).sum(0) % 2, np.ones((8, 8))).astype(np.float32)
+    place = Placement(33.0, True, 1.0, columns=120, rows=110, centre=(60, 66))
+    seen = sharply_seen(picture, place, side)
+    assert seen.shape == (side, side)
+    assert 0 <= seen.min() < 0.01
+    assert 0.99 < seen.max() <= 1
 
 
 def test_a_border_is_found_through_jpeg_and_none_where_there_is_none() -> None:
