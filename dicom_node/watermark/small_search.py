@@ -7,8 +7,8 @@ that the frame would have there (:mod:`favoured`), and those are read.
 
 At most `MOST_READ` places are decoded, each in 64 ways that a wrong word passes once in 2**32; all
 that are recognised after a stage, together, pass once more, as each of the places that the key
-chose from is counted: less than 2.5e-7 false accepts a picture and key, beside those of
-:mod:`synchronise`.
+chose from is counted, shifts beside them twice: less than 2.5e-7 false accepts a picture and key,
+beside those of :mod:`synchronise`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ MOST_READ = 16
 _OF_STAGE, _SURELY, _SCORED = 2, 8.0, 7.0
 _AGREES = 3.0  # standard deviations: one place in fifty has it by chance, in one of all ways
 _BESIDE = (2, -2, 1, -1, 3, -3)  # angles beside one that was found: evidence tells it to a degree
+# Half samples right and down beside a shift that was.
+_AROUND = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
 
 
 def find_small(
@@ -83,13 +85,18 @@ class _SmallSearch:
         return Detection(False)
 
     def _readings(self, place: Placement, noise: float, *, surely: bool) -> Iterator[Detection]:
-        """Yield what is read at a place, and at the angles beside it if it was turned."""
+        """Yield what is read at a place, and at the angles or shifts beside it."""
         yield self._read(place, self._view.judged(place, noise)[0], noise, decoded=False)
-        if surely and place.rotation_deg % 90:
-            for each in _BESIDE:
-                turned = replace(place, rotation_deg=place.rotation_deg + each * 360 / ANGLES)
-                whitened = self._view.whitened(turned).reshape(-1)
-                yield self._read(turned, self._tools.patterns @ whitened, noise, decoded=True)
+        for beside in self._beside(place) if surely else ():
+            whitened = self._view.whitened(beside).reshape(-1)
+            yield self._read(beside, self._tools.patterns @ whitened, noise, decoded=True)
+
+    def _beside(self, place: Placement) -> list[Placement]:
+        """Return places beside one: angles the key chose from, shifts it did or nearly did."""
+        if place.rotation_deg % 90:
+            step = 360 / ANGLES
+            return [replace(place, rotation_deg=place.rotation_deg + n * step) for n in _BESIDE]
+        return [place.moved(x / 2, y / 2, self._tools.side) for x, y in _AROUND]
 
     def _read(
         self, place: Placement, of_r2: Float32, noise: float, *, decoded: bool
@@ -107,6 +114,8 @@ class _SmallSearch:
             view.frame(place, tools.seen_side), inside(place, view.shape, tools.seen_side)
         )  # fmt: skip
         told = partial.told(picture, seen) or expecting.told(picture)
+        # A shift beside the outermost that were asked was none of them.
+        among = self._favoured.among * (1 if place.rotation_deg % 90 or not decoded else 2)
         return closely.read_small(
-            soft, told, self._keys, place.told(view.shape), self._favoured.among, decoded=decoded
+            soft, told, self._keys, place.told(view.shape), among, decoded=decoded
         )
