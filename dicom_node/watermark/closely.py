@@ -178,8 +178,7 @@ def read_favoured(
     if found.decoded:
         return found
     shown = told or expecting.told(picture)
-    guesses = expecting.exchanged(shown.above, expecting.MESSAGES)
-    found = recognise(soft, guesses, keys, pose, among=among)
+    found = recognise_favoured(soft, shown, keys, pose, among)
     if not found.decoded:
         found = read_with_belief(soft, shown.belief, keys, pose)
     if not found.decoded:
@@ -187,6 +186,17 @@ def read_favoured(
     if not found.decoded:
         found = read(soft, keys, pose, order=DEEP)
     return found
+
+
+def recognise_favoured(
+    soft: Float32, told: Told, keys: Sequence[RobustKey], pose: Pose, among: int
+) -> Detection:
+    """Return the message of a place that was chosen with the key's help, if it is recognised.
+
+    The rest as `read_favoured` takes it.
+    """
+    guesses = expecting.exchanged(told.above, expecting.MESSAGES)
+    return recognise(soft, guesses, keys, pose, among=among)
 
 
 def read_small(

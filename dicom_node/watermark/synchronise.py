@@ -3,14 +3,16 @@
 Nothing is embedded to synchronise with, and the message is unknown: the carrier patterns
 themselves are looked for (see :mod:`hypotheses`). Cheap and likely geometry comes first. What looks
 like a mark is moved into place by small steps, and decoded if it then looks even more like one.
-Weak marks look no more like one than chance does: for them the key is asked (:mod:`favoured`).
+Weak marks look no more like one than chance does: for them the key is asked (:mod:`favoured`), and
+where it says so they are read before they are moved, as the weakest are moved away.
 
 Only a valid tag, or the message the frame would have, counts as found. A search decodes at most
 `MOST_DECODES` places beside the eight plain poses, each in up to 24 ways that a wrong word
 passes once in 2**32, and the best `_TONED` of them also as a picture whose tones were changed, in
-30 ways (counted for all, as any may be the best): less than 5.7e-7 false accepts a picture and
-key at worst, the plain poses included. A small picture is taken for that of a small frame first
-(:mod:`small_search`): 8.1e-7 together.
+30 ways (counted for all, as any may be the best). What is recognised before it was moved, after
+one of at most 25 stages, passes once more, as each of the places that the key chose from is
+counted: less than 5.8e-7 false accepts a picture and key at worst, the plain poses included. A
+small picture is taken for that of a small frame first (:mod:`small_search`): 8.2e-7 together.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from dicom_node.inference.base import Float32, RobustEngine
-from dicom_node.watermark import closely, partial, reading, small_search
+from dicom_node.watermark import closely, expecting, partial, reading, small_search
 from dicom_node.watermark.alignment import Tools, View, tools_of
 from dicom_node.watermark.detecting import RobustDetector
 from dicom_node.watermark.expecting import Told
@@ -46,6 +48,7 @@ _NEARLY = 9.0  # evidence from which a place that was not read is moved once mor
 # stages are through, and the score asked of each before and after it was moved into place.
 _FAVOURED, _FAVOURED_OF_ALL = 2, 8
 _SCORED, _SCORED_OF_ALL, _SCORED_THERE = 9.6, 9.0, 10.0
+_AGREES_THERE = 3.5  # standard deviations, asked of such a place as it is
 _AGREES = 0.5  # standard deviations: below, soft bits are not recognised in a place's own hash
 
 
@@ -152,12 +155,15 @@ class _Search:
         return Detection(False)
 
     def _read_favoured(self, most: int, least: float) -> Detection:
-        """Move the places that the key favours into place, and read those it favours still."""
+        """Read the places that the key favours, then move them and read those it favours still."""
         for place, noise in self._favoured.best(most, least):
             if self._late():
                 break
             # What was found without the key is all that may be borrowed: see `favoured`.
             view = View(self._view.picture, self._tools, beside=self._view)
+            found = self._read_unmoved(view, place, noise)
+            if found.decoded:
+                return found
             place, _ = view.moved_in(place, noise, _ROUNDS)
             soft, there = view.judged(place, noise)
             if self._favoured.score(soft, there, place, noise) < _SCORED_THERE:
@@ -171,6 +177,17 @@ class _Search:
             if found.decoded:
                 return found
         return Detection(False)
+
+    def _read_unmoved(self, view: View, place: Placement, noise: float) -> Detection:
+        """Recognise what a place should say, where the key chose it."""
+        soft, _ = view.judged(place, noise)
+        if self._favoured.agreement(soft, place, noise) < _AGREES_THERE:
+            return Detection(False)
+        picture = view.frame(place, self._tools.seen_side)
+        told, pose = self._part_at(place, picture), place.told(view.shape)
+        return closely.recognise_favoured(
+            soft, told or expecting.told(picture), self._keys, pose, self._favoured.among
+        )
 
     def _toned(self) -> Detection:
         """Read the best places as those of a picture whose tones were changed, too."""
