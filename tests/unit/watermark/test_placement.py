@@ -45,6 +45,11 @@ def test_fine_texture_of_a_turned_frame_is_seen_sharply() -> None:
     assert smoothly < 0.7 * picture.std()
 
 
+def test_a_whole_frame_of_as_many_pixels_is_seen_as_it_is() -> None:
+    picture = np.random.default_rng(3).random((64, 64), np.float32)
+    np.testing.assert_array_equal(sharply_seen(picture, Placement.whole((64, 64)), 64), picture)
+
+
 @pytest.mark.parametrize("side", [32, 128, 512])
 def test_a_frame_seen_sharply_keeps_to_display_values(side: int) -> None:
     picture = np.kron(np.indices((16, 16)).sum(0) % 2, np.ones((8, 8))).astype(np.float32)
