@@ -162,7 +162,7 @@ class _Search:
             # What was found without the key is all that may be borrowed: see `favoured`.
             view = View(self._view.picture, self._tools, beside=self._view)
             found = self._read_unmoved(view, place, noise)
-            if found.decoded:
+            if found.decoded or self._late():
                 return found
             place, _ = view.moved_in(place, noise, _ROUNDS)
             soft, there = view.judged(place, noise)
