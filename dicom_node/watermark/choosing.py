@@ -19,14 +19,7 @@ from dicom_node.inference.base import AMPLITUDE, Float32, RobustEngine
 from dicom_node.inference.correlator import superpose
 from dicom_node.watermark import small as small_frame
 from dicom_node.watermark import synthesis
-from dicom_node.watermark.covers import (
-    Choice,
-    Chosen,
-    Cover,
-    Look,
-    agreement_of,
-    budget_rms,
-)
+from dicom_node.watermark.covers import Choice, Chosen, Cover, Look, agreement_of, budget_rms
 from dicom_node.watermark.residual import visible
 from dicom_node.watermark.synthesis import Int32
 

@@ -161,15 +161,14 @@ def read_in_part(
 
 
 def read_favoured(
-    soft: Float32, picture: Float32, told: Told | None, keys: Sequence[RobustKey], pose: Pose,
-    among: int,
-) -> Detection:  # fmt: skip
+    soft: Float32, told: Told, keys: Sequence[RobustKey], pose: Pose, among: int
+) -> Detection:
     """Return what soft bits say of a place that was chosen with the key's help.
 
     Parameters
     ----------
     soft, told
-        As `read_in_part` takes them; None for a picture that shows all of its frame.
+        As `read_in_part` takes them, or of a picture that shows all of its frame.
     among
         Of so many places. Words that decode prove as much as anywhere: nothing of their tags was
         known. Of messages that are recognised as much more is asked.
@@ -177,26 +176,25 @@ def read_favoured(
     found = read(soft, keys, pose)
     if found.decoded:
         return found
-    shown = told or expecting.told(picture)
-    found = recognise_favoured(soft, shown, keys, pose, among)
+    found = recognise_favoured(soft, told, keys, pose, among)
     if not found.decoded:
-        found = read_with_belief(soft, shown.belief, keys, pose)
+        found = read_with_belief(soft, told.belief, keys, pose)
     if not found.decoded:
-        found = recognise_guided(soft, [shown], keys, pose, among=among)
+        found = recognise_guided(soft, [told], keys, pose, among=among)
     if not found.decoded:
         found = read(soft, keys, pose, order=DEEP)
     return found
 
 
 def recognise_favoured(
-    soft: Float32, told: Told, keys: Sequence[RobustKey], pose: Pose, among: int
+    soft: Float32, told: Told, keys: Sequence[RobustKey], pose: Pose, among: int, *, ways: int = 1
 ) -> Detection:
     """Return the message of a place that was chosen with the key's help, if it is recognised.
 
-    The rest as `read_favoured` takes it.
+    `ways` as `recognise` takes it, the rest as `read_favoured`.
     """
     guesses = expecting.exchanged(told.above, expecting.MESSAGES)
-    return recognise(soft, guesses, keys, pose, among=among)
+    return recognise(soft, guesses, keys, pose, ways=ways, among=among)
 
 
 def read_small(
@@ -214,8 +212,7 @@ def read_small(
     decoded
         They are not decoded: a place so near was.
     """
-    guesses = expecting.exchanged(told.above, expecting.MESSAGES)
-    found = recognise(soft, guesses, keys, pose, ways=WAYS, among=among)
+    found = recognise_favoured(soft, told, keys, pose, among, ways=WAYS)
     if not found.decoded and not decoded:
         found = read_with_belief(soft, told.belief, keys, pose, ways=WAYS)
     return found

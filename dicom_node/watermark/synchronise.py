@@ -169,11 +169,10 @@ class _Search:
             if self._favoured.score(soft, there, place, noise) < _SCORED_THERE:
                 continue
             self.decodes += 1
-            picture = self._view.frame(place, self._tools.seen_side)
-            told, pose = self._part_at(place, picture), place.told(self._view.shape)
             found = closely.read_favoured(
-                soft, picture, told, self._keys, pose, self._favoured.among
-            )
+                soft, self._told_at(place), self._keys, place.told(self._view.shape),
+                self._favoured.among,
+            )  # fmt: skip
             if found.decoded:
                 return found
         return Detection(False)
@@ -183,10 +182,8 @@ class _Search:
         soft, _ = view.judged(place, noise)
         if self._favoured.agreement(soft, place, noise) < _AGREES_THERE:
             return Detection(False)
-        picture = view.frame(place, self._tools.seen_side)
-        told, pose = self._part_at(place, picture), place.told(view.shape)
         return closely.recognise_favoured(
-            soft, told or expecting.told(picture), self._keys, pose, self._favoured.among
+            soft, self._told_at(place), self._keys, place.told(view.shape), self._favoured.among
         )
 
     def _toned(self) -> Detection:
@@ -264,3 +261,8 @@ class _Search:
     def _part_at(self, place: Placement, picture: Float32) -> Told | None:
         """Return what the picture tells of the frame at a place if it shows a part of it."""
         return partial.told(picture, inside(place, self._view.shape, len(picture)))
+
+    def _told_at(self, place: Placement) -> Told:
+        """Return what the picture tells of the frame at a place, all of it or a part."""
+        picture = self._view.frame(place, self._tools.seen_side)
+        return self._part_at(place, picture) or expecting.told(picture)

@@ -154,7 +154,7 @@ def test_where_the_key_leads_leaves_no_trace_where_it_is_not_asked(
     places = []
     monkeypatch.setattr(
         closely, "read_favoured",
-        lambda soft, picture, told, keys, pose, among: places.append(pose) or Detection(False),
+        lambda soft, told, keys, pose, among: places.append(pose) or Detection(False),
     )  # fmt: skip
     start = Placement.whole(corners[0].shape).changed(0.0, 0.14, 0.0)
     for key in (KEY, STRANGER):

@@ -125,9 +125,10 @@ def test_no_more_places_are_decoded_than_false_accepts_are_counted_for(
     def nothing(*given: object, decoded: bool) -> Detection:
         decoded_before.append(decoded)
         among.append(int(given[-1]))
+        turned_by.append(given[-2].rotation_deg)
         return Detection(False)
 
-    decoded_before, among = decoded, []
+    decoded_before, among, turned_by = decoded, [], []
     monkeypatch.setattr(closely, "read_small", nothing)
     monkeypatch.setattr(small_search, "_AGREES", -100.0)
     find_small(display(turned(marked[0][0], 5)), engine, [KEYS], _never)
@@ -135,9 +136,12 @@ def test_no_more_places_are_decoded_than_false_accepts_are_counted_for(
     assert decoded_before.count(True) > 0
     assert min(among) > ANGLES
     chosen_from = 0
-    for count, beside in zip(among, decoded_before, strict=True):
-        assert count in (chosen_from, 2 * chosen_from) if beside else count >= chosen_from
-        chosen_from = chosen_from if beside else count
+    for count, beside, degrees in zip(among, decoded_before, turned_by, strict=True):
+        if beside:
+            assert count == chosen_from * (1 if degrees % 90 else 2)
+        else:
+            assert count >= chosen_from
+            chosen_from = count
 
 
 def test_it_ends_when_it_is_late_and_leaves_larger_pictures_alone(

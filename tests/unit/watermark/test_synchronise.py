@@ -19,7 +19,7 @@ from dicom_node.watermark import synchronise
 from dicom_node.watermark.alignment import Tools, View, tools_of
 from dicom_node.watermark.favoured import Favoured
 from dicom_node.watermark.hypotheses import Candidate, Hypotheses, held
-from dicom_node.watermark.placement import Placement, as_seen, cut, inside
+from dicom_node.watermark.placement import Placement, as_seen, cut, inside, sharply_seen
 from dicom_node.watermark.robust import Detection, RobustWatermark
 from dicom_node.watermark.synchronise import find
 
@@ -228,9 +228,12 @@ def tools(watermark: RobustWatermark) -> Tools:
     return tools_of(watermark.engine)
 
 
-def test_a_whole_frame_is_seen_as_the_plain_path_sees_it(watermark: RobustWatermark) -> None:
+@pytest.mark.parametrize("see", [as_seen, sharply_seen])
+def test_a_whole_frame_is_seen_as_the_plain_path_sees_it(
+    watermark: RobustWatermark, see: Callable[[Picture, Placement, int], Picture]
+) -> None:
     picture = cv2.GaussianBlur(np.random.default_rng(2).random((256, 256), np.float32), (0, 0), 2)
-    seen = as_seen(picture, Placement.whole(picture.shape), 128)
+    seen = see(picture, Placement.whole(picture.shape), 128)
     np.testing.assert_allclose(seen, watermark.resample(picture), atol=1e-5)
 
 
