@@ -15,7 +15,8 @@ from dicom_node.inference.base import Float32
 from dicom_node.inference.catalogue import load_patterns, patterns_id, read_card
 from dicom_node.inference.sessions import open_session
 
-FILE = "r2.onnx"
+# By how often the carrier is folded: of frames up to 96 pixels twice.
+FILES = {1: "r2.onnx", 2: "r2_small.onnx"}
 
 
 class WeakReader:
@@ -24,9 +25,9 @@ class WeakReader:
     Parameters
     ----------
     path
-        Of ``r2.onnx``, checked against its card.
+        Of one of `FILES`, checked against its card.
     side
-        Of D1's frames; R2 takes pictures of twice that.
+        Of what it gives, D1's or half of it; R2 takes pictures of twice that.
 
     Attributes
     ----------
@@ -48,7 +49,7 @@ class WeakReader:
             raise EngineError(f"{path}: takes {taken} and gives {given} samples: reinstall")
 
     def whiten(self, pictures: Float32) -> Float32:
-        """Return what the patterns are looked for in, ``(batch, samples of D1)``.
+        """Return what the patterns, folded or not, are looked for in, ``(batch, samples)``.
 
         Parameters
         ----------
@@ -59,9 +60,16 @@ class WeakReader:
         return whitened
 
 
-@lru_cache(maxsize=2)
-def open_reader(model_id: bytes, where: Path | None = None) -> WeakReader | None:
+@lru_cache(maxsize=4)
+def open_reader(
+    model_id: bytes, where: Path | None = None, *, folds: int = 1
+) -> WeakReader | None:
     """Return R2 of the model with these patterns, loaded once a process; None where it has none.
+
+    Parameters
+    ----------
+    folds
+        2: for carriers that are folded.
 
     Raises
     ------
@@ -69,6 +77,7 @@ def open_reader(model_id: bytes, where: Path | None = None) -> WeakReader | None
         The card or the file is damaged.
     """
     card = read_card(where)
-    if FILE not in card.files or patterns_id(load_patterns(card)) != model_id:
+    file = FILES[folds]
+    if file not in card.files or patterns_id(load_patterns(card)) != model_id:
         return None
-    return WeakReader(card.path(FILE), card.side)
+    return WeakReader(card.path(file), card.side // folds)

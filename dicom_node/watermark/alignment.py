@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.inference.base import Float32, RobustEngine
-from dicom_node.inference.reader import open_reader
 from dicom_node.watermark import synthesis
-from dicom_node.watermark.covers import unfolded
 from dicom_node.watermark.fourier import TurnBank, enlarged, evidence
 from dicom_node.watermark.placement import Placement, inside, resampled, sharply_seen, shrunk
+from dicom_node.watermark.second_look import SecondLook
 from dicom_node.watermark.shifts import ShiftBank
 
 _FINE = 4  # times a whitened picture is enlarged for small moves
@@ -53,7 +52,7 @@ class Tools:
     """
 
     def __init__(self, engine: RobustEngine, folds: int = 1) -> None:
-        self.engine, self.side, self._folds = engine, engine.side // folds, folds
+        self.engine, self.side = engine, engine.side // folds
         patterns: Float32 = engine.patterns.astype(np.float32)
         if folds > 1:
             whole = engine.patterns.astype(np.int32)
@@ -62,16 +61,14 @@ class Tools:
         patterns /= np.linalg.norm(patterns, axis=1, keepdims=True)
         self.patterns: Float32 = patterns
         self._turns = lru_cache(maxsize=2)(self._turn_bank)
-        self._reader = open_reader(engine.model_id)
-        side = self._reader.side if self._reader is not None else engine.side
-        self.seen_side = side // folds
+        self._second = SecondLook(engine, folds)
+        self.seen_side = self._second.side
 
     def whiten(self, picture: Float32, placement: Placement) -> Float32:
         """Return the frame at `placement` of a picture whitened, ``(side, side)``, its mean 0."""
         seen = sharply_seen(picture, placement, self.seen_side)
-        seen = unfolded(seen, self.seen_side * self._folds)
-        flat = (self._reader or self.engine).whiten(seen[None, None])
-        plane = flat[0].astype(np.float32).reshape(2 * (self.engine.side,))
+        flat = self._second.whiten(seen[None])[0]
+        plane = flat.astype(np.float32).reshape(2 * (self.engine.side,))
         plane = plane[: self.side, : self.side]
         return np.asarray(plane - plane.mean(), np.float32)
 

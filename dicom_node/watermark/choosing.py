@@ -42,7 +42,7 @@ CREST, FLAT, FLATTEST = 1.6, 0.8, 0.6
 SAFE, UNSAFE = (0.2, 0.78), 0.3
 SECOND_SOFTNESS = 2.2
 ALONG = 1.25  # how far along the word, in standard deviations of what the cover adds across it
-ALONG_FOLDED, CREST_FOLDED = 2.0, 2.2  # of folded carriers
+ALONG_FOLDED, CREST_FOLDED = 3.0, 2.2  # of folded carriers
 BARELY, LEAST_SHARE = (0.02, 0.98), 0.5
 GREY, LEAST_GREY_PX = (0.1, 0.92), 200  # neither black nor white: it tells how smooth a frame is
 

@@ -132,7 +132,7 @@ class Chosen(NamedTuple):
 class Look(NamedTuple):
     """What a mark is looked at through: side of the pictures, soft bits of ``(n, side, side)``.
 
-    With `folds` a picture is seen at ``side / folds``, beside its mirror images.
+    `folds` is 2 where the carrier is folded.
     """
 
     side: int
@@ -141,6 +141,4 @@ class Look(NamedTuple):
 
     def at(self, display: Float32) -> Float32:
         """Return a picture as it is looked at, ``(side, side)``."""
-        if self.folds == 1:
-            return resample(display, self.side)
-        return unfolded(resample(display, self.side // self.folds), self.side)
+        return resample(display, self.side)

@@ -14,7 +14,6 @@ from itertools import islice, product
 import numpy as np
 
 from dicom_node.inference.base import Float32, RobustEngine
-from dicom_node.inference.reader import WeakReader, open_reader
 from dicom_node.watermark import closely, expecting, partial, reading, words
 from dicom_node.watermark.covers import resample, unfolded
 from dicom_node.watermark.fourier import evidence
@@ -25,6 +24,7 @@ from dicom_node.watermark.reading import (
     Hashes,
     Pose,
 )
+from dicom_node.watermark.second_look import SecondLook
 from dicom_node.watermark.words import RobustKey, code_word
 
 # Frames up to SMALL_PX have a folded carrier; pictures up to SMALL_ENLARGED_PX may show one, and up
@@ -96,9 +96,8 @@ class RobustDetector:
     def look_closely(
         self, display: Float32, folds: int = 1, poses: Sequence[Pose] = (UPRIGHT,)
     ) -> Float32:
-        """Return the soft bits of R2, folded with half of D1's; the rest as `look` takes it."""
-        whitened = self._whiten(_views(display, self.second_side, folds, poses))
-        return self._soft_bits(whitened, display, folds, poses)
+        """Return the soft bits of R2 in each pose; the rest as `look` takes it."""
+        return self.engine.soft_bits(self._whiten_again(display, folds, poses))
 
     def word_in(
         self, display: Float32, message: bytes, key: RobustKey
@@ -117,7 +116,7 @@ class RobustDetector:
 
     def look_again(self, pictures: Float32) -> Float32:
         """Return the soft bits of R2, ``(batch, code_bits)``, for ``(batch, side, side)``."""
-        return self.engine.soft_bits(self._whiten(pictures))
+        return self.engine.soft_bits(self._second.whiten(pictures))
 
     def resample(self, display: Float32, side: int | None = None) -> Float32:
         """Return the frame as the networks see it, ``(side, side)``; D1's side if none is given."""
@@ -126,23 +125,25 @@ class RobustDetector:
     @property
     def second_side(self) -> int:
         """Side of the pictures that `look_again` takes."""
-        return self._reader.side if self._reader is not None else self.engine.side
+        return self._second.side
 
     @cached_property
-    def _reader(self) -> WeakReader | None:
-        return open_reader(self.engine.model_id)
+    def _second(self) -> SecondLook:
+        return SecondLook(self.engine)
 
-    def _whiten(self, pictures: Float32) -> Float32:
-        """Return what R2 whitened, D1 where there is none, ``(batch, samples of D1)``."""
-        return (self._reader or self.engine).whiten(pictures[:, None])
+    @cached_property
+    def _second_at_small(self) -> SecondLook:
+        return SecondLook(self.engine, FOLDS)
 
-    def _soft_bits(
-        self, whitened: Float32, display: Float32, folds: int, poses: Sequence[Pose]
-    ) -> Float32:
-        again = self.engine.soft_bits(whitened)
-        if folds == 1:
-            return again
-        return beside_half(again, self.look(display, folds, poses))
+    def _look_at_small(self, pictures: Float32) -> Float32:
+        """Return the soft bits of R2 for small frames, ``(batch, code_bits)``."""
+        return self.engine.soft_bits(self._second_at_small.whiten(pictures))
+
+    def _whiten_again(self, display: Float32, folds: int, poses: Sequence[Pose]) -> Float32:
+        """Return what R2 whitened in each pose, ``(poses, samples of D1)``."""
+        second = self._second if folds == 1 else self._second_at_small
+        seen = resample(display, second.side)
+        return second.whiten(np.stack([pose.upright(seen) for pose in poses]))
 
     def _readings(
         self, display: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey],
@@ -202,13 +203,11 @@ class RobustDetector:
                 toned=in_full and pose is UPRIGHT, ways=ways, decoded=decoded, both=both,
             )  # fmt: skip
 
-        if folds > 1:  # chosen through D1, which sees all of a small picture
-            yield read(soft, UPRIGHT, decoded=True)
-        whitened = self._whiten(_views(display, self.second_side, folds, poses[:1]))
+        whitened = self._whiten_again(display, folds, poses[:1])
         ranked = self._ranked(whitened[0], poses, folds)
         if ranked[0] is not UPRIGHT:
             yield from glances
-        looked = [(self._soft_bits(whitened, display, folds, poses[:1])[0], UPRIGHT)]
+        looked = [(self.engine.soft_bits(whitened)[0], UPRIGHT)]
         yield read(*looked[0], both=_together(soft, looked[0][0]) if folds == 1 else None)
         yield from glances
         for pose in [each for each in ranked if each is not UPRIGHT][:turned]:
@@ -262,14 +261,6 @@ def _first(found: Iterable[Detection]) -> Detection:
 def _normed(soft: Float32) -> Float32:
     normed: Float32 = soft / (np.linalg.norm(soft, axis=1, keepdims=True) + 1e-9)
     return normed
-
-
-def beside_half(of_r2: Float32, of_d1: Float32) -> Float32:
-    """Return R2's soft bits with half of D1's, ``(n, code_bits)``, as a folded carrier is read.
-
-    R2 was not trained on mirror images: there D1 sees almost as much, and errs elsewhere.
-    """
-    return _normed(of_r2) + _normed(of_d1) * np.float32(0.5)
 
 
 def _together(one: Float32, other: Float32) -> Float32:

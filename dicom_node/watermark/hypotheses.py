@@ -26,6 +26,9 @@ _STRETCHES = (-0.018, 0.018, -0.036, 0.036, -0.054, 0.054)  # logs of columns ov
 _ASPECTS = (4 / 3, 3 / 4, 5 / 4, 4 / 5, 3 / 2, 2 / 3)  # columns over rows
 _TURNS = [0.75 * n for n in range(1, 60)]  # degrees
 _SLIGHTLY, _BEYOND, _SHIFTED = 1.0, 6 / 128, 1 / 4  # a sample; parts of a frame's side
+# Samples from the middle, the first as both sides are cut off alike.
+_OFF_MIDDLE = ((0.5, 0.5), (-0.5, -0.5), (0.5, 0), (0, 0.5), (-0.5, 0), (0, -0.5), (0.5, -0.5),
+               (-0.5, 0.5))  # fmt: skip
 _ALL, _SOME = 160, 96  # patterns asked at every shift; all are at the likeliest
 
 
@@ -93,7 +96,11 @@ class Hypotheses:
         yield self._shifted([_resized(pose, size) for size in small_crops for pose in poses])
 
     def small(self) -> Iterator[Iterator[Candidate]]:
-        """Yield the stages of a small picture: cropped by a quarter at most, mirrored if turned."""
+        """Yield the stages of a small picture: cropped by a quarter at most, mirrored if turned.
+
+        An odd number of pixels cut off leaves its middle half a pixel away: too far for a carrier
+        of so few samples.
+        """
         whole = Placement.whole(self._view.shape)
         yield self._turned(whole, [0.0])
         yield self._shifted([whole], _ALL, _SHIFTED)
@@ -104,6 +111,8 @@ class Hypotheses:
         cropped = _sizes(_FINE_STEP, _HARDLY_CUT, _FINE_STEP)
         yield self._turned(whole, cropped, [False])
         yield self._shifted([_resized(whole, size) for size in cropped])
+        for right, down in _OFF_MIDDLE:
+            yield self._turned(whole.moved(right, down, self._tools.side), cropped, [False])
 
     def unlikely(self) -> Iterator[Iterator[Candidate]]:
         """Yield the stages of all else: stretched, in a wide border, mirrored and half cut off."""

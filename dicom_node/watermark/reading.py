@@ -154,18 +154,18 @@ def recognise_any(
 
 def recognise_guided(
     soft: Float32, earlier: Sequence[expecting.Told], keys: Sequence[RobustKey], pose: Pose, *,
-    among: int = 1,
+    ways: int = 1, among: int = 1,
 ) -> Detection:  # fmt: skip
     """Return the message that soft bits point to themselves, if any.
 
-    `soft`, `earlier` and `among` as `guided.likeliest` takes them.
+    `soft`, `earlier` and `among` as `guided.likeliest` takes them, `ways` as `recognise` does.
     """
-    for key in keys:
+    for key, way in product(keys, range(ways)):
         found = guided.likeliest(
-            soft, earlier, whitening(key), key.robust_key, key.owner, among=among
+            soft, earlier, whitening(key, way), key.robust_key, key.owner, among=among * ways
         )
         if found is not None:
-            word = code_word(found.message, key)
+            word = code_word(found.message, key, way)
             return _found(soft, found.message, key, pose, word, recognised=True)
     return Detection(False, pose=pose)
 

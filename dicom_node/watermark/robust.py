@@ -168,9 +168,11 @@ class RobustWatermark(RobustDetector):
 
     @cached_property
     def _chooser(self) -> Chooser:
-        look = Look(self.engine.side, lambda seen: self.engine.decode(seen[:, None]), self.folds)
+        look = Look(self.engine.side, lambda seen: self.engine.decode(seen[:, None]))
         if self.any_word:
             look = Look(self.second_side, self.look_again)
+        elif self.folds > 1:
+            look = Look(self._second_at_small.side, self._look_at_small, self.folds)
         return Chooser(self.engine, second=self.second, look=look, any_word=self.any_word)
 
 

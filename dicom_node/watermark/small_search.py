@@ -6,9 +6,9 @@ angles, shifts and sizes are stepped through finely, the key tells which of them
 that the frame would have there (:mod:`favoured`), and those are read.
 
 At most `MOST_READ` places are decoded, each in 64 ways that a wrong word passes once in 2**32; all
-that are recognised after a stage, together, pass once more, as each of the places that the key
-chose from is counted, shifts beside them twice: less than 2.5e-7 false accepts a picture and key,
-beside those of :mod:`synchronise`.
+that are recognised after one of 20 stages, together, pass once more, and once by what soft bits
+point to, as each of the places that the key chose from is counted, shifts beside them twice: less
+than 2.5e-7 false accepts a picture and key, beside those of :mod:`synchronise`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import replace
 from itertools import chain
 
 from dicom_node.inference.base import Float32, RobustEngine
-from dicom_node.watermark import closely, expecting, partial
+from dicom_node.watermark import closely, expecting, partial, reading
 from dicom_node.watermark.alignment import View, tools_of
-from dicom_node.watermark.covers import unfolded
-from dicom_node.watermark.detecting import FOLDS, SMALL_PX, beside_half
+from dicom_node.watermark.detecting import FOLDS, SMALL_PX
+from dicom_node.watermark.expecting import Told
 from dicom_node.watermark.favoured import Favoured
 from dicom_node.watermark.fourier import ANGLES
 from dicom_node.watermark.hypotheses import Hypotheses
@@ -31,9 +31,12 @@ from dicom_node.watermark.words import WAYS, RobustKey
 
 LARGEST_PX = round(SMALL_PX * 2**0.5)  # a small frame turned on a larger canvas
 MOST_READ = 16
-# Places that are read after a stage, and the score asked of each; that asked in the end.
-_OF_STAGE, _SURELY, _SCORED = 2, 8.0, 7.0
-_AGREES = 3.0  # standard deviations: one place in fifty has it by chance, in one of all ways
+# Places that are looked at after a stage, and the score asked of each; and in the end.
+_OF_STAGE, _OF_ALL = (4, 8.0), (40, 7.0)
+# Standard deviations by which soft bits agree with the hash there: right places have 4.2 and more,
+# a quarter of all others 3.6, one in fourteen 4.5 (of all ways the best).
+_AGREES, _AGREES_MUCH = 3.5, 4.4
+_READ_BESIDE = 3  # places beside one that are read, those that agree most
 _BESIDE = (2, -2, 1, -1, 3, -3)  # angles beside one that was found: evidence tells it to a degree
 # Half samples right and down beside a shift that was.
 _AROUND = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
@@ -65,31 +68,48 @@ class _SmallSearch:
     ) -> None:  # fmt: skip
         self._tools, self._keys, self._late = tools_of(engine, FOLDS), keys, late
         self._view = View(display, self._tools)
+        self._decodes = 0
         self._favoured = Favoured(
             self._view.picture, self._tools.shifts, self._tools.side, keys, WAYS
         )
 
     def run(self) -> Detection:
         """Read the places that the key favours stage after stage, then of all of them."""
-        left = MOST_READ
         stages = Hypotheses(self._view, self._tools, self._late, self._favoured).small()
         for stage in chain(stages, (None,)):
             for _ in stage or ():  # what evidence says of a place is noted with what the key does
                 pass
-            most, least = (_OF_STAGE, _SURELY) if stage else (left, _SCORED)
-            for place, noise in self._favoured.best(min(most, left), least):
-                left -= 1
-                for found in self._readings(place, noise, surely=stage is not None):
+            for place, noise in self._favoured.best(*(_OF_STAGE if stage else _OF_ALL)):
+                for found in self._readings(place, noise):
                     if found.decoded or self._late():
                         return found
         return Detection(False)
 
-    def _readings(self, place: Placement, noise: float, *, surely: bool) -> Iterator[Detection]:
-        """Yield what is read at a place, and at the angles or shifts beside it."""
-        yield self._read(place, self._view.judged(place, noise)[0], noise, decoded=False)
-        for beside in self._beside(place) if surely else ():
-            whitened = self._view.whitened(beside).reshape(-1)
-            yield self._read(beside, self._tools.patterns @ whitened, noise, decoded=True)
+    def _readings(self, place: Placement, noise: float) -> Iterator[Detection]:
+        """Yield what is read at a place, and at the angles or shifts beside it.
+
+        Not to read what would hardly be read makes nothing more likely to be read wrong.
+        """
+        soft, _ = self._view.judged(place, noise)
+        if self._favoured.agreement(soft, place, noise) < _AGREES:
+            return
+        told = self._told_at(place)
+        self._decodes += 1
+        yield self._read(place, soft, told, noise, decoded=self._decodes > MOST_READ)
+        besides: list[tuple[float, int, Float32, Placement]] = []
+        for beside in self._beside(place):
+            soft = self._tools.patterns @ self._view.whitened(beside).reshape(-1)
+            agreed = self._favoured.agreement(soft, beside, noise)
+            besides.append((agreed, len(besides), soft, beside))
+        for _, _, soft, beside in sorted(besides, reverse=True)[:_READ_BESIDE]:
+            yield self._read(beside, soft, told, noise, decoded=True)
+
+    def _told_at(self, place: Placement) -> Told:
+        """Return what the picture tells of the frame at a place, all of it or a part."""
+        side = self._tools.seen_side
+        picture = self._view.frame(place, side)
+        part = partial.told(picture, inside(place, self._view.shape, side))
+        return part or expecting.told(picture)
 
     def _beside(self, place: Placement) -> list[Placement]:
         """Return places beside one: angles the key chose from, shifts it did or nearly did."""
@@ -99,23 +119,14 @@ class _SmallSearch:
         return [place.moved(x / 2, y / 2, self._tools.side) for x, y in _AROUND]
 
     def _read(
-        self, place: Placement, of_r2: Float32, noise: float, *, decoded: bool
+        self, place: Placement, soft: Float32, told: Told, noise: float, *, decoded: bool
     ) -> Detection:
-        """Read a place; what is decoded already only tells of messages that are recognised.
-
-        Not to read what would hardly be read makes nothing more likely to be read wrong.
-        """
-        view, tools = self._view, self._tools
-        if self._favoured.agreement(of_r2, place, noise) < _AGREES:
-            return Detection(False)
-        of_d1 = tools.engine.decode(unfolded(view.frame(place), tools.engine.side)[None, None])
-        soft = beside_half(of_r2[None], of_d1)[0]
-        picture, seen = (
-            view.frame(place, tools.seen_side), inside(place, view.shape, tools.seen_side)
-        )  # fmt: skip
-        told = partial.told(picture, seen) or expecting.told(picture)
+        """Read a place; what is decoded already only tells of messages that are recognised."""
         # A shift beside the outermost that were asked was none of them.
         among = self._favoured.among * (1 if place.rotation_deg % 90 or not decoded else 2)
-        return closely.read_small(
-            soft, told, self._keys, place.told(view.shape), among, decoded=decoded
-        )
+        pose = place.told(self._view.shape)
+        found = closely.read_small(soft, told, self._keys, pose, among, decoded=decoded)
+        if not found.decoded and self._favoured.agreement(soft, place, noise) >= _AGREES_MUCH:
+            found = reading.recognise_guided(soft, [told], self._keys, pose,
+                                             ways=WAYS, among=among)  # fmt: skip
+        return found

@@ -1,6 +1,6 @@
-"""Turn a checkpoint of train_r2.py into r2.onnx, and name it on card.toml.
+"""Turn a checkpoint of train_r2.py into r2.onnx or r2_small.onnx, and name it on card.toml.
 
-    python export_r2.py r2/last.pt --out ..
+    python export_r2.py r2/last.pt --out ..             # and r2_small/last.pt
     python export_r2.py .. --out ..     # R2 of that folder, as this script writes it today
 
 Refuses a network that was trained with other patterns than the card's, and one whose ONNX Runtime
@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from export_w1 import export
 from former import digest
 from networks import N
-from readers import CELL, SIDE, Reader
+from readers import CELL, Reader, folded
 from recipe import flat
 from torch import Tensor
 
+FILES = {1: "r2.onnx", 2: "r2_small.onnx"}  # by how often the carrier is folded
 _BLOCK, _TAPS = 4, 5  # samples a side that are made at once; a side of the last layer's kernel
 
 
@@ -44,8 +45,11 @@ class Whitener(Reader):
                 taps = slice(row, row + _TAPS), slice(column, column + _TAPS)
                 folded[row, column][:, *taps] = reader.last.weight.data[0]
         self.register_buffer("folded", folded.flatten(0, 1))
-        cells = torch.eye(N // CELL)[None, None]
-        spread = F.interpolate(cells, size=(N // CELL, N), mode="bilinear", align_corners=False)
+        side = self.side
+        cells = torch.eye(side // CELL)[None, None]
+        spread = F.interpolate(
+            cells, size=(side // CELL, side), mode="bilinear", align_corners=False
+        )
         self.register_buffer("across", spread[0, 0])
         self.register_buffer("down", spread[0, 0].t().contiguous())
 
@@ -69,13 +73,16 @@ def main() -> None:
     torch.set_num_threads(1)
     source: Path = args.checkpoint
     reader = shipped.reader(source) if source.is_dir() else trained(source)
-    patterns, own = np.load(args.out / "patterns.npy"), reader.patterns.to(torch.int8).numpy()
+    folds = N // reader.side
+    patterns = folded(np.load(args.out / "patterns.npy").reshape(-1, N, N), folds)
+    own = reader.patterns.to(torch.int32).numpy()
     if not np.array_equal(own, patterns.reshape(own.shape)):
         raise SystemExit("the reader was trained with other patterns; nothing written")
-    picture = F.avg_pool2d(torch.rand(2, 1, SIDE, SIDE), 5, 1, 2)
+    picture = F.avg_pool2d(torch.rand(2, 1, 2 * reader.side, 2 * reader.side), 5, 1, 2)
+    file = FILES[folds]
     export(Whitener(reader), reader.normalised, (picture,), ["picture"], ["whitened"],
-           args.out / "r2.onnx")  # fmt: skip
-    name_on_card(args.out)
+           args.out / file)  # fmt: skip
+    name_on_card(args.out, file)
 
 
 def trained(checkpoint: Path) -> Reader:
@@ -87,11 +94,12 @@ def trained(checkpoint: Path) -> Reader:
     return reader
 
 
-def name_on_card(out: Path) -> None:
-    """Put the checksum of r2.onnx under ``[files]``, in place of a former one."""
+def name_on_card(out: Path, file: str) -> None:
+    """Put the checksum of a file under ``[files]``, in place of a former one."""
     card = out / "card.toml"
-    told = re.sub(r'^"r2\.onnx" = .*\n', "", card.read_text("utf-8"), flags=re.MULTILINE)
-    line = f'"r2.onnx" = "{digest(out / "r2.onnx")}"\n'
+    former = re.compile(rf'^"{re.escape(file)}" = .*\n', re.MULTILINE)
+    told = former.sub("", card.read_text("utf-8"))
+    line = f'"{file}" = "{digest(out / file)}"\n'
     card.write_text(told.replace("\n[files]\n", "\n[files]\n" + line, 1), "utf-8")
 
 

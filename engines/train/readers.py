@@ -3,11 +3,13 @@
 D1 sees a frame at 128 x 128, resampled by area. White noise above a quarter of a cycle a sample of
 the 256 x 256 picture is folded into the carriers' band by that, and costs 1.2 to 1.6 dB against the
 mark. R2 takes the picture at 256 x 256 and finds its own way down: the four samples of each sample
-of D1 are channels of their own. It has D1's patterns, and no mark depends on it.
+of D1 are channels of their own. It has D1's patterns, and no mark depends on it. Of small frames,
+whose carrier is folded, another one of the same layers takes 128 x 128.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from networks import N, ste_round
@@ -15,6 +17,16 @@ from torch import Tensor, nn
 
 SIDE = 2 * N  # of the picture R2 sees
 CELL = 8  # samples of D1 in one cell of the gates
+
+
+def folded(patterns: np.ndarray, folds: int) -> np.ndarray:
+    """Return patterns ``(K, n, n)`` as a picture beside its mirror images has to carry them."""
+    if folds == 1:
+        return patterns
+    whole, small = patterns.astype(np.int32), patterns.shape[-1] // 2
+    near, far = whole[..., :small], whole[..., small:][..., ::-1]
+    across = near + far
+    return across[:, :small] + across[:, small:][:, ::-1]
 
 
 def smoothed(x: Tensor, window: int) -> Tensor:
@@ -58,12 +70,12 @@ class Places(nn.Module):
 
 
 class Reader(nn.Module):
-    """R2: picture ``(batch, 1, 256, 256)`` to what the patterns are looked for in."""
+    """R2: picture ``(batch, 1, 2 * side, 2 * side)`` to what the patterns are looked for in."""
 
     def __init__(self, patterns: Tensor, width: int = 40, hidden: int = 24) -> None:
         super().__init__()
         self.register_buffer("patterns", ste_round(patterns.float()))
-        self.width = width
+        self.width, self.side = width, round(patterns.shape[1] ** 0.5)
         self.places = Places(width, hidden)
         self.first = nn.Conv2d(9, width, 5, padding=2)
         self.second = nn.Conv2d(width, width, 3, padding=1)
@@ -74,7 +86,7 @@ class Reader(nn.Module):
         self.gain = 2.0
 
     def whiten(self, x: Tensor) -> Tensor:
-        """Return what the patterns are looked for in, ``(batch, 1, n, n)``: places weighed."""
+        """Return what the patterns are looked for in, places weighed ``(batch, 1, side, side)``."""
         four = F.pixel_unshuffle(x, 2)  # (batch, 4, n, n)
         one = four.mean(1, keepdim=True)
         mean = smoothed(one, 7)

@@ -104,6 +104,7 @@ class W1:
 
 @dataclass(frozen=True)
 class ReaderModel:
+    folds: int
     width: int
     hidden: int
 

@@ -6,6 +6,9 @@
         --patterns ../patterns.npy --out r2                                   # an hour
     python export_r2.py r2/last.pt --out ..
 
+R2 for small frames, whose carrier is folded, the same with `mark_frames.py --small` and
+recipes/r2_small.toml, and `--start ..`: pictures of 128 x 128, patterns of 64 x 64.
+
 The patterns are those the frames were marked with, and stay as they are; `--resume` goes on
 exactly where ``last.pt`` stopped. Layers run in bfloat16, on the CPU too, or with `--device cuda`;
 attacks stay on the CPU.
@@ -15,17 +18,20 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import attacks
 import cv2
 import numpy as np
 import recipe as recipes
+import shipped
+import small_pictures
 import torch
 import torch.nn.functional as F
 from frames import seen
-from readers import SIDE, Reader
-from running import Average, Run, one_cycle, set_rates
+from readers import SIDE, Reader, folded
+from running import Average, Run, fit, one_cycle, set_rates
 from suite import suite
 from torch import Tensor
 
@@ -34,6 +40,10 @@ LOOKED_AT = (
     "plain", "noise 0.001", "noise 0.005", "noise 0.01", "jpeg 30", "jpeg 10", "jpeg 2000 20:1",
     "size 0.25", "blur 7x7", "equalised",
 )  # fmt: skip
+SMALL_LOOKED_AT = (
+    "plain", "jpeg 70", "jpeg 50", "jpeg 30", "noise 0.001", "speckle 0.01", "misplaced",
+    "mean 3x3", "size 0.5", "blur 7x7", "equalised", "cropped 25 %",
+)
 
 
 def loss_of(soft: Tensor, words: Tensor, settings: recipes.ReaderLoss) -> tuple[Tensor, Tensor]:
@@ -50,25 +60,35 @@ def loss_of(soft: Tensor, words: Tensor, settings: recipes.ReaderLoss) -> tuple[
 
 @torch.no_grad()
 def look(
-    reader: Reader, pictures: np.ndarray, words: Tensor, settings: recipes.ReaderLoss
+    reader: Reader, pictures: Sequence[np.ndarray], words: Tensor, recipe: recipes.R2
 ) -> dict[str, list[float]]:
     """Return, by attack, the mean agreement and the share of pictures above `READ`."""
-    attacked = suite(np.random.default_rng(0))
+    attacked, side = suite(np.random.default_rng(0)), SIDE // recipe.model.folds
     table = {}
-    for name in LOOKED_AT:
-        hit = np.stack([seen(attacked[name](p), SIDE) for p in pictures])
+    for name in LOOKED_AT if recipe.model.folds == 1 else SMALL_LOOKED_AT:
+        hit = np.stack([seen(attacked[name](p), side) for p in pictures])
         x = torch.from_numpy(hit[:, None]).to(words.device)
         soft = torch.cat([reader(some) for some in x.split(16)])
-        agreement = loss_of(soft, words, settings)[1]
+        agreement = loss_of(soft, words, recipe.loss)[1]
         figures = (agreement.mean(), (agreement > READ).float().mean())
         table[name] = [round(f.item(), 4) for f in figures]
     return table
 
 
-def marked_pictures(path: Path, device: torch.device) -> tuple[np.ndarray, Tensor]:
+def marked_pictures(path: Path, device: torch.device) -> tuple[list[np.ndarray], Tensor]:
     """Return pictures of `mark_frames.py` and their code words ``(pictures, K)``."""
     with np.load(path) as data:
-        return data["pictures"], torch.from_numpy(data["words"].astype(np.float32)).to(device)
+        pictures, words = data["pictures"], data["words"].astype(np.float32)
+        sides = data["sides"] if "sides" in data else [len(pictures[0])] * len(pictures)
+    cut = [np.ascontiguousarray(p[:n, :n]) for p, n in zip(pictures, sides, strict=True)]
+    return cut, torch.from_numpy(words).to(device)
+
+
+def drawn(picture: np.ndarray, rng: np.random.Generator, folds: int) -> np.ndarray:
+    """Return a picture attacked, as the network sees it, ``(side, side)``, 0..1."""
+    if folds > 1:
+        return small_pictures.drawn(picture, rng, SIDE // folds)
+    return seen(attacks.draw_weak(picture, rng), SIDE)
 
 
 def train(recipe: recipes.R2, args: argparse.Namespace) -> None:
@@ -77,8 +97,13 @@ def train(recipe: recipes.R2, args: argparse.Namespace) -> None:
     steps, rng, device = recipe.run.steps, run.rng, run.device
     pictures, words = marked_pictures(args.marked, device)
     shown, of_shown = marked_pictures(args.test, device)
-    patterns = torch.from_numpy(np.load(args.patterns).reshape(words.shape[1], -1))
+    whole = np.load(args.patterns).reshape(words.shape[1], SIDE // 2, SIDE // 2)
+    folds = recipe.model.folds
+    patterns = torch.from_numpy(folded(whole, folds)).flatten(1)
     reader = Reader(patterns, recipe.model.width, recipe.model.hidden)
+    if args.start:
+        fit(reader, {k: v for k, v in shipped.reader(args.start).state_dict().items()
+                     if k != "patterns"})  # fmt: skip
     reader = reader.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(
         [{"params": list(reader.parameters()), "lr": 0.0, "top": recipe.rates.network}]
@@ -92,8 +117,8 @@ def train(recipe: recipes.R2, args: argparse.Namespace) -> None:
     for step in range(run.first, min(steps, args.stop or steps)):
         set_rates(optimiser, one_cycle(step, steps))
         chosen = rng.choice(len(pictures), recipe.run.batch, replace=False)
-        hit = np.stack([seen(attacks.draw_weak(pictures[i], rng), SIDE) for i in chosen])
-        x = torch.from_numpy(hit[:, None])  # (batch, 1, 256, 256)
+        hit = np.stack([drawn(pictures[i], rng, folds) for i in chosen])
+        x = torch.from_numpy(hit[:, None])  # (batch, 1, side, side)
         x = x.to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             soft = reader(x)  # (batch, K), float32
@@ -115,7 +140,7 @@ def train(recipe: recipes.R2, args: argparse.Namespace) -> None:
                      recipe=recipes.table(recipe))  # fmt: skip
         if done % recipe.run.validate_every == 0 or done == steps:
             averaged.load_state_dict(average.weights)
-            told = look(averaged, shown, of_shown, recipe.loss)
+            told = look(averaged, shown, of_shown, recipe)
             run.log(done, validated=True, agreement_and_above_06=told)
 
 
@@ -128,6 +153,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True, help="marked frames to look at")
     parser.add_argument("--patterns", type=Path, required=True, help="patterns.npy of the model")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="folder with card.toml, whose R2 to start from")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--stop", type=int, help="end after this step of the recipe's")
     parser.add_argument("--resume", action="store_true")

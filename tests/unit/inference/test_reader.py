@@ -12,7 +12,7 @@ import pytest
 from dicom_node.errors import EngineError
 from dicom_node.inference import open_engine
 from dicom_node.inference.catalogue import folder
-from dicom_node.inference.reader import WeakReader, open_reader
+from dicom_node.inference.reader import FILES, WeakReader, open_reader
 from dicom_node.watermark.robust import RobustWatermark, code_word
 
 
@@ -81,24 +81,32 @@ def test_a_reader_for_other_patterns_is_not_used() -> None:
     assert open_reader(b"none") is None
 
 
-def test_a_model_without_a_reader_reads_with_d1(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("folds", "file"), FILES.items())
+def test_a_model_without_a_reader_reads_with_d1(folds: int, file: str, tmp_path: Path) -> None:
     where = _copied(tmp_path)
     card = where / "card.toml"
-    lines = [line for line in card.read_text("utf-8").splitlines() if "r2.onnx" not in line]
+    lines = [line for line in card.read_text("utf-8").splitlines() if file not in line]
     card.write_text("\n".join(lines) + "\n", "utf-8")
-    assert open_reader(open_engine("onnx").model_id, where) is None
+    assert open_reader(open_engine("onnx").model_id, where, folds=folds) is None
 
 
-def test_a_reader_that_was_altered_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("folds", "file"), FILES.items())
+def test_a_reader_that_was_altered_is_refused(folds: int, file: str, tmp_path: Path) -> None:
     where = _copied(tmp_path)
-    with (where / "r2.onnx").open("ab") as stream:
+    with (where / file).open("ab") as stream:
         stream.write(b"\0")
     with pytest.raises(EngineError, match="SHA-256"):
-        open_reader(open_engine("onnx").model_id, where)
+        open_reader(open_engine("onnx").model_id, where, folds=folds)
 
 
-def test_a_reader_of_another_shape_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file", "side"), [("r2.onnx", 128), ("r2_small.onnx", 64)])
+@pytest.mark.parametrize("other", ["strength.onnx", "the other reader"])
+def test_a_reader_of_another_shape_is_refused(
+    file: str, side: int, other: str, tmp_path: Path
+) -> None:
     where = _copied(tmp_path)
-    shutil.copy(where / "strength.onnx", where / "r2.onnx")
+    if other == "the other reader":
+        other = next(each for each in FILES.values() if each != file)
+    shutil.copy(folder() / other, where / file)
     with pytest.raises(EngineError, match="samples"):
-        WeakReader(where / "r2.onnx", 128)
+        WeakReader(where / file, side)

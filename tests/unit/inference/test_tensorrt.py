@@ -102,6 +102,7 @@ def test_the_strength_network_compiles(trt: Any, precision: Precision) -> None:
     ("file", "inputs", "output"),
     [
         ("r2.onnx", {"picture": (-1, 1, 256, 256)}, ("whitened", (-1, 16384))),
+        ("r2_small.onnx", {"picture": (-1, 1, 128, 128)}, ("whitened", (-1, 4096))),
         ("f1.onnx", {"frame": FRAME}, ("code", (-1, 8, 16, 16))),
         ("f1_check.onnx", {"frame": FRAME, "code": (-1, 8, 16, 16)}, ("changed", (-1, 16, 16))),
     ],

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import compare_engines
+import cv2
 import frames
 import mark_frames
 import numpy as np
 import pack as packing
 import pytest
+import small_pictures
 import steganalysis_pairs
 from suite import suite
 
@@ -119,6 +121,55 @@ def test_pictures_to_look_at_are_unaugmented_and_marked_at_one_strength(
     mse = np.mean((made["pictures"].astype(float) - val) ** 2, (1, 2))
     assert (np.abs(10 * np.log10(255**2 / mse) - 44.5) < 1).all()
     assert (np.sign(soft_bits(made["pictures"])) == made["words"]).mean() > 0.93
+
+
+def test_small_pictures_are_marked_folded_at_sizes_of_their_own(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run_mark_frames(tmp_path / "small.npz", monkeypatch, "--pack", str(pack), "--small")
+    assert len(set(made["sides"])) > 2
+    assert set(made["sides"]) <= set(mark_frames.SMALL_SIDES)
+    engine, right = mark_frames.open_engine("onnx"), []
+    look = mark_frames.RobustWatermark(engine, folds=mark_frames.FOLDS).look_closely
+    for picture, side, word in zip(made["pictures"], made["sides"], made["words"], strict=True):
+        assert not picture[side:].any()
+        assert not picture[:, side:].any()
+        shown = (picture[:side, :side] / 255).astype(np.float32)
+        right.append(np.mean(np.sign(look(shown, mark_frames.FOLDS)[0]) == word))
+    assert np.mean(right) > 0.8
+
+
+@pytest.mark.parametrize("side", [64, 96])
+def test_a_small_frame_is_cut_out_of_a_picture_where_it_was_turned_to(
+    real_frames: np.ndarray, side: int
+) -> None:
+    rng = np.random.default_rng(3)
+    for frame in real_frames[:4]:
+        frame = cv2.GaussianBlur(cv2.resize(frame, (side, side)), (0, 0), 1.5)
+        there = small_pictures.turning(frame.shape, rng)
+        moved = cv2.warpAffine(frame, there[:2], frame.shape, flags=cv2.INTER_LINEAR)
+        shown = cv2.warpAffine(np.ones(frame.shape, np.float32), there[:2], frame.shape)
+        seen = small_pictures.cut_out(moved, there, 2 * side)
+        inside = small_pictures.cut_out(255 * shown, there, 2 * side) > 0.999
+        wanted = frames.seen(frame, 2 * side)
+        assert inside.mean() > 0.2
+        assert np.abs(seen - wanted)[inside].mean() < 0.01
+
+
+def test_pictures_of_small_frames_are_drawn_alike_with_the_same_seed(
+    real_frames: np.ndarray
+) -> None:
+    small = cv2.resize(real_frames[0], (64, 64), interpolation=cv2.INTER_AREA)
+    once, again = (
+        [small_pictures.drawn(small, rng, 128) for _ in range(12)]
+        for rng in (np.random.default_rng(4), np.random.default_rng(4))
+    )
+    np.testing.assert_array_equal(once, again)
+    for picture in once:
+        assert (picture.shape, picture.dtype) == ((128, 128), np.float32)
+        assert picture.min() >= 0
+        assert picture.max() <= 1
+    assert len({picture.tobytes() for picture in once}) == len(once)
 
 
 def soft_bits(pictures: np.ndarray) -> np.ndarray:

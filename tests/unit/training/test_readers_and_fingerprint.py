@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -29,7 +30,8 @@ from readers import Reader  # noqa: E402
 
 from dicom_node.inference import open_engine  # noqa: E402
 from dicom_node.inference.catalogue import read_card  # noqa: E402
-from dicom_node.inference.reader import WeakReader  # noqa: E402
+from dicom_node.inference.reader import FILES, WeakReader  # noqa: E402
+from dicom_node.watermark import synthesis  # noqa: E402
 
 pytestmark = pytest.mark.training
 
@@ -52,34 +54,67 @@ def marked(real_frames: np.ndarray, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
+@pytest.fixture(scope="module")
+def small_marked(marked: Path) -> Path:
+    """Frames of 64, 80 and 96 pixels, as mark_frames.py lays them into one array."""
+    path = marked.with_name("small.npz")
+    with np.load(marked) as whole:
+        sides = np.resize([64, 80, 96], len(whole["pictures"]))
+        pictures = np.zeros((len(sides), 96, 96), np.uint8)
+        for picture, side, frame in zip(pictures, sides, whole["pictures"], strict=True):
+            picture[:side, :side] = cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA)
+        np.savez(path, pictures=pictures, words=whole["words"], sides=sides)
+    return path
+
+
 def train_reader(recipe: recipes.R2, marked: Path, out: Path, **given: Any) -> dict[str, Any]:
     """Train as the command does, and return the last checkpoint."""
     args = {"marked": marked, "test": marked, "patterns": ENGINES / "patterns.npy", "out": out,
-            "device": "cpu", "stop": None, "resume": False, **given}  # fmt: skip
+            "start": None, "device": "cpu", "stop": None, "resume": False, **given}  # fmt: skip
     train_r2.train(recipe, argparse.Namespace(**args))
     return running.load(out / "last.pt")
 
 
+@pytest.mark.parametrize("name", ["r2", "r2_small"])
 def test_r2_goes_on_exactly_where_it_stopped_and_keeps_the_patterns(
-    marked: Path, tmp_path: Path, differences: Differences
+    name: str, marked: Path, small_marked: Path, tmp_path: Path, differences: Differences
 ) -> None:
-    recipe = short("r2", recipes.R2, validate_every=2)
+    recipe = short(name, recipes.R2, validate_every=2)
+    folds, marked = (1, marked) if name == "r2" else (2, small_marked)
+    assert recipe.model.folds == folds
     at_once = train_reader(recipe, marked, tmp_path / "once")
     half = train_reader(recipe, marked, tmp_path / "twice", stop=2)
     assert differences(at_once, half)
     resumed = train_reader(recipe, marked, tmp_path / "twice", resume=True)
     assert differences(at_once, resumed) == []
     assert recipes.build(at_once["recipe"], recipes.R2, "last.pt") == recipe
-    patterns = np.load(ENGINES / "patterns.npy")
+    patterns = carriers(folds)
     for weights in (at_once["reader"], at_once["latest"]):
-        assert np.array_equal(weights["patterns"].numpy(), patterns.reshape(len(patterns), -1))
+        assert np.array_equal(weights["patterns"].numpy(), patterns)
         assert weights["last.weight"].abs().max() > 0  # where it started
     rows = [json.loads(row) for row in (tmp_path / "once/log.jsonl").read_text("utf-8").split("\n")
             if row]  # fmt: skip
     told = [row for row in rows if row.get("validated")]
     assert [row["step"] for row in told] == [2, 4]
     for row in told:
-        assert list(row["agreement_and_above_06"]) == list(train_r2.LOOKED_AT)
+        looked_at = train_r2.LOOKED_AT if folds == 1 else train_r2.SMALL_LOOKED_AT
+        assert list(row["agreement_and_above_06"]) == list(looked_at)
+
+
+def carriers(folds: int) -> np.ndarray:
+    """Return the carrier patterns as the node folds them, ``(160, samples)``."""
+    whole = np.load(ENGINES / "patterns.npy").astype(np.int32)
+    return np.stack([synthesis.folded(each.reshape(-1), folds) for each in whole])
+
+
+def test_r2_can_start_from_the_shipped_one_whatever_its_patterns(
+    small_marked: Path, tmp_path: Path
+) -> None:
+    recipe = short("r2_small", recipes.R2, validate_every=9)
+    trained = train_reader(recipe, small_marked, tmp_path, start=ENGINES, stop=1)["latest"]
+    before = shipped.reader(ENGINES).state_dict()
+    assert torch.allclose(trained["second.weight"], before["second.weight"], atol=1e-3)
+    assert np.array_equal(trained["patterns"].numpy(), carriers(2))
 
 
 def test_the_fingerprint_goes_on_exactly_where_it_stopped(
@@ -137,11 +172,13 @@ def test_the_node_opens_what_is_exported_and_the_card_tells_the_recipe(
     assert recipes.build(told, recipes.W1, "card.toml") == recipe
 
 
+@pytest.mark.parametrize(("folds", "file"), FILES.items())
 def test_a_reader_is_exported_for_its_own_patterns_only_and_the_node_opens_it(
-    exported: Path, real_frames: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    folds: int, file: str, exported: Path, real_frames: np.ndarray, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     torch.manual_seed(1)
-    patterns = torch.from_numpy(np.load(exported / "patterns.npy")).flatten(1)
+    patterns = torch.from_numpy(carriers(folds))
     reader = Reader(patterns, 6, 5)
     for layer in (reader.last, reader.places.gates):  # they start at nothing
         torch.nn.init.normal_(layer.weight, std=0.1)
@@ -150,19 +187,19 @@ def test_a_reader_is_exported_for_its_own_patterns_only_and_the_node_opens_it(
     monkeypatch.setattr(sys, "argv", command)
     torch.save(state, tmp_path / "r2.pt")
     export_r2.main()
-    opened = WeakReader(read_card(exported).path("r2.onnx"), 128)
+    opened = WeakReader(read_card(exported).path(file), 128 // folds)
     pictures = np.stack([seen(frame, opened.side) for frame in real_frames])[:, None]
     with torch.no_grad():
         want = reader.normalised(torch.from_numpy(pictures)).numpy()
     assert np.abs(opened.whiten(pictures) - want).max() < 1e-3 * np.abs(want).max()
     export_r2.main()
-    assert (exported / "card.toml").read_text("utf-8").count("r2.onnx") == 1
+    assert (exported / "card.toml").read_text("utf-8").count(file) == 1
     state["reader"]["patterns"] = state["reader"]["patterns"].roll(1, 1)
     torch.save(state, tmp_path / "r2.pt")
-    before = (exported / "r2.onnx").read_bytes()
+    before = (exported / file).read_bytes()
     with pytest.raises(SystemExit, match="other patterns"):
         export_r2.main()
-    assert (exported / "r2.onnx").read_bytes() == before
+    assert (exported / file).read_bytes() == before
 
 
 def test_the_shipped_reader_written_again_says_the_same(

@@ -306,13 +306,13 @@ def test_so_many_poses_are_looked_at_closely_as_were_asked_for(
     watermark: RobustWatermark, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    whiten = watermark._whiten
+    whiten = watermark._second.whiten
 
     def counted(pictures: np.ndarray) -> np.ndarray:
         asked.append(len(pictures))
         return whiten(pictures)
 
-    monkeypatch.setattr(watermark, "_whiten", counted)
+    monkeypatch.setattr(watermark._second, "whiten", counted)
     large = cv2.resize(_display(frames[0]), (300, 300))
     for turned, looks in ((0, 1), (3, 4), (7, 8)):
         asked.clear()

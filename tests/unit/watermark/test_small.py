@@ -51,7 +51,7 @@ def _left(folded: RobustWatermark, marked: np.ndarray, message: bytes, key: Key)
     for quality in (70, 60, 50):
         code = cv2.imencode(".jpg", marked, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
         shown = cv2.imdecode(code, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
-        soft = folded.look(shown, FOLDS)[0]
+        soft = folded.look_closely(shown, FOLDS)[0]
         words = np.stack([code_word(message, key, way) for way in range(WAYS)])
         total += min(float((words @ soft).max() / np.linalg.norm(soft) / 160**0.5), 0.56)
     return total
