@@ -10,8 +10,8 @@ import pytest
 import recipe
 
 FOLDER = Path(recipe.__file__).with_name("recipes")
-KINDS = {"w1_cpu": recipe.W1, "w1_gpu": recipe.W1, "r2": recipe.R2, "f": recipe.Fingerprint,
-         "f_check": recipe.Comparator}  # fmt: skip
+KINDS = {"w1_cpu": recipe.W1, "w1_gpu": recipe.W1, "r2": recipe.R2, "r2_small": recipe.R2,
+         "f": recipe.Fingerprint, "f_check": recipe.Comparator}  # fmt: skip
 
 
 def test_every_model_has_a_recipe_and_every_recipe_is_read() -> None:
