@@ -151,9 +151,14 @@ class RobustDetector:
     ) -> Iterator[Detection]:  # fmt: skip
         """Yield what D1 sees upright and in the other poses, and what a closer look reads.
 
+        A small frame is seen by its own reader upright: that is small enough for a glance.
         `turned`: as `detect` takes it; None for no closer look.
         """
-        whitened = self.engine.whiten(_views(display, self.engine.side, folds, poses[:1])[:, None])
+        if folds == 1:
+            upright = _views(display, self.engine.side, folds, poses[:1])
+            whitened = self.engine.whiten(upright[:, None])
+        else:
+            whitened = self._whiten_again(display, folds, poses[:1])
         soft = self.engine.soft_bits(whitened)[0]
         yield reading.read(soft, keys, UPRIGHT, ways=ways_of(folds))
         glances = (
@@ -162,7 +167,7 @@ class RobustDetector:
         )  # fmt: skip
         yield from islice(glances, 1)
         if turned is not None:
-            yield from self._closer(display, poses, keys, known, folds, turned, soft, glances)
+            yield from self._closer(display, poses, keys, known, folds, turned, whitened, glances)
         yield from glances
 
     def _may_be_folded(
@@ -184,7 +189,8 @@ class RobustDetector:
 
     def _closer(
         self, display: Float32, poses: Sequence[Pose], keys: Sequence[RobustKey],
-        known: Hashes | None, folds: int, turned: int, soft: Float32, glances: Iterator[Detection],
+        known: Hashes | None, folds: int, turned: int, glanced: Float32,
+        glances: Iterator[Detection],
     ) -> Iterator[Detection]:  # fmt: skip
         """Yield what soft bits say that are not just decoded: D1's upright ones, and R2's.
 
@@ -203,12 +209,14 @@ class RobustDetector:
                 toned=in_full and pose is UPRIGHT, ways=ways, decoded=decoded, both=both,
             )  # fmt: skip
 
-        whitened = self._whiten_again(display, folds, poses[:1])
+        glance = self.engine.soft_bits(glanced)[0]
+        whitened = glanced if folds > 1 else self._whiten_again(display, folds, poses[:1])
         ranked = self._ranked(whitened[0], poses, folds)
         if ranked[0] is not UPRIGHT:
             yield from glances
         looked = [(self.engine.soft_bits(whitened)[0], UPRIGHT)]
-        yield read(*looked[0], both=_together(soft, looked[0][0]) if folds == 1 else None)
+        both = _together(glance, looked[0][0]) if folds == 1 else None
+        yield read(*looked[0], decoded=folds > 1, both=both)
         yield from glances
         for pose in [each for each in ranked if each is not UPRIGHT][:turned]:
             looked.append((self.look_closely(display, folds, [pose])[0], pose))
