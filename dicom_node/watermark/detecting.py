@@ -192,7 +192,7 @@ class RobustDetector:
         known: Hashes | None, folds: int, turned: int, glanced: Float32,
         glances: Iterator[Detection],
     ) -> Iterator[Detection]:  # fmt: skip
-        """Yield what soft bits say that are not just decoded: D1's upright ones, and R2's.
+        """Yield what R2's soft bits say that are not just decoded.
 
         Most pictures lie as they were marked: where R2 sees most of a mark upright, that is read
         before D1 has glanced at all poses.
@@ -209,13 +209,14 @@ class RobustDetector:
                 toned=in_full and pose is UPRIGHT, ways=ways, decoded=decoded, both=both,
             )  # fmt: skip
 
-        glance = self.engine.soft_bits(glanced)[0]
         whitened = glanced if folds > 1 else self._whiten_again(display, folds, poses[:1])
         ranked = self._ranked(whitened[0], poses, folds)
         if ranked[0] is not UPRIGHT:
             yield from glances
         looked = [(self.engine.soft_bits(whitened)[0], UPRIGHT)]
-        both = _together(glance, looked[0][0]) if folds == 1 else None
+        both = None
+        if folds == 1:
+            both = _together(self.engine.soft_bits(glanced)[0], looked[0][0])
         yield read(*looked[0], decoded=folds > 1, both=both)
         yield from glances
         for pose in [each for each in ranked if each is not UPRIGHT][:turned]:

@@ -91,18 +91,19 @@ class _SmallSearch:
         Not to read what would hardly be read makes nothing more likely to be read wrong.
         """
         soft, _ = self._view.judged(place, noise)
-        if self._favoured.agreement(soft, place, noise) < _AGREES:
+        agreed = self._favoured.agreement(soft, place, noise)
+        if agreed < _AGREES:
             return
         told = self._told_at(place)
         self._decodes += 1
-        yield self._read(place, soft, told, noise, decoded=self._decodes > MOST_READ)
+        yield self._read(place, soft, told, agreed, decoded=self._decodes > MOST_READ)
         besides: list[tuple[float, int, Float32, Placement]] = []
         for beside in self._beside(place):
             soft = self._tools.patterns @ self._view.whitened(beside).reshape(-1)
             agreed = self._favoured.agreement(soft, beside, noise)
             besides.append((agreed, len(besides), soft, beside))
-        for _, _, soft, beside in sorted(besides, reverse=True)[:_READ_BESIDE]:
-            yield self._read(beside, soft, told, noise, decoded=True)
+        for agreed, _, soft, beside in sorted(besides, reverse=True)[:_READ_BESIDE]:
+            yield self._read(beside, soft, told, agreed, decoded=True)
 
     def _told_at(self, place: Placement) -> Told:
         """Return what the picture tells of the frame at a place, all of it or a part."""
@@ -119,14 +120,14 @@ class _SmallSearch:
         return [place.moved(x / 2, y / 2, self._tools.side) for x, y in _AROUND]
 
     def _read(
-        self, place: Placement, soft: Float32, told: Told, noise: float, *, decoded: bool
+        self, place: Placement, soft: Float32, told: Told, agreed: float, *, decoded: bool
     ) -> Detection:
         """Read a place; what is decoded already only tells of messages that are recognised."""
         # A shift beside the outermost that were asked was none of them.
         among = self._favoured.among * (1 if place.rotation_deg % 90 or not decoded else 2)
         pose = place.told(self._view.shape)
         found = closely.read_small(soft, told, self._keys, pose, among, decoded=decoded)
-        if not found.decoded and self._favoured.agreement(soft, place, noise) >= _AGREES_MUCH:
+        if not found.decoded and agreed >= _AGREES_MUCH:
             found = reading.recognise_guided(soft, [told], self._keys, pose,
                                              ways=WAYS, among=among)  # fmt: skip
         return found
