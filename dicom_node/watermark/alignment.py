@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.inference.base import Float32, RobustEngine
-from dicom_node.watermark import synthesis
+from dicom_node.watermark import expecting, partial, synthesis
+from dicom_node.watermark.expecting import Told
 from dicom_node.watermark.fourier import TurnBank, enlarged, evidence
 from dicom_node.watermark.placement import Placement, inside, resampled, sharply_seen, shrunk
 from dicom_node.watermark.second_look import SecondLook
@@ -112,6 +113,12 @@ class View:
     def frame(self, place: Placement, side: int | None = None) -> Float32:
         """Return the frame at `place` as the networks see it, ``(side, side)``; D1's if none."""
         return sharply_seen(self.picture, place, side or self.tools.side)
+
+    def told(self, place: Placement) -> Told:
+        """Return what the picture tells of the frame at a place, all of it or a part."""
+        side = self.tools.seen_side
+        picture = self.frame(place, side)
+        return partial.told(picture, inside(place, self.shape, side)) or expecting.told(picture)
 
     def whitened(self, place: Placement) -> Float32:
         """Return the whitened frame at `place`, 0 outside the picture, ``(side, side)``.

@@ -18,14 +18,14 @@ from dataclasses import replace
 from itertools import chain
 
 from dicom_node.inference.base import Float32, RobustEngine
-from dicom_node.watermark import closely, expecting, partial, reading
+from dicom_node.watermark import closely, reading
 from dicom_node.watermark.alignment import View, tools_of
 from dicom_node.watermark.detecting import FOLDS, SMALL_PX
 from dicom_node.watermark.expecting import Told
 from dicom_node.watermark.favoured import Favoured
 from dicom_node.watermark.fourier import ANGLES
 from dicom_node.watermark.hypotheses import Hypotheses
-from dicom_node.watermark.placement import Placement, canvas, inside
+from dicom_node.watermark.placement import Placement, canvas
 from dicom_node.watermark.reading import Detection
 from dicom_node.watermark.words import WAYS, RobustKey
 
@@ -94,7 +94,7 @@ class _SmallSearch:
         agreed = self._favoured.agreement(soft, place, noise)
         if agreed < _AGREES:
             return
-        told = self._told_at(place)
+        told = self._view.told(place)
         self._decodes += 1
         yield self._read(place, soft, told, agreed, decoded=self._decodes > MOST_READ)
         besides: list[tuple[float, int, Float32, Placement]] = []
@@ -104,13 +104,6 @@ class _SmallSearch:
             besides.append((agreed, len(besides), soft, beside))
         for agreed, _, soft, beside in sorted(besides, reverse=True)[:_READ_BESIDE]:
             yield self._read(beside, soft, told, agreed, decoded=True)
-
-    def _told_at(self, place: Placement) -> Told:
-        """Return what the picture tells of the frame at a place, all of it or a part."""
-        side = self._tools.seen_side
-        picture = self._view.frame(place, side)
-        part = partial.told(picture, inside(place, self._view.shape, side))
-        return part or expecting.told(picture)
 
     def _beside(self, place: Placement) -> list[Placement]:
         """Return places beside one: angles the key chose from, shifts it did or nearly did."""

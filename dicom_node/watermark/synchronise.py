@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from dicom_node.inference.base import Float32, RobustEngine
-from dicom_node.watermark import closely, expecting, partial, reading, small_search
+from dicom_node.watermark import closely, partial, reading, small_search
 from dicom_node.watermark.alignment import Tools, View, tools_of
 from dicom_node.watermark.detecting import RobustDetector
 from dicom_node.watermark.expecting import Told
@@ -170,7 +170,7 @@ class _Search:
                 continue
             self.decodes += 1
             found = closely.read_favoured(
-                soft, self._told_at(place), self._keys, place.told(self._view.shape),
+                soft, self._view.told(place), self._keys, place.told(self._view.shape),
                 self._favoured.among,
             )  # fmt: skip
             if found.decoded:
@@ -183,7 +183,7 @@ class _Search:
         if self._favoured.agreement(soft, place, noise) < _AGREES_THERE:
             return Detection(False)
         return closely.recognise_favoured(
-            soft, self._told_at(place), self._keys, place.told(view.shape), self._favoured.among
+            soft, self._view.told(place), self._keys, place.told(view.shape), self._favoured.among
         )
 
     def _toned(self) -> Detection:
@@ -261,8 +261,3 @@ class _Search:
     def _part_at(self, place: Placement, picture: Float32) -> Told | None:
         """Return what the picture tells of the frame at a place if it shows a part of it."""
         return partial.told(picture, inside(place, self._view.shape, len(picture)))
-
-    def _told_at(self, place: Placement) -> Told:
-        """Return what the picture tells of the frame at a place, all of it or a part."""
-        picture = self._view.frame(place, self._tools.seen_side)
-        return self._part_at(place, picture) or expecting.told(picture)
