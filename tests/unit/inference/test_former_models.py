@@ -1,0 +1,43 @@
+"""Objects that former models marked: they come off bit for bit, and their messages are read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from dicom_node.inference import open_engine
+from dicom_node.marking import restore
+from dicom_node.verify.check import check_instance
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+sys.path.insert(0, str(GOLDEN))
+from w1_make import RING, original  # noqa: E402
+
+MARKED = sorted(GOLDEN.glob("w1_*.dcm"))
+
+
+@pytest.fixture(params=MARKED, ids=lambda path: path.stem)
+def marked(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def test_every_model_that_shipped_has_left_its_objects() -> None:
+    assert {"w1_177153f7_small", "w1_177153f7_whole"} <= {path.stem for path in MARKED}
+
+
+def test_what_a_former_model_marked_comes_off_bit_for_bit(marked: Path, tmp_path: Path) -> None:
+    outcome = restore(marked, tmp_path / "back.dcm", RING)
+    assert outcome.exact, outcome.reason
+    before = original(marked.stem.rpartition("_")[2]).pixel_array
+    assert not np.array_equal(pydicom.dcmread(marked).pixel_array, before)
+    np.testing.assert_array_equal(pydicom.dcmread(tmp_path / "back.dcm").pixel_array, before)
+
+
+def test_what_a_former_model_marked_is_authentic_and_its_message_is_read(marked: Path) -> None:
+    verdict = check_instance(marked, RING, open_engine("onnx"))
+    assert verdict.verdict == "authentic"
+    assert all(frame.robust.decoded for frame in verdict.frames)
