@@ -52,7 +52,7 @@ def chance(places: int) -> float:
 def enlarged(plane: Float32, times: int) -> Float32:
     """Return ``(n, n)`` at ``(times n, times n)``, interpolated in the frequency domain.
 
-    Sample i becomes sample ``times * i``. The patterns reach 0.45 cycles a sample, where bilinear
+    Sample i becomes sample ``times * i``. The patterns reach 0.47 cycles a sample, where bilinear
     interpolation alone halves them.
     """
     n = plane.shape[-1]

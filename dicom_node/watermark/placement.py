@@ -129,7 +129,7 @@ def as_seen(picture: Float32, placement: Placement, side: int) -> Float32:
 def sharply_seen(picture: Float32, placement: Placement, side: int) -> Float32:
     """Return it so that hardly any of a mark is lost between samples, ``(side, side)``.
 
-    Marks reach 0.45 cycles a sample of D1: a bilinear kernel takes half of that from a picture of
+    Marks reach 0.47 cycles a sample of D1: a bilinear kernel takes half of that from a picture of
     128 pixels and a sixth from one of 256, and what was turned has been through one already. Far
     enlarged, a picture is better off smooth.
     """

@@ -1,7 +1,7 @@
 """All shifts of a whitened picture at once.
 
 Soft bits are inner products with the carrier patterns, so those of every shift are correlations:
-products of spectra. The patterns are noise of a band (0.25 to 0.45 cycles a sample), and a part of
+products of spectra. The patterns are noise of a band (0.27 to 0.47 cycles a sample), and a part of
 them tells most shifts from the right one: first some patterns are asked, in their band, at every
 shift, then all of them at the likeliest.
 """
@@ -25,7 +25,7 @@ _FAR = 7  # parts of the side by which a plane is shifted to look beside every m
 _TOLD = 4  # of these, among the likely and among all
 _AT_ONCE = 32  # patterns asked together: what they take stays in the cache
 _RUNS = 8  # of columns of the spectrum, each with rows of its own
-_IN_BAND = 0.1  # of the most power of a frequency
+_IN_BAND = 0.06  # of the most power of a frequency
 
 
 class Peak(NamedTuple):

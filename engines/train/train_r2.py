@@ -91,6 +91,14 @@ def drawn(picture: np.ndarray, rng: np.random.Generator, folds: int) -> np.ndarr
     return seen(attacks.draw_weak(picture, rng), SIDE)
 
 
+def layers_of(start: Path) -> dict[str, Tensor]:
+    """Return the weights of a folder's R2, or of a checkpoint of this script."""
+    if start.is_dir():
+        return shipped.reader(start).state_dict()
+    layers: dict[str, Tensor] = torch.load(start, map_location="cpu", weights_only=True)["reader"]
+    return layers
+
+
 def train(recipe: recipes.R2, args: argparse.Namespace) -> None:
     cv2.setNumThreads(1)
     run = Run(args.out, recipe.run.seed, args.device)
@@ -102,8 +110,7 @@ def train(recipe: recipes.R2, args: argparse.Namespace) -> None:
     patterns = torch.from_numpy(folded(whole, folds)).flatten(1)
     reader = Reader(patterns, recipe.model.width, recipe.model.hidden)
     if args.start:
-        fit(reader, {k: v for k, v in shipped.reader(args.start).state_dict().items()
-                     if k != "patterns"})  # fmt: skip
+        fit(reader, {k: v for k, v in layers_of(args.start).items() if k != "patterns"})
     reader = reader.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(
         [{"params": list(reader.parameters()), "lr": 0.0, "top": recipe.rates.network}]
@@ -113,8 +120,10 @@ def train(recipe: recipes.R2, args: argparse.Namespace) -> None:
         state = run.resume()
         for part, name in ((reader, "latest"), (average, "reader"), (optimiser, "optimiser")):
             part.load_state_dict(state[name])
+    if args.start and not args.resume:
+        run.log(0, validated=True, agreement_and_above_06=look(reader, shown, of_shown, recipe))
     figures: list[tuple[float, float, float]] = []
-    for step in range(run.first, min(steps, args.stop or steps)):
+    for step in range(run.first, min(steps, steps if args.stop is None else args.stop)):
         set_rates(optimiser, one_cycle(step, steps))
         chosen = rng.choice(len(pictures), recipe.run.batch, replace=False)
         hit = np.stack([drawn(pictures[i], rng, folds) for i in chosen])
@@ -153,9 +162,11 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True, help="marked frames to look at")
     parser.add_argument("--patterns", type=Path, required=True, help="patterns.npy of the model")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="folder with card.toml, whose R2 to start from")
+    parser.add_argument("--start", type=Path, help="folder with card.toml whose R2 to start from, "
+                        "or a checkpoint of this script")  # fmt: skip
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--stop", type=int, help="end after this step of the recipe's")
+    parser.add_argument("--stop", type=int, help="end after this step of the recipe's; 0 only "
+                        "looks at what --start names")  # fmt: skip
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     recipe = recipes.read(args.recipe, recipes.R2)

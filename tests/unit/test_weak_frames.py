@@ -190,7 +190,7 @@ def test_the_weakest_mark_is_read_where_the_key_favours_it(
     def found(budget_s: float) -> int:
         return sum(
             synchronise.find(
-                display(turned(each.exported, 40)), engine, [each.keys], budget_s=budget_s
+                display(turned(each.exported, 15)), engine, [each.keys], budget_s=budget_s
             ).message.hex() == each.made.message
             for each in every
         )  # fmt: skip

@@ -117,6 +117,28 @@ def test_r2_can_start_from_the_shipped_one_whatever_its_patterns(
     assert np.array_equal(trained["patterns"].numpy(), carriers(2))
 
 
+def test_r2_can_start_from_a_checkpoint_and_is_looked_at_before_any_step(
+    small_marked: Path, tmp_path: Path
+) -> None:
+    recipe = short("r2_small", recipes.R2, validate_every=2)
+    first = train_reader(recipe, small_marked, tmp_path / "first")
+    looked = argparse.Namespace(
+        marked=small_marked, test=small_marked, patterns=ENGINES / "patterns.npy",
+        out=tmp_path / "looked", start=tmp_path / "first" / "last.pt", device="cpu", stop=0,
+        resume=False,
+    )  # fmt: skip
+    train_r2.train(recipe, looked)
+    rows = [json.loads(row) for out in ("first", "looked")
+            for row in (tmp_path / out / "log.jsonl").read_text("utf-8").splitlines()]  # fmt: skip
+    at_the_end, at_the_start = rows[-2:]
+    assert at_the_start["step"] == 0
+    assert at_the_start["agreement_and_above_06"] == at_the_end["agreement_and_above_06"]
+    again = train_reader(recipe, small_marked, tmp_path / "again", start=looked.start, stop=1)
+    assert torch.allclose(
+        again["latest"]["second.weight"], first["reader"]["second.weight"], atol=1e-3
+    )
+
+
 def test_the_fingerprint_goes_on_exactly_where_it_stopped(
     pack: Path, tmp_path: Path, differences: Differences, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +222,9 @@ def test_a_reader_is_exported_for_its_own_patterns_only_and_the_node_opens_it(
     with pytest.raises(SystemExit, match="other patterns"):
         export_r2.main()
     assert (exported / file).read_bytes() == before
+    command.append("--other-patterns")  # whoever has looked: layers hold no pattern
+    export_r2.main()
+    assert np.abs(WeakReader(exported / file, 128 // folds).whiten(pictures) - want).max() < 1e-3
 
 
 def test_the_shipped_reader_written_again_says_the_same(

@@ -139,7 +139,7 @@ def test_a_smooth_frame_gets_less_for_the_sake_of_noise(
 ) -> None:
     rng, key, weaker = np.random.default_rng(5), Key(b"k"), 0
     for frame in frames:
-        smooth = cv2.GaussianBlur(frame, (0, 0), 10)
+        smooth = cv2.GaussianBlur(frame, (0, 0), 5)
         noisy = np.clip(smooth + rng.normal(0, 6, frame.shape), 0, 255).astype(np.uint8)
         assert is_smooth(watermark.resample(_display(smooth)))
         assert not is_smooth(watermark.resample(_display(noisy)))

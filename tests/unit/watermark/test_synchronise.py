@@ -89,14 +89,13 @@ def test_the_message_is_found(
 
 
 def test_half_of_a_frame_is_found_and_whitened_a_few_times_only(
-    watermark: RobustWatermark, marked: list[tuple[Picture, bytes]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    watermark: RobustWatermark, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whitened: list[int] = []
     whiten = Tools.whiten
     monkeypatch.setattr(Tools, "whiten", lambda *them: whitened.append(1) or whiten(*them))
     times, readable = [], 0
-    for picture, message in marked:
+    for picture, _, message in marked_frames(watermark, shared, 10, KEY):
         half = np.ascontiguousarray(cropped(picture, 0.5, corner=True))
         put_back = np.full_like(picture, round(float(half.mean())))
         put_back[: half.shape[0], : half.shape[1]] = half
@@ -104,7 +103,7 @@ def test_half_of_a_frame_is_found_and_whitened_a_few_times_only(
         whitened.clear()
         if find(display(half), watermark.engine, [KEY], budget_s=6.0).message == message:
             times.append(len(whitened))
-    assert len(times) >= max(readable - 1, 3)
+    assert len(times) >= max(readable - 1, 8)
     assert max(times) <= MOST_WHITENED, times
 
 
