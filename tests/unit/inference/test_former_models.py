@@ -10,12 +10,13 @@ import pydicom
 import pytest
 
 from dicom_node.inference import open_engine
+from dicom_node.inference.catalogue import read_card
 from dicom_node.marking import restore
 from dicom_node.verify.check import check_instance
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 sys.path.insert(0, str(GOLDEN))
-from w1_make import RING, original  # noqa: E402
+from w1_make import RING, SIDES, original  # noqa: E402
 
 MARKED = sorted(GOLDEN.glob("w1_*.dcm"))
 
@@ -26,7 +27,10 @@ def marked(request: pytest.FixtureRequest) -> Path:
 
 
 def test_every_model_that_shipped_has_left_its_objects() -> None:
-    assert {"w1_177153f7_small", "w1_177153f7_whole"} <= {path.stem for path in MARKED}
+    former = {Path(name).stem for name in read_card().former}
+    assert "177153f7" in former
+    left = {f"w1_{model}_{size}" for model in former for size in SIDES}
+    assert left <= {path.stem for path in MARKED}
 
 
 def test_what_a_former_model_marked_comes_off_bit_for_bit(marked: Path, tmp_path: Path) -> None:
