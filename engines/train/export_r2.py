@@ -23,7 +23,6 @@ from export_w1 import export
 from former import digest
 from networks import N
 from readers import CELL, Reader, folded
-from recipe import flat
 from torch import Tensor
 
 FILES = {1: "r2.onnx", 2: "r2_small.onnx"}  # by how often the carrier is folded
@@ -75,8 +74,7 @@ def main() -> None:
                         help="trained with others of the same band: look at it first")  # fmt: skip
     args = parser.parse_args()
     torch.set_num_threads(1)
-    source: Path = args.checkpoint
-    reader = shipped.reader(source) if source.is_dir() else trained(source)
+    reader = shipped.reader_from(args.checkpoint)
     folds = N // reader.side
     patterns = folded(np.load(args.out / "patterns.npy").reshape(-1, N, N), folds)
     own = reader.patterns.to(torch.int32).numpy()
@@ -87,15 +85,6 @@ def main() -> None:
     export(Whitener(reader), reader.normalised, (picture,), ["picture"], ["whitened"],
            args.out / file)  # fmt: skip
     name_on_card(args.out, file)
-
-
-def trained(checkpoint: Path) -> Reader:
-    """Return the reader of a checkpoint of train_r2.py."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    recipe = flat(state["recipe"])
-    reader = Reader(state["reader"]["patterns"], recipe["width"], recipe["hidden"])
-    reader.load_state_dict(state["reader"])
-    return reader
 
 
 def name_on_card(out: Path, file: str) -> None:

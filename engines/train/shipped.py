@@ -21,6 +21,7 @@ from former import digest
 from networks import N
 from onnx import numpy_helper
 from readers import Reader
+from recipe import flat
 from torch import Tensor
 
 STANDARD_DEVIATION = 1.0  # of a pattern as a parameter: its scale is free, its rate is not
@@ -84,6 +85,17 @@ def reader(folder: Path) -> Reader:
     state = shipped_one.state_dict()
     shipped_one.load_state_dict({**state, **{k: v for k, v in own.items() if k in state}})
     return shipped_one
+
+
+def reader_from(path: Path) -> Reader:
+    """Return R2 of a folder with card.toml, or of a checkpoint of train_r2.py."""
+    if path.is_dir():
+        return reader(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    recipe = flat(state["recipe"])
+    trained = Reader(state["reader"]["patterns"], recipe["width"], recipe["hidden"])
+    trained.load_state_dict(state["reader"])
+    return trained
 
 
 def start_from(path: Path) -> dict[str, Any]:

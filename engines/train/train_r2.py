@@ -91,14 +91,6 @@ def drawn(picture: np.ndarray, rng: np.random.Generator, folds: int) -> np.ndarr
     return seen(attacks.draw_weak(picture, rng), SIDE)
 
 
-def layers_of(start: Path) -> dict[str, Tensor]:
-    """Return the weights of a folder's R2, or of a checkpoint of this script."""
-    if start.is_dir():
-        return shipped.reader(start).state_dict()
-    layers: dict[str, Tensor] = torch.load(start, map_location="cpu", weights_only=True)["reader"]
-    return layers
-
-
 def train(recipe: recipes.R2, args: argparse.Namespace) -> None:
     cv2.setNumThreads(1)
     run = Run(args.out, recipe.run.seed, args.device)
@@ -110,7 +102,8 @@ def train(recipe: recipes.R2, args: argparse.Namespace) -> None:
     patterns = torch.from_numpy(folded(whole, folds)).flatten(1)
     reader = Reader(patterns, recipe.model.width, recipe.model.hidden)
     if args.start:
-        fit(reader, {k: v for k, v in layers_of(args.start).items() if k != "patterns"})
+        layers = shipped.reader_from(args.start).state_dict()
+        fit(reader, {k: v for k, v in layers.items() if k != "patterns"})
     reader = reader.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(
         [{"params": list(reader.parameters()), "lr": 0.0, "top": recipe.rates.network}]
@@ -123,7 +116,7 @@ def train(recipe: recipes.R2, args: argparse.Namespace) -> None:
     if args.start and not args.resume:
         run.log(0, validated=True, agreement_and_above_06=look(reader, shown, of_shown, recipe))
     figures: list[tuple[float, float, float]] = []
-    for step in range(run.first, min(steps, steps if args.stop is None else args.stop)):
+    for step in range(run.first, steps if args.stop is None else min(steps, args.stop)):
         set_rates(optimiser, one_cycle(step, steps))
         chosen = rng.choice(len(pictures), recipe.run.batch, replace=False)
         hit = np.stack([drawn(pictures[i], rng, folds) for i in chosen])

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from w1_make import RING, SIDES, original
 
 from dicom_node.inference import open_engine
 from dicom_node.inference.catalogue import read_card
 from dicom_node.marking import restore
 from dicom_node.verify.check import check_instance
 
-GOLDEN = Path(__file__).parents[2] / "golden"
-sys.path.insert(0, str(GOLDEN))
-from w1_make import RING, SIDES, original  # noqa: E402
-
-MARKED = sorted(GOLDEN.glob("w1_*.dcm"))
+MARKED = sorted((Path(__file__).parents[2] / "golden").glob("w1_*.dcm"))
 
 
 @pytest.fixture(params=MARKED, ids=lambda path: path.stem)
