@@ -120,11 +120,13 @@ class View:
         picture = self.frame(place, side)
         return partial.told(picture, inside(place, self.shape, side)) or expecting.told(picture)
 
-    def whitened(self, place: Placement) -> Float32:
+    def whitened(self, place: Placement, *, anew: bool = False) -> Float32:
         """Return the whitened frame at `place`, 0 outside the picture, ``(side, side)``.
 
-        It is taken from a place nearby that was whitened before, if there is one.
+        It is taken from a place nearby that was whitened before, if there is one and not `anew`.
         """
+        if anew:
+            return self._whitened_anew(place)
         return resampled(*self._beside(place), place, self.tools.side)
 
     def moved_in(

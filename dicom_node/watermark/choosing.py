@@ -30,6 +30,10 @@ NOISY, NOISE_SIGMA = 0.54, 0.1  # D1 through noise of variance 0.01; R2 sees mor
 # Noise alone is no reason for more strength than this, of a smooth frame less: there it would be
 # seen, and files grow most. Smooth: the median sample differs from its surroundings by less.
 NOISE_DB, NOISE_SMOOTH_DB, SMOOTH = 44.8, 46.8, 1.5 / 256
+# D1 through a narrower window, which is also what more contrast or brightness leaves: where more
+# strength can bring that about, up to so much, it is put in. Where it cannot, or hardly, it is not.
+NARROWED, NARROWED_DB, HOPELESS, WORTHWHILE = 0.6, 43.5, 0.38, 0.05
+NARROW = 0.2, 0.8  # the window, in display values
 BLUR_SIGMA_PX = 1.4  # what cv2.GaussianBlur takes for a 7 x 7 window
 EDGE_GREY_LEVELS = 3  # nearer the ends of the stored range hardly anything is changed
 
@@ -187,7 +191,8 @@ class Chooser:
 
         Soft bits grow with the residual so evenly that two pictures tell all others (measured
         between 48 and 40.9 dB). Enough is what agrees with the code word by `READS` through a
-        blur, and by `NOISY` through strong noise if that takes no more than `NOISE_DB`.
+        blur, by `NOISY` through strong noise if that takes no more than `NOISE_DB`, and by
+        `NARROWED` through a narrower window if that takes no more than `NARROWED_DB`.
         """
         budgets = np.arange(most_db, worst_db - _STEP_DB / 2, -_STEP_DB)
         rms = np.array([budget_rms(float(b), choice.share) for b in budgets], np.float32)
@@ -200,7 +205,28 @@ class Chooser:
         if self._folds == 1:  # small frames take all there is
             enough &= (budgets <= noise_db) | (self._noisy(cover, choice, rms) >= NOISY)
         best = int(np.argmax(enough)) if enough.any() else int(np.argmax(reads))
+        last = int(np.argmax(budgets <= NARROWED_DB))
+        if self._folds == 1 and best < last:
+            best += self._narrowed(cover, choice, rms[best : last + 1])
         return float(rms[best]), float(reads[best])
+
+    def _narrowed(self, cover: Cover, choice: Choice, rms: Float32) -> int:
+        """Return which of the marks of each rms is enough for a narrower window: the last at most.
+
+        The first where all of them are, where none comes near, or where strength brings little:
+        what a window cuts off is lost however strong it is.
+        """
+        low, high = NARROW
+        least, most = float(rms[0]), float(rms[-1])
+        marked = cover.seen + np.stack([rms[0] * choice.shown, rms[-1] * choice.shown])
+        narrow = (np.clip(marked, low, high) - low) / np.float32(high - low)
+        weakest, strongest = self._look.soft_bits(narrow) * cover.word
+        share = (rms - least) / max(most - least, 1e-9)
+        agreement = agreement_of(weakest + share[:, None] * (strongest - weakest))
+        if agreement[-1] < HOPELESS or agreement[-1] < agreement[0] + WORTHWHILE:
+            return 0
+        enough = agreement >= NARROWED
+        return int(np.argmax(enough)) if enough.any() else len(rms) - 1
 
     def _noisy(self, cover: Cover, choice: Choice, rms: Float32) -> Float32:
         """Return how marks of each rms agree with the code word through strong noise.

@@ -10,11 +10,11 @@ point to (:mod:`guided`). *In part*: all that for a picture that shows a part of
 
 A wrong word passes as ours once in 2**32 attempts: four each time that soft bits are read, with
 belief or not; one for all guesses when they are recognised, in their code words or in any word, or
-compared; six by both readers together, eleven more of the deepest, nine of a picture in part. Eight
-poses, read by D1 and by the second reader, the upright one also taken for a picture whose tones
-were changed in one of five ways and for one in part in two, come to 201 attempts at most: 4.7e-8 a
-picture and key. A small picture is read folded as well, upright in all `WAYS`, which comes to 547
-together: less than 1.3e-7.
+compared; eight by both readers together, eleven more of the deepest, nine of a picture in part.
+Eight poses, read by D1 and by the second reader, the upright one also taken for a picture whose
+tones were changed in one of five ways and for one in part in two, come to 203 attempts at most:
+4.8e-8 a picture and key. A small picture is read folded as well, upright in all `WAYS`, which comes
+to 549 together: less than 1.3e-7.
 """
 
 from __future__ import annotations
@@ -116,22 +116,27 @@ def read_toned(
 
 
 def read_deepest(
-    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1
-) -> Detection:
+    soft: Float32, frame: Float32, keys: Sequence[RobustKey], pose: Pose, *, ways: int = 1,
+    both: Float32 | None = None,
+) -> Detection:  # fmt: skip
     """Return what soft bits say among more words, and more guesses, than anything before asked.
 
     Parameters
     ----------
     soft, frame, ways
         As `read_weak` takes them.
+    both
+        As well; they point to hashes, too.
     """
     found = read(soft, keys, pose, order=DEEP)
     if not found.decoded:
         guesses = expecting.hashes(frame, expecting.MANY)
         found = recognise(soft, guesses, keys, pose, ways=ways)
     if not found.decoded and ways == 1:
-        earlier = (frame, *expecting.other_tones(frame))
-        found = recognise_guided(soft, [expecting.told(each) for each in earlier], keys, pose)
+        earlier = [expecting.told(each) for each in (frame, *expecting.other_tones(frame))]
+        for pointing in (soft, both):
+            if pointing is not None and not found.decoded:
+                found = recognise_guided(pointing, earlier, keys, pose)
     return found
 
 

@@ -223,7 +223,10 @@ class RobustDetector:
             looked.append((self.look_closely(display, folds, [pose])[0], pose))
             yield read(*looked[-1])
         most, pose = max(looked, key=lambda each: _evenness(each[0]))
-        yield closely.read_deepest(most, pose.upright(picture), keys, pose, ways=ways)
+        together = both if pose is UPRIGHT else None
+        yield closely.read_deepest(
+            most, pose.upright(picture), keys, pose, ways=ways, both=together
+        )
         for told in partial.parts(picture) if folds == 1 else ():
             yield closely.read_in_part(looked[0][0], told, keys, UPRIGHT, known)
 

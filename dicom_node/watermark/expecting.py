@@ -210,16 +210,21 @@ def other_tones(display: Float32) -> tuple[Float32, ...]:
     """Return what a picture may have been before its tones were changed.
 
     Before a gamma of 2; before half as much contrast again about the middle, which clips the
-    darkest sixth; before a gamma of 0.5; before its histogram was equalised. Each turns hash bits
-    over by what it does to the dark. What was clipped was black, or darker the farther from what
-    was not.
+    darkest and the brightest sixth; before a gamma of 0.5; before its histogram was equalised. Each
+    turns hash bits over by what it does to the dark. What was clipped was black, or darker, and at
+    the other end brighter, the farther from what was not.
     """
     lifted = 0.5 + (display - 0.5) / _STEEPER
-    black = (display < _BLACK).astype(np.uint8)
-    falls_off = np.exp(-cv2.distanceTransform(black, cv2.DIST_L2, 3) / _FALLS_OFF_PX)
-    steeper = (np.where(display > 0, lifted, 0), falls_off * lifted)
+    falling = _falls_off(display < _BLACK) * (1 - _falls_off(display > 1 - _BLACK) * (1 - lifted))
+    steeper = (np.where(display > 0, lifted, 0), falling)
     before = np.sqrt(display), *steeper, *(display**each for each in _POWERS)
     return tuple(np.asarray(each, np.float32) for each in before)
+
+
+def _falls_off(clipped: NDArray[np.bool_]) -> Float32:
+    """Return 1 where a picture was not clipped, and less the farther from there."""
+    away = cv2.distanceTransform(clipped.astype(np.uint8), cv2.DIST_L2, 3)
+    return np.asarray(np.exp(-away / _FALLS_OFF_PX), np.float32)
 
 
 def nearest_first(known: Bytes, own: Bytes) -> Bytes:

@@ -31,7 +31,8 @@ from dicom_node.watermark.words import RobustKey, whitening
 
 _WEIGHT = 1.6  # of agreement against evidence, both in standard deviations
 _LONGEST_PX = 96  # side to which a picture is shrunk: hashes are made of 32 x 32
-_APART = 9.0 / 128  # of a frame's side between frames whose hashes are computed
+# Of a frame's side between frames whose hashes are computed; where weak marks are looked for.
+_APART, _FINELY = 9.0 / 128, 6.0 / 128
 _TURNS = 64  # frames around a picture whose hashes are
 _TYPICAL, _SUREST = 1.5, 2.25  # half of the log-likelihood ratios of `expecting.told`
 _EACH = 2  # best places of a size and key that are kept
@@ -99,10 +100,17 @@ class Favoured:
         said = self._beliefs([place])[0] * soft[: perceptual.BITS]
         return max(float(said @ signs) for signs in self._signs) / float(np.sqrt(noise))
 
-    def shifted(self, place: Placement, asked: Shifts) -> None:
-        """Note the best shifts of `place`."""
+    def shifted(self, place: Placement, asked: Shifts, *, finely: bool = False) -> None:
+        """Note the best shifts of `place`.
+
+        Parameters
+        ----------
+        finely
+            Hashes are computed at more of them: between two, less of one is left than a weak mark
+            can spare.
+        """
         self.among += asked.roughly.size
-        apart = _APART * self._side
+        apart = (_FINELY if finely else _APART) * self._side
         down, right = _grid(asked.down, apart), _grid(asked.right, apart)
         beliefs = self._beliefs(
             [place.moved(float(x), float(y), self._side) for y in down for x in right]

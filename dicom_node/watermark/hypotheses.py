@@ -78,7 +78,7 @@ class Hypotheses:
         whole = Placement.whole(self._view.shape)
         crops = _sizes(0.0, _HALF_LEFT, _FINE_STEP)
         yield self._turned(whole, [0.0])
-        yield self._shifted([whole], _ALL, _SHIFTED)
+        yield self._anywhere(whole)
         for rectangle in outlined(self._view.picture):
             yield from self._framed(rectangle)
         half = len(crops) // 2
@@ -103,7 +103,7 @@ class Hypotheses:
         """
         whole = Placement.whole(self._view.shape)
         yield self._turned(whole, [0.0])
-        yield self._shifted([whole], _ALL, _SHIFTED)
+        yield self._anywhere(whole)
         for rectangle in outlined(self._view.picture):
             yield from self._framed(rectangle)
         if self._on_canvas:
@@ -146,9 +146,19 @@ class Hypotheses:
         yield self._shifted([*poses[4:], *resized], centred=True)
         yield self._turned(poses[0], [0.0])
 
+    def _anywhere(self, whole: Placement) -> Iterator[Candidate]:
+        """Look for a frame as large as the picture wherever it was shifted to.
+
+        What whitening leaves of a mark goes by where samples lie in it: a weak one is looked for
+        with samples of the picture, and between them.
+        """
+        for between in (0.0, 0.5):
+            place = whole.moved(between, between, self._tools.side)
+            yield from self._shifted([place], _ALL, _SHIFTED, finely=True)
+
     def _shifted(
         self, places: Sequence[Placement], first: int = _SOME, beyond: float = _BEYOND,
-        *, centred: bool = False,
+        *, centred: bool = False, finely: bool = False,
     ) -> Iterator[Candidate]:  # fmt: skip
         """Look for frames of the given sizes and turns wherever they hold the picture or lie in it.
 
@@ -160,6 +170,8 @@ class Hypotheses:
             So much of a frame's side farther, where the picture or the frame was cut off.
         centred
             Whether the frames' middle is known to be that of `places`.
+        finely
+            Whether nothing is borrowed from a place nearby, whitened or expected.
         """
         side = self._tools.side
         rows, columns = self._view.shape
@@ -170,9 +182,9 @@ class Hypotheses:
             reach = (_slack(place.rows, down, side), _slack(place.columns, across, side))
             if centred:
                 reach = (_SLIGHTLY, _SLIGHTLY)
-            seen = self._view.whitened(place)
+            seen = self._view.whitened(place, anew=finely)
             asked = self._tools.shifts.ask(seen, reach, beyond * side, first)
-            self.favoured.shifted(place, asked)
+            self.favoured.shifted(place, asked, finely=finely)
             for peak in self._tools.shifts.peaks(asked):
                 there = place.moved(peak.right, peak.down, side)
                 yield Candidate(peak.surprise, there, peak.noise, few=len(places) == 1)

@@ -61,11 +61,23 @@ def test_what_had_its_tones_changed_is_guessed_as_it_was_before(frames: list[np.
         kept = (steeper > 0) & (steeper < 1)
         np.testing.assert_allclose(flat[kept], frame[kept], atol=1e-6)
         assert not flat[steeper == 0].any()
-        kept &= steeper >= 1 / 256
+        kept &= (steeper >= 1 / 256) & (steeper <= 255 / 256)
         np.testing.assert_allclose(falling[kept], frame[kept], atol=1e-6)
         clipped = falling[steeper == 0]
         assert (clipped < 1 / 6 + 1e-6).all()
         assert not clipped.size or clipped.max() > 1.5 * clipped.min()
+
+
+def test_what_was_clipped_at_white_was_brighter_the_farther_from_what_was_not() -> None:
+    """A disc that grows brighter towards its middle, after more contrast: white all over."""
+    rows, columns = np.mgrid[-64:64, -64:64] / 64
+    frame = np.clip(1.05 - 0.75 * np.hypot(rows, columns), 0.2, 1).astype(np.float32)
+    steeper = np.clip(0.5 + 1.5 * (frame - 0.5), 0, 1)
+    _, _, before, *_ = expecting.other_tones(steeper)
+    white = steeper == 1
+    assert before[white].min() > 5 / 6 - 1e-6
+    assert before[64, 64] > 0.99 > before[white].min() + 0.1
+    assert np.abs(before - frame)[white].mean() < np.abs(steeper - frame)[white].mean()
 
 
 def test_an_equalised_dark_picture_is_guessed_by_darkening_it_much(

@@ -70,6 +70,22 @@ def test_the_deepest_reading_asks_the_soft_bits_last(frames: list[np.ndarray]) -
     assert found >= 4
 
 
+def test_two_readers_point_together_to_what_neither_points_to_alone(
+    frames: list[np.ndarray],
+) -> None:
+    """Each agrees with the word by 0.6; as they err apart, their sum does by 0.73."""
+    rng, alone, together = np.random.default_rng(5), 0, 0
+    for frame in frames:
+        word = _word(_moved(frame, 4, rng))
+        one, other = (word + rng.normal(0, 1.33, (2, ecc.CODE_BITS))).astype(np.float32)
+        for both in (None, one / np.linalg.norm(one) + other / np.linalg.norm(other)):
+            found = closely.read_deepest(one, frame, [KEY], reading.UPRIGHT, both=both)
+            assert not found.decoded or (_word(found.message[:8]) == word).all()
+            alone += both is None and found.decoded
+            together += both is not None and found.decoded
+    assert together >= alone + 3
+
+
 def test_soft_bits_that_know_the_hash_and_not_the_key_are_not_recognised(
     frames: list[np.ndarray],
 ) -> None:

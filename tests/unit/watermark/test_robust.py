@@ -150,6 +150,47 @@ def test_a_smooth_frame_gets_less_for_the_sake_of_noise(
     assert weaker >= 1
 
 
+def _through_a_narrower_window(watermark: RobustWatermark, mark: Any) -> float:
+    """Return how well D1 sees a mark once 0.6 of the window fill all of it, as a cosine."""
+    narrow = np.clip((_display(mark.marked) - 0.2) / 0.6, 0, 1).astype(np.float32)
+    word = code_word(mark.message, Key(b"k"))
+    soft = watermark.look(narrow)[0]
+    return float(soft @ word) / float(np.linalg.norm(soft) * np.linalg.norm(word))
+
+
+def test_a_bright_frame_gets_more_where_a_narrower_window_would_leave_too_little(
+    watermark: RobustWatermark, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stronger, gained = 0, []
+    for frame in frames:
+        bright = np.rint(200 + 0.22 * frame).astype(np.uint8)
+        mark = _embed(watermark, bright, Key(b"k"))
+        monkeypatch.setattr(choosing, "NARROWED", -1.0)
+        before = _embed(watermark, bright, Key(b"k"))
+        monkeypatch.undo()
+        assert mark.mse >= before.mse
+        if mark.mse > 1.05 * before.mse:
+            stronger += 1
+            assert mark.mse <= 10 ** (-choosing.NARROWED_DB / 10) * 1.05
+            gained.append(_through_a_narrower_window(watermark, mark)
+                          - _through_a_narrower_window(watermark, before))  # fmt: skip
+    assert 1 <= stronger < len(frames)
+    assert min(gained) > 0.02
+
+
+def test_what_no_strength_would_bring_through_a_narrower_window_gets_no_more(
+    watermark: RobustWatermark, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nearly black and nearly white, as a scanned form: beyond 0.8 and below 0.2 all of it."""
+    for frame in frames[:4]:
+        form = np.where(frame > np.median(frame), 225, 30).astype(np.uint8)
+        mark = _embed(watermark, form, Key(b"k"))
+        monkeypatch.setattr(choosing, "NARROWED", -1.0)
+        assert mark.mse == _embed(watermark, form, Key(b"k")).mse
+        monkeypatch.undo()
+        assert _through_a_narrower_window(watermark, mark) < choosing.HOPELESS
+
+
 def test_a_frame_that_no_strength_carries_through_a_blur_is_marked_to_be_read_as_it_is(
     watermark: RobustWatermark, frames: list[np.ndarray]
 ) -> None:
