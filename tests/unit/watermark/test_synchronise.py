@@ -404,6 +404,9 @@ def test_a_place_borrows_what_its_neighbour_was_whitened_to(
         borrowed = lent.whitened(beside)
         assert not whitened
         anew = own.whitened(beside)
-        assert whitened
+        assert len(whitened) == 1
+        as_own = lent.whitened(beside, anew=True)
+        np.testing.assert_array_equal(as_own, own.whitened(beside, anew=True))
+        assert len(whitened) == 3
         there = inside(beside, (256, 256), tools.side) > 0.99
         assert np.corrcoef(borrowed[there], anew[there])[0, 1] > alike
