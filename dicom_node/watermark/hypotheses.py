@@ -78,7 +78,7 @@ class Hypotheses:
         whole = Placement.whole(self._view.shape)
         crops = _sizes(0.0, _HALF_LEFT, _FINE_STEP)
         yield self._turned(whole, [0.0])
-        yield self._anywhere(whole)
+        yield self._shifted([whole], _ALL, _SHIFTED)
         for rectangle in outlined(self._view.picture):
             yield from self._framed(rectangle)
         half = len(crops) // 2
@@ -88,6 +88,7 @@ class Hypotheses:
         cropped = _sizes(_TURN_STEP, _HALF_LEFT, _TURN_STEP)
         yield self._turned(whole, cropped, [False])
         yield self._shifted([_resized(whole, size) for size in crops[half:]])
+        yield self._between_samples(whole)
         if self._on_canvas and not self._enclosed:
             yield from self._on_a_canvas(whole)
         yield self._turned(whole, (_expanded() if self._on_canvas else []) + cropped, [True])
@@ -103,7 +104,7 @@ class Hypotheses:
         """
         whole = Placement.whole(self._view.shape)
         yield self._turned(whole, [0.0])
-        yield self._anywhere(whole)
+        yield self._shifted([whole], _ALL, _SHIFTED)
         for rectangle in outlined(self._view.picture):
             yield from self._framed(rectangle)
         if self._on_canvas:
@@ -146,15 +147,14 @@ class Hypotheses:
         yield self._shifted([*poses[4:], *resized], centred=True)
         yield self._turned(poses[0], [0.0])
 
-    def _anywhere(self, whole: Placement) -> Iterator[Candidate]:
-        """Look for a frame as large as the picture wherever it was shifted to.
+    def _between_samples(self, whole: Placement) -> Iterator[Candidate]:
+        """Look once more, and finely, for a frame as large as the picture that was shifted.
 
-        What whitening leaves of a mark goes by where samples lie in it: a weak one is looked for
-        with samples of the picture, and between them.
+        What whitening leaves of a mark goes by where samples lie in it: of a weak one too little,
+        as the picture lies. It comes when what is cut off was looked for, whose marks are not weak.
         """
-        for between in (0.0, 0.5):
-            place = whole.moved(between, between, self._tools.side)
-            yield from self._shifted([place], _ALL, _SHIFTED, finely=True)
+        half = whole.moved(0.5, 0.5, self._tools.side)
+        return self._shifted([half], _ALL, _SHIFTED, finely=True)
 
     def _shifted(
         self, places: Sequence[Placement], first: int = _SOME, beyond: float = _BEYOND,
