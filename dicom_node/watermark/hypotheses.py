@@ -151,7 +151,7 @@ class Hypotheses:
         """Look once more, and finely, for a frame as large as the picture that was shifted.
 
         What whitening leaves of a mark goes by where samples lie in it: of a weak one too little,
-        as the picture lies. It comes when what is cut off was looked for, whose marks are not weak.
+        as the picture lies. Asked before what is cut off, it would leave too little time for that.
         """
         half = whole.moved(0.5, 0.5, self._tools.side)
         return self._shifted([half], _ALL, _SHIFTED, finely=True)
