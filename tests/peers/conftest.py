@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peer_tools import PACKAGES, needed
+from peer_tools import PACKAGES, free_port, needed
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -35,20 +35,6 @@ def wait_for(condition, timeout_s=60.0, message="it did not happen"):
         assert time.monotonic() < deadline, message() if callable(message) else message
         time.sleep(0.02)
     return value
-
-
-_GIVEN = set()
-
-
-def free_port():
-    """Return a free port of this machine, none twice: the first may not be in use yet."""
-    while True:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port = sock.getsockname()[1]
-        if port not in _GIVEN:
-            _GIVEN.add(port)
-            return port
 
 
 def tool(name):

@@ -17,19 +17,13 @@ from typing import Any
 
 import pydicom
 import pytest
-from peer_tools import PACKAGES
+from peer_tools import PACKAGES, free_port
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "demo" / "mr_brain").glob("*.dcm"))
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(240)]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from peer_tools import PACKAGES
+from peer_tools import PACKAGES, free_port
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -50,7 +50,7 @@ def _peers():
 
 peers = _peers()
 Child, Orthanc, Pacs = peers.Child, peers.Orthanc, peers.Pacs
-free_port, tool, wait_for, run_tool = peers.free_port, peers.tool, peers.wait_for, peers.run_tool
+tool, wait_for, run_tool = peers.tool, peers.wait_for, peers.run_tool
 
 
 def write_config(folder, destinations=(), **sections):

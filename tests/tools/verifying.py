@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import json
-import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -437,6 +436,4 @@ class FakePacs:
 
 def refusing_port():
     """Return a port on which nobody listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    return free_port()
