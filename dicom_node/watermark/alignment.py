@@ -83,7 +83,13 @@ class Tools:
         return self._turns(1.0 if abs(np.log(aspect)) < _SQUARE else round(aspect, 3))
 
     def _turn_bank(self, aspect: float) -> TurnBank:
-        return TurnBank(self.patterns.reshape(-1, self.side, self.side), aspect)
+        return TurnBank(self.doubled, aspect)
+
+    @cached_property
+    def doubled(self) -> Float32:
+        """What every bank of angles is made from; each unusual aspect needs one of its own."""
+        patterns = self.patterns.reshape(-1, self.side, self.side)
+        return np.stack([enlarged(pattern, 2) for pattern in patterns])
 
 
 @lru_cache(maxsize=4)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.inference.base import Float32
-from dicom_node.watermark import perceptual
+from dicom_node.watermark import corners, perceptual
 from dicom_node.watermark.fourier import ANGLES, Turns
 from dicom_node.watermark.placement import Placement
 from dicom_node.watermark.shifts import ShiftBank, Shifts
@@ -126,6 +126,25 @@ class Favoured:
                 around = np.s_[max(0, y - _BESIDE) : y + _BESIDE + 1,
                                max(0, x - _BESIDE) : x + _BESIDE + 1]  # fmt: skip
                 score[around] = -np.inf
+
+    def cornered(self, place: Placement, asked: Shifts) -> None:
+        """Note the best shifts of `place` of which a corner is kept."""
+        self.among += asked.roughly.size
+        middles = np.s_[corners.EACH // 2 :: corners.EACH]
+        down, right = asked.down[middles], asked.right[middles]
+        beliefs = self._beliefs(
+            [place.moved(float(x), float(y), self._side) for y in down for x in right]
+        )
+        roughly = corners.by_corner(asked.roughly)
+        for signs in self._signs:
+            sums = self._bank.weighed(asked, beliefs * signs).transpose(1, 0, 2)
+            agreed = np.stack([corners.by_corner(each)[n] for n, each in enumerate(sums)])
+            score = roughly + _WEIGHT / np.float32(np.sqrt(asked.noise)) * agreed
+            for corner in np.argsort(-score.max(1))[:_EACH]:
+                best = int(score[corner].argmax())
+                y, x = corners.shift_of(asked, int(corner), best)
+                there = place.moved(x, y, self._side)
+                self._noted.append((float(score[corner, best]), there, asked.noise))
 
     def turned(
         self, places: Sequence[Placement], turned: Sequence[Turns], noise: float

@@ -90,20 +90,21 @@ class TurnBank:
 
     Parameters
     ----------
-    patterns
-        ``(K, side, side)``, each of norm 1.
+    doubled
+        Patterns, each of norm 1 and then `enlarged` twice, ``(K, 2 side, 2 side)``.
     aspect
         Columns over rows of the frame: it was marked at ``side x side``, and turned at its own.
     """
 
-    def __init__(self, patterns: Float32, aspect: float) -> None:
-        self.bits, self._side = len(patterns), patterns.shape[-1]
+    def __init__(self, doubled: Float32, aspect: float) -> None:
+        self.bits, self._side = len(doubled), doubled.shape[-1] // 2
         self.aspect = aspect
-        bank = np.empty((_SAMPLED // 2 + 1, len(patterns), len(self._radii)), np.complex64)
+        bank = np.empty((_SAMPLED // 2 + 1, self.bits, len(self._radii)), np.complex64)
         # Sums over circles become sums over samples, so that both banks' soft bits compare.
         area = self._radii * np.float32(2 * np.pi / _SAMPLED * (self._radii[1] - self._radii[0]))
-        for number, pattern in enumerate(patterns):
-            circles = self._circles(enlarged(pattern, 2), 1.0, np.sqrt(aspect))
+        around = self._around(1.0, np.sqrt(aspect))
+        for number, pattern in enumerate(doubled):
+            circles = _sampled(pattern, *around)
             bank[:, number] = np.fft.rfft(circles, axis=1).conj().T * area
         self._bank: Complex64 = bank
 
@@ -112,13 +113,13 @@ class TurnBank:
         factor = self._side / 128
         return np.arange(_INNER, _OUTER, _RADIAL_STEP, dtype=np.float32) * np.float32(factor)
 
-    def _circles(self, plane: Float32, size: float, stretch: float) -> Float32:
+    def _around(self, size: float, stretch: float) -> tuple[Float32, Float32]:
+        """Return columns and rows of the circles' samples in a doubled plane."""
         angle = np.arange(_SAMPLED, dtype=np.float32) * np.float32(2 * np.pi / _SAMPLED)
         radius = (2 * size * self._radii)[:, None]
         across = self._side - 1 + radius * np.cos(angle) / np.float32(stretch)
         down = self._side - 1 + radius * np.sin(angle) * np.float32(stretch)
-        return np.asarray(cv2.remap(plane, across.astype(np.float32), down.astype(np.float32),
-                                    cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT))  # fmt: skip
+        return across.astype(np.float32), down.astype(np.float32)
 
     def soft_bits(self, planes: list[tuple[Float32, float]]) -> Float32:
         """Return soft bits ``(ANGLES, K, len(planes))`` by angle, anticlockwise.
@@ -129,7 +130,7 @@ class TurnBank:
             Whitened pictures, doubled, of square samples; with each the side of a frame of equal
             area, as a part of the picture's side.
         """
-        circles = np.stack([self._circles(plane, size, 1.0) for plane, size in planes])
+        circles = np.stack([_sampled(plane, *self._around(size, 1.0)) for plane, size in planes])
         turning = np.fft.rfft(circles, axis=2).astype(np.complex64).transpose(2, 1, 0)
         both = np.matmul(self._bank, np.ascontiguousarray(turning))
         # A turn against the clock is one towards smaller angles where y points down.
@@ -145,3 +146,8 @@ class TurnBank:
             Turns(soft[:, :, n], evidence(energy[n], size[n], self.bits, noise), noise)
             for n, noise in enumerate(noises)
         ]
+
+
+def _sampled(plane: Float32, across: Float32, down: Float32) -> Float32:
+    return np.asarray(cv2.remap(plane, across, down, cv2.INTER_LINEAR,
+                                borderMode=cv2.BORDER_CONSTANT))  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dicom_node.watermark import corners
 from dicom_node.watermark.alignment import Tools, View
 from dicom_node.watermark.favoured import Favoured
 from dicom_node.watermark.fourier import ANGLES, chance, enlarged
@@ -81,13 +82,15 @@ class Hypotheses:
         yield self._shifted([whole], _ALL, _SHIFTED)
         for rectangle in outlined(self._view.picture):
             yield from self._framed(rectangle)
-        half = len(crops) // 2
-        yield self._shifted([_resized(whole, size) for size in crops[1:half]])
+        cut = [_resized(whole, size) for size in crops]
+        small, large = cut[1 : len(cut) // 2], cut[len(cut) // 2 :]
+        yield self._shifted(small)
         if self._enclosed:
             yield from self._on_a_canvas(whole)
         cropped = _sizes(_TURN_STEP, _HALF_LEFT, _TURN_STEP)
         yield self._turned(whole, cropped, [False])
-        yield self._shifted([_resized(whole, size) for size in crops[half:]])
+        yield self._cornered(large)
+        yield self._shifted(large)
         yield self._between_samples(whole)
         if self._on_canvas and not self._enclosed:
             yield from self._on_a_canvas(whole)
@@ -188,6 +191,21 @@ class Hypotheses:
             for peak in self._tools.shifts.peaks(asked):
                 there = place.moved(peak.right, peak.down, side)
                 yield Candidate(peak.surprise, there, peak.noise, few=len(places) == 1)
+
+    def _cornered(self, places: Sequence[Placement]) -> Iterator[Candidate]:
+        """Look for frames of the given sizes of which a corner is kept."""
+        side, bank = self._tools.side, self._tools.shifts
+        rows, columns = self._view.shape
+        for place in places:
+            if self._late():
+                return
+            down = corners.around(_slack(place.rows, rows, side) - _SLIGHTLY)
+            right = corners.around(_slack(place.columns, columns, side) - _SLIGHTLY)
+            asked = bank.ask_at(self._view.whitened(place), down, right, _SOME)
+            self.favoured.cornered(place, asked)
+            for peak in corners.peaks(bank, asked):
+                there = place.moved(peak.right, peak.down, side)
+                yield Candidate(peak.surprise, there, peak.noise, few=True)
 
     def _turned(
         self, whole: Placement, sizes: Sequence[float], flips: Sequence[bool] = (False, True)

@@ -184,13 +184,17 @@ class ShiftBank:
             How many patterns are asked at every shift.
         """
         down, right = (_half_samples(each + beyond, self._side) for each in reach)
+        likely = (np.abs(down) <= reach[0])[:, None] & (np.abs(right) <= reach[1])
+        return self.ask_at(whitened, down, right, first)._replace(likely=likely)
+
+    def ask_at(self, whitened: Float32, down: Float32, right: Float32, first: int) -> Shifts:
+        """Return what speaks for some shifts of a whitened picture, all of them within reach."""
         first = min(first, self.bits)
         energy, size = self.sums(whitened, down, right, first)
         noise = float(np.median(energy)) / first
-        likely = (np.abs(down) <= reach[0])[:, None] & (np.abs(right) <= reach[1])
         roughly = evidence(energy, size, first, noise)
         noise /= self._share_in_band(whitened)
-        return Shifts(whitened, down, right, likely, roughly, noise)
+        return Shifts(whitened, down, right, np.ones_like(roughly, np.bool_), roughly, noise)
 
     def peaks(self, asked: Shifts) -> Iterator[Peak]:
         """Yield the likeliest shifts: within reach, and of all; `_LIKELIEST` see all patterns."""

@@ -10,7 +10,7 @@ Only a valid tag, or the message the frame would have, counts as found. A search
 `MOST_DECODES` places beside the eight plain poses, each in up to 24 ways that a wrong word
 passes once in 2**32, and the best `_TONED` of them also as a picture whose tones were changed, in
 30 ways (counted for all, as any may be the best). What is recognised before it was moved, after
-one of at most 26 stages, passes once more, as each of the places that the key chose from is
+one of at most 27 stages, passes once more, as each of the places that the key chose from is
 counted: less than 5.4e-7 false accepts a picture and key at worst, the plain poses included. A
 small picture is taken for that of a small frame first (:mod:`small_search`): 7.9e-7 together.
 """

@@ -59,7 +59,7 @@ def test_one_entry_of_four_neighbours_is_told(tools: Tools) -> None:
 
 @pytest.mark.parametrize("degrees", [12.0, 200.0])
 def test_the_turn_bank_finds_a_turned_carrier_at_its_angle(tools: Tools, degrees: float) -> None:
-    bank = TurnBank(tools.patterns.reshape(-1, tools.side, tools.side), 1.0)
+    bank = TurnBank(tools.doubled, 1.0)
     fine = enlarged(_carrier(tools), 4)[:-3, :-3]  # its middle is that of the samples
     plane = enlarged(turned(fine, degrees)[::4, ::4], 2)
     [asked] = bank.ask([(plane, 1.0)])

@@ -346,7 +346,7 @@ def test_a_larger_canvas_is_looked_for_first_where_the_corners_are_of_one_grey_l
         return iter(())
 
     hypotheses._turned = counted
-    hypotheses._shifted = lambda *_, **__: iter(())
+    hypotheses._shifted = hypotheses._cornered = lambda *_, **__: iter(())
     for stages, expected in ((hypotheses.likely(), first), (hypotheses.unlikely(), not first)):
         sizes.clear()
         for stage in stages:
@@ -372,7 +372,7 @@ def test_a_canvas_is_looked_for_before_large_crops_only_where_all_edges_show_it(
         return iter(())
 
     hypotheses._turned = turns
-    hypotheses._shifted = lambda *_, **__: iter(())
+    hypotheses._shifted = hypotheses._cornered = lambda *_, **__: iter(())
     for stage in hypotheses.likely():
         assert not list(stage)
     assert (asked.index("canvas") < asked.index("crops")) == enclosed, asked
