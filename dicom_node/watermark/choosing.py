@@ -206,7 +206,8 @@ class Chooser:
             enough &= (budgets <= noise_db) | (self._noisy(cover, choice, rms) >= NOISY)
         best = int(np.argmax(enough)) if enough.any() else int(np.argmax(reads))
         last = int(np.argmax(budgets <= NARROWED_DB))
-        if self._folds == 1 and best < last:
+        # Where all are at the frame's bound there is nothing to choose from.
+        if self._folds == 1 and rms[best] < rms[last]:
             best += self._narrowed(cover, choice, rms[best : last + 1])
         return float(rms[best]), float(reads[best])
 

@@ -74,7 +74,8 @@ class Hypotheses:
         Frames that are shifted, cropped or framed, and turned by any angle, are among them, the
         same mirrored, and what is cropped by less than a third in the other poses. A larger canvas
         has corners of one grey level; where they differ, none is looked for before `unlikely`.
-        Where its edges show it, too, it comes before what is cut off by more than a sixth.
+        Where its edges show it, too, it comes before what is cut off by more than a sixth. Of
+        that, corners come before all other shifts, and after turned frames.
         """
         whole = Placement.whole(self._view.shape)
         crops = _sizes(0.0, _HALF_LEFT, _FINE_STEP)

@@ -15,7 +15,14 @@ from dicom_node.errors import WatermarkError
 from dicom_node.inference import open_engine
 from dicom_node.watermark import choosing, expecting, perceptual, quality, words
 from dicom_node.watermark.assured import SPARE_OF_D1, must_be_recognised
-from dicom_node.watermark.choosing import BLUR_SIGMA_PX, HARDLY, NOISE_DB, READS, is_smooth
+from dicom_node.watermark.choosing import (
+    BLUR_SIGMA_PX,
+    HARDLY,
+    NOISE_DB,
+    READS,
+    Chooser,
+    is_smooth,
+)
 from dicom_node.watermark.robust import DIHEDRAL, Pose, RobustWatermark, code_word, remove
 
 
@@ -189,6 +196,25 @@ def test_what_no_strength_would_bring_through_a_narrower_window_gets_no_more(
         assert mark.mse == _embed(watermark, form, Key(b"k")).mse
         monkeypatch.undo()
         assert _through_a_narrower_window(watermark, mark) < choosing.HOPELESS
+
+
+def test_a_narrower_window_is_looked_through_only_where_strength_is_left_to_choose_from(
+    watermark: RobustWatermark, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is bound to two stored values mostly has one strength, whatever it is given."""
+    looks: list[np.ndarray] = []
+    narrowed = Chooser._narrowed
+    monkeypatch.setattr(Chooser, "_narrowed", lambda self, cover, choice, rms: (
+        looks.append(rms) or narrowed(self, cover, choice, rms)))  # fmt: skip
+    for frame in frames:
+        _embed(watermark, frame, Key(b"k"))
+    free = len(looks)
+    for frame in frames:
+        watermark.embed(frame.astype(np.int32), _display(frame), step=1.0, low=0, high=255,
+                        padding=None, key=Key(b"k"), largest=2)  # fmt: skip
+    assert free > len(frames) // 2
+    assert len(looks) - free < len(frames) // 2
+    assert all(rms[0] < rms[-1] for rms in looks)
 
 
 def test_a_frame_that_no_strength_carries_through_a_blur_is_marked_to_be_read_as_it_is(
