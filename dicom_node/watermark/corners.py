@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dicom_node.inference.base import Float32
-from dicom_node.watermark.fourier import chance, evidence
+from dicom_node.watermark.fourier import chance
 from dicom_node.watermark.shifts import Peak, ShiftBank, Shifts
 
 EACH = 3  # shifts asked for a corner, each way
@@ -56,7 +56,5 @@ def peaks(bank: ShiftBank, asked: Shifts) -> Iterator[Peak]:
         return
     shifts = [shift_of(asked, int(n), int(there[n].argmax())) for n in likely]
     down, right = np.asarray(shifts, np.float32).T
-    soft = bank.soft_bits(asked.whitened, down, right)
-    energy, size = np.square(soft).sum(1), np.abs(soft).sum(1)
-    for each, shift in zip(evidence(energy, size, bank.bits, asked.noise), shifts, strict=True):
+    for each, shift in zip(bank.evidence_at(asked, down, right), shifts, strict=True):
         yield Peak(float(each) - expected, *shift, asked.noise)

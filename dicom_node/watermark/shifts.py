@@ -200,15 +200,19 @@ class ShiftBank:
         """Yield the likeliest shifts: within reach, and of all; `_LIKELIEST` see all patterns."""
         y, x = _likeliest(asked.roughly)
         down, right = asked.down[y], asked.right[x]
-        soft = self.soft_bits(asked.whitened, down, right)
-        energy, size = np.square(soft).sum(1), np.abs(soft).sum(1)
-        there = evidence(energy, size, self.bits, asked.noise)
+        there = self.evidence_at(asked, down, right)
         for among in (asked.likely, np.ones_like(asked.likely)):
             expected = chance(int(among.sum()) // 4)
             some = np.flatnonzero(among[y, x])
             for one in some[np.argsort(-there[some])][:_TOLD]:
                 surprise = float(there[one]) - expected
                 yield Peak(surprise, float(down[one]), float(right[one]), asked.noise)
+
+    def evidence_at(self, asked: Shifts, down: Float32, right: Float32) -> Float32:
+        """Return the evidence of all patterns at some shifts, ``(n,)`` as they are."""
+        soft = self.soft_bits(asked.whitened, down, right)
+        energy, size = np.square(soft).sum(1), np.abs(soft).sum(1)
+        return evidence(energy, size, self.bits, asked.noise)
 
     def weighed(self, asked: Shifts, weights: Float32) -> Float32:
         """Return weighed sums of the soft bits of every shift, ``(len(down), n, len(right))``.

@@ -1,4 +1,4 @@
-"""Keys, frames and the two calls, shared by the tests of W2."""
+"""Keys, frames and the two calls, shared by the tests of W2; W1 and the search's tools."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dicom_node.inference import open_engine
 from dicom_node.keys import KeyRing, KeySet
 from dicom_node.watermark import integrity
+from dicom_node.watermark.alignment import Tools, tools_of
 from dicom_node.watermark.integrity import Bounds, FrameRecord, IntegrityCheck, IntegrityMark
+from dicom_node.watermark.robust import RobustWatermark
 
 TWELVE_BITS = Bounds(0, 4095)
 UID = "1.2.826.0.1.3680043.8.498.1"
@@ -47,6 +50,16 @@ class Marks:
     ) -> IntegrityCheck:
         asked: dict[str, Any] = {"ring": self.ring, "sop_instance_uid": UID, "frame_number": 1}
         return integrity.check(host, side, bounds, **(asked | changes))
+
+
+@pytest.fixture(scope="session")
+def watermark() -> RobustWatermark:
+    return RobustWatermark(open_engine("onnx"))
+
+
+@pytest.fixture(scope="session")
+def tools(watermark: RobustWatermark) -> Tools:
+    return tools_of(watermark.engine)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,8 @@ import pytest
 from robust_key import Key
 from turned_pictures import Marked, display, marked_frames
 
-from dicom_node.inference import open_engine
 from dicom_node.watermark import corners
-from dicom_node.watermark.alignment import Tools, View, tools_of
+from dicom_node.watermark.alignment import Tools, View
 from dicom_node.watermark.favoured import Favoured
 from dicom_node.watermark.hypotheses import Candidate, Hypotheses
 from dicom_node.watermark.placement import Placement
@@ -22,16 +21,6 @@ from dicom_node.watermark.robust import RobustWatermark
 KEY = Key(b"k")
 KEPT = round(256 * 0.5**0.5)  # half of the area
 PLACES = {"start": 0, "end": 256 - KEPT}
-
-
-@pytest.fixture(scope="module")
-def watermark() -> RobustWatermark:
-    return RobustWatermark(open_engine("onnx"))
-
-
-@pytest.fixture(scope="module")
-def tools(watermark: RobustWatermark) -> Tools:
-    return tools_of(watermark.engine)
 
 
 @pytest.fixture(scope="module")

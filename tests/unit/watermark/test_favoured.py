@@ -13,9 +13,8 @@ import pytest
 from robust_key import Key
 from turned_pictures import Marked, display, marked_frames, turned
 
-from dicom_node.inference import open_engine
 from dicom_node.watermark import closely, expecting, synchronise, words
-from dicom_node.watermark.alignment import Tools, View, tools_of
+from dicom_node.watermark.alignment import Tools, View
 from dicom_node.watermark.favoured import Favoured
 from dicom_node.watermark.fourier import enlarged
 from dicom_node.watermark.hypotheses import Candidate, Hypotheses
@@ -25,16 +24,6 @@ from dicom_node.watermark.robust import RobustWatermark
 
 KEY, STRANGER = Key(b"k"), Key(b"x")
 CUT = round(256 * 0.75**0.5)  # a corner is kept, a quarter of the area cut off
-
-
-@pytest.fixture(scope="module")
-def watermark() -> RobustWatermark:
-    return RobustWatermark(open_engine("onnx"))
-
-
-@pytest.fixture(scope="module")
-def tools(watermark: RobustWatermark) -> Tools:
-    return tools_of(watermark.engine)
 
 
 @pytest.fixture(scope="module")
